@@ -1,0 +1,122 @@
+"""Texts to tokens, with open_clip's tokenizer and vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONTEXT_LENGTH = 77  # of OpenAI's models; callers that hold a model pass the model's own
+
+
+@lru_cache
+def tokenizer() -> Any:
+    """open_clip's byte-pair tokenizer (imported here, because that takes seconds)."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+def tokenize(
+    texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False
+) -> Tensor:
+    """Token ids (N, context_length), zero-padded, each text between start and end token.
+
+    Raises:
+        ValueError: a text is too long and ``truncate`` is False.
+    """
+    texts = [texts] if isinstance(texts, str) else texts
+    tok = tokenizer()
+    ids = torch.zeros(len(texts), context_length, dtype=torch.long)
+    for row, text in zip(ids, texts, strict=True):
+        tokens = [tok.sot_token_id, *tok.encode(text), tok.eot_token_id]
+        if len(tokens) > context_length:
+            if not truncate:
+                raise ValueError(
+                    f"'{text}' is {len(tokens)} tokens long, the model takes {context_length}"
+                )
+            tokens = [*tokens[: context_length - 1], tok.eot_token_id]
+        row[: len(tokens)] = torch.tensor(tokens)
+    return ids
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Tokenised class names with places for prompts.
+
+    Attributes:
+        ids: (K, T) token ids, trimmed after the longest end token.
+        eot: (K,) position of each end token.
+        slots: (K, m) positions of the m prompt tokens.
+        prefix: number of leading positions that all classes have in common, prompts included;
+            0 where the prompts do not directly follow the start token.
+    """
+
+    ids: Tensor
+    eot: Tensor
+    slots: Tensor
+    prefix: int
+
+    @classmethod
+    def plain(cls, ids: Tensor) -> PromptTokens:
+        """Texts without prompts, from ids as ``tokenize`` returns them (end token: highest id)."""
+        eot = ids.argmax(dim=-1)
+        no_slots = ids.new_zeros(len(ids), 0)
+        return cls(ids[:, : int(eot.max()) + 1], eot, no_slots, prefix=0)
+
+    @classmethod
+    def from_names(
+        cls,
+        names: Sequence[str],
+        context: str,
+        n_prompts: int,
+        position: str = "end",
+        context_length: int = CONTEXT_LENGTH,
+    ) -> PromptTokens:
+        """Tokens of "<context> <name>.", the first ``n_prompts`` context tokens being prompts.
+
+        Context words beyond ``n_prompts`` stay where they are (MaPLe: 2 learned tokens, then
+        "of a").  ``position`` is that of the class name among the prompts (CoOp): "end",
+        "middle" (behind the first half of the prompts) or "front".
+
+        Raises:
+            ValueError: too long a text, too few context words, or an unknown position.
+        """
+        if position not in ("end", "middle", "front"):
+            raise ValueError(f"class-token position '{position}': end, middle or front is allowed")
+        tok = tokenizer()
+        n_context = len(tok.encode(context))
+        if n_prompts > n_context:
+            raise ValueError(f"{n_prompts} prompts, but '{context}' has {n_context} tokens")
+        names = [name.replace("_", " ") for name in names]
+        ids = tokenize([f"{context} {name}." for name in names], context_length)
+        before = {"end": n_prompts, "middle": n_prompts // 2, "front": 0}[position]
+        slots = torch.arange(1, 1 + n_prompts).repeat(len(names), 1)
+        if position != "end":
+            for row, slot, name in zip(ids, slots, names, strict=True):
+                name_length = len(tok.encode(name))
+                start = 1 + n_context  # where the name stands in "<context> <name>."
+                order = [
+                    *range(1 + before),
+                    *range(start, start + name_length),
+                    *range(1 + before, start),
+                ]
+                row[: len(order)] = row[order].clone()
+                slot[before:] += name_length
+        eot = ids.argmax(dim=-1)
+        ids = ids[:, : int(eot.max()) + 1]
+        prefix = 0
+        if position == "end":
+            # The end token is read as a query, so it never counts as part of the prefix.
+            common = (ids == ids[0]).all(dim=0)[: int(eot.min())]
+            prefix = int(common.long().cumprod(dim=0).sum())
+        return cls(ids, eot, slots, prefix)
+
+    def to(self, device: torch.device | str) -> PromptTokens:
+        return PromptTokens(
+            self.ids.to(device), self.eot.to(device), self.slots.to(device), self.prefix
+        )
