@@ -1,0 +1,68 @@
+# make demo      install, then train and compare three methods on the embedded benchmark
+# make test      install, then lint and test
+# make help      the other targets
+#
+# PYTHON chooses the interpreter that .venv is made from: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+# Linux gets the exact versions of the lock; other systems the ranges of setup.py.
+ifeq ($(shell uname -s),Linux)
+INSTALL := -r requirements-lock.txt
+else
+INSTALL := -e ".[dev]"
+endif
+
+.PHONY: help install demo test lint format lock clean
+
+help:
+	@echo 'make install   make .venv and install into it (the other targets do so by themselves)'
+	@echo 'make demo      Shapes and Digits: HiCroPL, CoOp and ZeroshotCLIP in one table'
+	@echo 'make test      lint, then the test suite'
+	@echo 'make lint      ruff and mypy alone'
+	@echo 'make format    let ruff put the code in order'
+	@echo 'make lock      resolve requirements-lock.txt again (needs uv)'
+	@echo 'make clean     remove .venv and what the tools cached; data and output stay'
+
+install: $(STAMP)
+
+# The stamp is written last, so that an installation that was cut short is done again.
+$(STAMP): requirements-lock.txt requirements.txt setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "error: Python 3.10 or newer is needed, and $(PYTHON) is not; name one: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(INSTALL)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m benchmarks.table --datasets shapes digits \
+	  --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 --few-shot digits \
+	  --root data --output-dir output/demo
+
+test: lint
+	@$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+lock:
+	@{ echo '# The exact versions that `make` installs on Linux, for Python 3.10 and later.'; \
+	   echo '# Made from setup.py by `make lock`; not edited by hand.'; \
+	   uv pip compile setup.py --extra dev --universal --python-version 3.10 --upgrade --quiet \
+	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links; \
+	} > requirements-lock.new && mv requirements-lock.new requirements-lock.txt
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info build

@@ -1,0 +1,25 @@
+"""Installs the library in place, from its checkout: ``pip install -e .``, or ``".[dev]"`` to test it.
+
+Top-level names such as ``datasets`` and ``clip`` are this field's convention and are not meant to
+be copied into site-packages, so the editable install is the only one that is offered.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+ROOMS = ("dassl", "clip", "trainers", "datasets")
+
+lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+
+setup(
+    name="clip-prompt-learning",
+    version="0.1.0",
+    description="Prompt learning for frozen CLIP models: one prompt hook, one file a method",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=[*ROOMS, *(f"{room}.*" for room in ROOMS)]),
+    install_requires=[line for line in lines if line and not line.startswith("#")],
+    extras_require={"dev": ["pytest>=8,<10", "ruff>=0.14,<0.18", "mypy>=1.18,<3"]},
+)
