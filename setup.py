@@ -1,4 +1,4 @@
-"""Installs the library in place, from its checkout: ``pip install -e .``, or ``".[dev]"`` to test it.
+"""Installs the library in place: ``pip install -e .``, with what its tests need ``".[dev]"``.
 
 Top-level names such as ``datasets`` and ``clip`` are this field's convention and are not meant to
 be copied into site-packages, so the editable install is the only one that is offered.
