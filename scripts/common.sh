@@ -18,13 +18,15 @@ if [ -n "${DATA:-}" ]; then
         /*) ;;
         *) DATA=$PWD/$DATA ;; # as seen from where the script was called
     esac
-else
-    DATA=data
 fi
 SHOTS=${SHOTS:-16}
 called=$0
 
 CDPATH= cd "$(dirname "$0")/../.."
+if [ -z "${DATA:-}" ]; then
+    DATA=data
+    mkdir -p data # the embedded datasets are drawn into it
+fi
 
 if [ -z "${PYTHON:-}" ]; then
     for PYTHON in .venv/bin/python python python3; do
