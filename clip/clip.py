@@ -14,13 +14,14 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .model import CLIP, CLIPConfig, QuickGELU
+from .model import CLIP, CLIPConfig
 from .tokens import tokenize
 
 __all__ = ["ClipError", "available_models", "build_model", "load", "tokenize"]
@@ -244,23 +245,26 @@ def from_open_clip(reference: torch.nn.Module) -> CLIP:
     Raises:
         ClipError: its towers are not CLIP's own ViT or ResNet and text transformer.
     """
-    state = {k.removeprefix("text."): v for k, v in reference.state_dict().items()}
+    state = {key.removeprefix("text."): tensor for key, tensor in reference.state_dict().items()}
     try:
-        blocks = reference.get_submodule(
-            "transformer" if "ln_final.weight" in reference.state_dict() else "text.transformer"
-        ).resblocks
-        text_heads = blocks[0].attn.num_heads
-        quick_gelu = type(blocks[0].mlp.gelu).__name__ == QuickGELU.__name__
-        config = _config_from(state, quick_gelu)
-        text_head_width = config.text_width // text_heads
-        vision_head_width = 64
+        text: Any = getattr(reference, "text", reference)  # a tower of its own in newer models
+        visual: Any = reference.visual
+        block = text.transformer.resblocks[0]
+        config = _config_from(state, quick_gelu=type(block.mlp.gelu).__name__ == "QuickGELU")
         if isinstance(config.vision_layers, int):
-            heads = reference.visual.transformer.resblocks[0].attn.num_heads
-            vision_head_width = config.vision_width // heads
+            vision_head_width = (
+                config.vision_width // visual.transformer.resblocks[0].attn.num_heads
+            )
+        else:
+            vision_head_width = config.vision_width * 32 // visual.attnpool.num_heads
+        config = replace(
+            config,
+            head_width=config.text_width // block.attn.num_heads,
+            vision_head_width=vision_head_width,
+        )
     except (KeyError, AttributeError) as error:
         raise ClipError(f"unsupported open_clip architecture: {error}") from error
-    fields = {**config.__dict__, "head_width": text_head_width}
-    return build_model(state, CLIPConfig(**{**fields, "vision_head_width": vision_head_width}))
+    return build_model(state, config)
 
 
 def load(name: str, device: str | torch.device = "cpu") -> CLIP:

@@ -18,6 +18,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -176,6 +177,10 @@ class Transformer(nn.Module):
             *[ResidualAttentionBlock(width, heads, quick_gelu) for _ in range(layers)]
         )
 
+    @property
+    def blocks(self) -> list[ResidualAttentionBlock]:
+        return cast("list[ResidualAttentionBlock]", list(self.resblocks))
+
     def forward(self, x: Tensor) -> Tensor:
         """(T, N, width) -> (T, N, width): the layout in which trainers written for OpenAI's
         model call it.  The towers here go through ``resblocks``."""
@@ -237,8 +242,8 @@ class VisionTransformer(nn.Module):
             n_prompts = prompts[0].shape[-2]
             x = self._with_prompts(x, prompts[0])
         x = self.ln_pre(x)
-        *blocks, last = self.transformer.resblocks
-        for i, block in enumerate([*blocks, last]):
+        blocks = self.transformer.blocks
+        for i, block in enumerate(blocks):
             if i > 0 and i < len(prompts):
                 prompt = prompts[i]
                 if prompt is not None:
@@ -249,7 +254,7 @@ class VisionTransformer(nn.Module):
                         )
                     x = self._with_prompts(x[:, : x.shape[1] - n_prompts], prompt)
             # Nothing but the class token is read behind the last block.
-            x = block.first_token(x) if block is last else block(x)
+            x = block.first_token(x) if block is blocks[-1] else block(x)
         return self.ln_post(x[:, 0]) @ self.proj.to(x.dtype)
 
     @staticmethod
@@ -364,8 +369,8 @@ class ModifiedResNet(nn.Module):
         x = self.relu1(self.bn1(self.conv1(images)))
         x = self.relu2(self.bn2(self.conv2(x)))
         x = self.avgpool(self.relu3(self.bn3(self.conv3(x))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for stage in range(1, 5):
+            x = getattr(self, f"layer{stage}")(x)
         return self.attnpool(x)
 
 
@@ -466,7 +471,7 @@ class CLIP(nn.Module):
         x, position = self._embed(tokens.ids)
         x = x.expand(n_images, -1, -1, -1)
         slots = tokens.slots[..., None].expand(n_images, -1, -1, x.shape[-1])
-        for i, block in enumerate(self.transformer.resblocks):
+        for i, block in enumerate(self.transformer.blocks):
             prompt = prompts[i] if i < len(prompts) else None
             if prompt is not None:
                 x = x.scatter(2, slots, prompt.expand_as(slots))
@@ -484,7 +489,7 @@ class CLIP(nn.Module):
         suffix, suffix_position = self._embed(tokens.ids[:, n:], start=n)
         prefix = prefix.expand(n_images, -1, -1)
         suffix = (suffix + suffix_position).repeat(n_images, 1, 1)
-        for i, block in enumerate(self.transformer.resblocks):
+        for i, block in enumerate(self.transformer.blocks):
             prompt = prompts[i] if i < len(prompts) else None
             if prompt is not None:  # where the prefix is shared, the prompts follow its first token
                 prompt = prompt.squeeze(1).expand(n_images, -1, -1)

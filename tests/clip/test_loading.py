@@ -1,0 +1,205 @@
+"""Weights by name, by path and over a connection that breaks."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import clip
+from clip import CLIPConfig, ClipError
+from clip.clip import OPENAI_MODELS, _download, _openai_url, build_model
+
+CONFIG = CLIPConfig(
+    embed_dim=16,
+    image_resolution=16,
+    vision_layers=2,
+    vision_width=64,
+    vision_patch_size=8,
+    context_length=77,
+    vocab_size=49408,
+    text_width=64,
+    text_layers=1,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> clip.CLIP:
+    torch.manual_seed(0)
+    return clip.CLIP(CONFIG).eval()
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module, tolerance: float = 0.0) -> None:
+    other = b.state_dict()
+    assert set(a.state_dict()) == set(other)
+    for name, tensor in a.state_dict().items():
+        assert (tensor - other[name]).abs().max() <= tolerance, name
+
+
+def test_plain_state_dict_nested_state_dict_and_safetensors(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    nested = {"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}, "epoch": 3}
+    torch.save(nested, tmp_path / "nested.pt")
+    save_file(model.state_dict(), tmp_path / "file.safetensors")
+    for name in ("plain.pt", "nested.pt", "file.safetensors"):
+        loaded = clip.load(str(tmp_path / name))
+        assert loaded.config == CONFIG
+        same_weights(loaded, model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_openai_s_jit_archive_in_fp16(model, tmp_path):
+    class Holder(torch.nn.Module):
+        """Carries the parameters of ``model`` as OpenAI's archives do: with forward code."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1
+
+    holder = Holder()
+    for name, child in model.named_children():
+        holder.add_module(name, child)
+    for name, parameter in model.named_parameters(recurse=False):
+        holder.register_parameter(name, parameter)
+    holder.register_buffer("context_length", torch.tensor(77))
+    traced = torch.jit.trace(holder, torch.zeros(1)).half()
+    torch.jit.save(traced, tmp_path / "archive.pt")
+    loaded = clip.load(str(tmp_path / "archive.pt"))
+    assert loaded.dtype == torch.float32
+    same_weights(loaded, model, tolerance=2e-3)
+
+
+def test_head_width_travels_in_the_state_dict(model):
+    state = {**model.state_dict(), "head_width": torch.tensor(16)}
+    loaded = build_model(state)
+    assert loaded.config.head_width == 16
+    assert loaded.transformer.resblocks[0].attn.heads == 4
+
+
+def test_vit_mini_loads_and_matches_open_clip():
+    mini = clip.load("ViT-Mini")
+    config = mini.config
+    assert config.vision_layers == config.text_layers == 12
+    assert Path(clip.clip.VIT_MINI).stat().st_size <= 12 * 2**20
+    vision = {
+        "layers": 12,
+        "width": config.vision_width,
+        "patch_size": config.vision_patch_size,
+        "image_size": config.image_resolution,
+        "head_width": config.head_width,
+    }
+    text = {
+        "width": config.text_width,
+        "layers": 12,
+        "heads": config.text_width // config.head_width,
+        "vocab_size": config.vocab_size,
+        "context_length": config.context_length,
+    }
+    reference = open_clip.CLIP(config.embed_dim, vision, text, quick_gelu=True).eval()
+    reference.load_state_dict(mini.state_dict(), strict=False)  # open_clip adds a mask buffer
+    images = torch.randn(2, 3, config.image_resolution, config.image_resolution)
+    ids = clip.tokenize(["a photo of a red circle.", "the digit 7"])
+    with torch.no_grad():
+        for ours, theirs in (
+            (mini.encode_image(images), reference.encode_image(images)),
+            (mini.encode_text(ids), reference.encode_text(ids)),
+        ):
+            assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing tensor", "text"])
+def test_a_damaged_file_is_named(model, tmp_path, damage):
+    path = tmp_path / "weights.pt"
+    state = dict(model.state_dict())
+    if damage == "foreign":
+        state = {"fc.weight": torch.zeros(3)}
+    elif damage == "missing tensor":
+        del state["ln_final.bias"]
+    torch.save(state, path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif damage == "text":
+        path.write_text("not weights")
+    with pytest.raises(ClipError, match="weights.pt"):
+        clip.load(str(path))
+
+
+def test_unknown_names_say_what_is_known():
+    with pytest.raises(ClipError, match=r"unknown backbone 'ViT-B/17'.*ViT-B/16"):
+        clip.load("ViT-B/17")
+    with pytest.raises(ClipError, match=r"unknown open_clip pair 'ViT-B-16/nothing'.*laion2b"):
+        clip.load("open_clip:ViT-B-16/nothing")
+
+
+def test_openai_addresses_come_with_hashes():
+    for name in OPENAI_MODELS:
+        url = _openai_url(name)
+        assert url.startswith("https://") and len(url.split("/")[-2]) == 64
+    assert clip.clip._MODELS["ViT-B/16"].endswith("ViT-B-16.pt")
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves ``content``, with ranges; closes the first connection half-way if told so."""
+
+    content = bytes(range(256)) * 4096
+    break_first = False
+    ranges: list[str | None] = []
+
+    def do_GET(self) -> None:
+        start = 0
+        asked = self.headers.get("Range")
+        type(self).ranges.append(asked)
+        if asked:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if asked else 200)
+        body = self.content[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if type(self).break_first:
+            type(self).break_first = False
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server():
+    Server.ranges = []
+    Server.break_first = False
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def test_an_interrupted_download_is_resumed_and_verified(server, tmp_path):
+    url = f"{server}/{hashlib.sha256(Server.content).hexdigest()}/model.pt"
+    Server.break_first = True
+    with pytest.raises(ClipError, match="cannot download"):
+        _download(url, tmp_path)
+    assert not (tmp_path / "model.pt").exists()
+    path = _download(url, tmp_path)
+    assert Path(path).read_bytes() == Server.content
+    half = len(Server.content) // 2
+    assert Server.ranges == [None, f"bytes={half}-"]
+    assert _download(url, tmp_path) == path  # found in the cache
+    assert len(Server.ranges) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_wrong_hash_is_refused_and_removed(server, tmp_path):
+    with pytest.raises(ClipError, match="SHA-256"):
+        _download(f"{server}/{'0' * 64}/model.pt", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreachable_address_is_named(tmp_path):
+    with pytest.raises(ClipError, match=r"cannot download http://127\.0\.0\.1:9/.*place it at"):
+        _download(f"http://127.0.0.1:9/{'0' * 64}/model.pt", tmp_path)

@@ -1,0 +1,83 @@
+"""CLIP's two towers computed plainly: all positions, one sequence at a time, nothing shared.
+
+Written from the definition on a state dict with OpenAI's names; the reference for the fast paths.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip import CLIP
+
+
+def norm(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    weight = state[f"{name}.weight"]
+    return F.layer_norm(x, weight.shape, weight, state[f"{name}.bias"])
+
+
+def block(state: dict[str, Tensor], name: str, x: Tensor, heads: int, causal: bool) -> Tensor:
+    """One pre-norm layer over a single sequence (T, width)."""
+    length, width = x.shape
+    h = norm(state, f"{name}.ln_1", x)
+    qkv = h @ state[f"{name}.attn.in_proj_weight"].t() + state[f"{name}.attn.in_proj_bias"]
+    out = []
+    for q, k, v in zip(*(part.chunk(heads, dim=1) for part in qkv.chunk(3, dim=1)), strict=True):
+        scores = q @ k.t() / (width / heads) ** 0.5
+        if causal:
+            scores = scores + torch.full((length, length), float("-inf")).triu(1)
+        out.append(scores.softmax(dim=1) @ v)
+    h = torch.cat(out, dim=1)
+    x = x + h @ state[f"{name}.attn.out_proj.weight"].t() + state[f"{name}.attn.out_proj.bias"]
+    h = norm(state, f"{name}.ln_2", x)
+    h = h @ state[f"{name}.mlp.c_fc.weight"].t() + state[f"{name}.mlp.c_fc.bias"]
+    h = h * torch.sigmoid(1.702 * h)
+    return x + h @ state[f"{name}.mlp.c_proj.weight"].t() + state[f"{name}.mlp.c_proj.bias"]
+
+
+def text_feature(
+    model: CLIP, ids: Tensor, slots: list[int], prompts: list[Tensor | None]
+) -> Tensor:
+    """One text of ``context_length`` token ids, prompts (m, width) per layer at ``slots``: (d,)."""
+    state = dict(model.named_parameters())
+    config = model.config
+    x = state["token_embedding.weight"][ids]
+    for i in range(config.text_layers):
+        prompt = prompts[i] if i < len(prompts) else None
+        if prompt is not None:
+            rows = list(x)
+            for slot, token in zip(slots, prompt, strict=True):
+                rows[slot] = token
+            x = torch.stack(rows)
+        if i == 0:
+            x = x + state["positional_embedding"]
+        heads = config.text_width // config.head_width
+        x = block(state, f"transformer.resblocks.{i}", x, heads, causal=True)
+    return norm(state, "ln_final", x[ids.argmax()]) @ state["text_projection"]
+
+
+def image_feature(model: CLIP, image: Tensor, prompts: list[Tensor | None]) -> Tensor:
+    """One image (3, R, R), prompts (m, width) per layer: (d,)."""
+    state = {k.removeprefix("visual."): v for k, v in model.named_parameters() if "visual" in k}
+    config = model.config
+    patch, width = config.vision_patch_size, config.vision_width
+    assert patch is not None and isinstance(config.vision_layers, int)
+    kernel = state["conv1.weight"].reshape(width, -1)
+    grid = config.image_resolution // patch
+    tokens = [state["class_embedding"]]
+    for row in range(grid):
+        for column in range(grid):
+            piece = image[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+            tokens.append(kernel @ piece.reshape(-1))
+    x = torch.stack(tokens) + state["positional_embedding"]
+    n_own = len(x)
+    for i in range(config.vision_layers):
+        prompt = prompts[i] if i < len(prompts) else None
+        if prompt is not None:
+            x = torch.cat([x[:n_own], prompt])
+        if i == 0:
+            x = norm(state, "ln_pre", x)
+        heads = width // (config.vision_head_width or config.head_width)
+        x = block(state, f"transformer.resblocks.{i}", x, heads, causal=False)
+    return norm(state, "ln_post", x[0]) @ state["proj"]

@@ -1,0 +1,72 @@
+"""CoOp: Learning to Prompt for Vision-Language Models (Zhou et al., IJCV 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from clip import CLIP, PromptTokens
+from clip.tokens import tokenizer
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
+
+from .base import (
+    PromptedCLIP,
+    Prompts,
+    PromptTrainer,
+    context_from_words,
+    random_prompts,
+    trainer_defaults,
+)
+
+POSITIONS = ("end", "middle", "front")
+
+
+class ContextCLIP(PromptedCLIP):
+    """Learned context tokens (m, d_t) in front of, around or behind the class name.
+
+    With ``CSC`` every class has its own: (K, m, d_t).  ``CTX_INIT`` gives the words to start from
+    and then also their number; otherwise ``N_CTX`` tokens start from normal(0, 0.02).
+    """
+
+    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
+        settings = self.settings
+        n_ctx = settings.N_CTX
+        if settings.CTX_INIT:
+            n_ctx = len(tokenizer().encode(settings.CTX_INIT.replace("_", " ")))
+        self.context = context_from_words(self.clip, settings.CTX_INIT, n_ctx)
+        shape = (n_ctx, self.clip.config.text_width)
+        if settings.CSC and self.context.init is None:
+            shape = (len(class_names), *shape)
+        learner = nn.Module()
+        init = self.context.init
+        learner.ctx = random_prompts(*shape) if init is None else nn.Parameter(init.clone())
+        self.prompt_learner = learner
+
+    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        words, n_prompts, _ = self.context
+        position = self.settings.CLASS_TOKEN_POSITION
+        return self.prompt_tokens(class_names, words, n_prompts, position)
+
+    def prompts(self) -> Prompts:
+        return Prompts(text=[self.prompt_learner.ctx])
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(PromptTrainer):
+    model_class = ContextCLIP
+    checkpoint_name = checkpoint_scope = "prompt_learner"
+    config_node = trainer_defaults(
+        "COOP", N_CTX=16, CSC=False, CTX_INIT="", CLASS_TOKEN_POSITION="end"
+    )
+
+    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
+        if settings.CLASS_TOKEN_POSITION not in POSITIONS:
+            raise UserError(
+                f"TRAINER.COOP.CLASS_TOKEN_POSITION is '{settings.CLASS_TOKEN_POSITION}', "
+                f"allowed: {', '.join(POSITIONS)}"
+            )
+        if not settings.CTX_INIT and settings.N_CTX < 1:
+            raise UserError(f"TRAINER.COOP.N_CTX is {settings.N_CTX}, allowed: 1 or more")

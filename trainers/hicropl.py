@@ -1,0 +1,364 @@
+"""HiCroPL: Hierarchical Cross-modal Prompt Learning (Zheng et al., ICCV 2025)."""
+
+from __future__ import annotations
+
+import json
+import os.path as osp
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip import CLIP, PromptTokens
+from clip.model import QuickGELU
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
+
+from .base import (
+    Context,
+    PromptedCLIP,
+    Prompts,
+    PromptTrainer,
+    context_from_words,
+    load_frozen,
+    random_prompts,
+    trainer_defaults,
+)
+
+HEADS = 8  # of the proxies' and the mappers' attention
+CHOICES = {
+    "FLOW": ("t2i_i2t", "i2t_t2i", "t2i", "i2t"),
+    "MAPPER_SCALE": ("multi", "single", "single_multi", "multi_single"),
+    "COMPRESSION": ("lkp", "mean", "mlp", "none"),
+    "MAPPER_UPDATE": ("graph", "in_place"),
+    "CONS_ANCHOR": ("prompted", "frozen"),
+    "CRITERION": ("cosine", "l1", "mse"),
+    "FROZEN_TEXT": ("descriptions", "template", "templates"),
+}
+
+
+class KnowledgeProxy(nn.Module):
+    """Layer-specific knowledge proxy (LKP), eq. 2: cross-attention of one token over m prompts."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, HEADS)
+        self.ln_1 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, proxy: Tensor, prompts: Tensor) -> Tensor:
+        """proxy (1, width), prompts (m, width) -> refined proxy (1, width)."""
+        keys = self.ln_1(prompts)
+        attended, _ = self.attn(self.ln_1(proxy), keys, keys, need_weights=False)
+        return self.ln_2(proxy + attended)
+
+
+class TokenMLP(nn.Module):
+    """Table 7's "mlp": a two-layer MLP over the token axis fuses m prompts into one."""
+
+    def __init__(self, n_prompts: int):
+        super().__init__()
+        self.c_fc = nn.Linear(n_prompts, n_prompts)
+        self.gelu = QuickGELU()
+        self.c_proj = nn.Linear(n_prompts, 1)
+
+    def forward(self, prompts: Tensor) -> Tensor:
+        """(m, width) -> (1, width)."""
+        return self.c_proj(self.gelu(self.c_fc(prompts.t()))).t()
+
+
+class KnowledgeMapper(nn.Module):
+    """Hierarchical knowledge mapper M, eq. 3 and 7-10."""
+
+    def __init__(self, width: int, giving_width: int):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, HEADS)
+        self.linear_q = nn.Linear(width, width)
+        self.linear_k = nn.Linear(giving_width, width)
+        self.linear_v = nn.Linear(giving_width, width)
+        self.ln_1 = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, 4 * width),
+                gelu=QuickGELU(),
+                c_proj=nn.Linear(4 * width, width),
+            )
+        )
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, prompts: Tensor, knowledge: Tensor, hidden: Tensor | None) -> Tensor:
+        """prompts (queries, width), knowledge (keys, giving width) -> refined prompts.
+
+        ``hidden`` (queries, keys) is True where a query must not see a key.
+        """
+        q = self.linear_q(prompts)
+        k, v = self.ln_1(self.linear_k(knowledge)), self.ln_1(self.linear_v(knowledge))
+        q = q + self.attn(self.ln_1(q), k, v, need_weights=False, attn_mask=hidden)[0]
+        return q + self.ffn(self.ln_2(q))
+
+
+class CrossModalPromptLearner(nn.Module):
+    """Prompts of both towers and the knowledge flow between them (section 3.2).
+
+    Names and shapes of the tensors are those of the released code, so that its checkpoints load.
+
+    Args:
+        settings: ``TRAINER.HICROPL``.
+        context: start of the first text prompts.
+        text_width, vision_width: d_t, d_v.
+    """
+
+    def __init__(self, settings: Any, context: Context, text_width: int, vision_width: int):
+        super().__init__()
+        depth, m = settings.PROMPT_DEPTH, settings.N_CTX
+        self.in_place = settings.MAPPER_UPDATE == "in_place"
+        self.compression = settings.COMPRESSION
+        t2i_scale, _, i2t_scale = settings.MAPPER_SCALE.partition("_")
+        self.single_scale = {
+            "t2i": t2i_scale == "single",
+            "i2t": (i2t_scale or t2i_scale) == "single",
+        }
+        text = [random_prompts(m, text_width) for _ in range(depth)]
+        if context.init is not None:
+            text[0] = nn.Parameter(context.init.clone())
+        self.ctx = text[0]
+        self.cross_prompts_text = nn.ParameterList(text)
+        self.cross_prompts_visual = nn.ParameterList(
+            random_prompts(m, vision_width) for _ in range(depth)
+        )
+        k = settings.CROSS_LAYER
+        first, _, second = settings.FLOW.partition("_")
+        # Direction -> the layers whose prompts flow that way (Table 4).
+        self.flow = {first: range(k), second: range(k, depth)} if second else {first: range(depth)}
+        if "t2i" in self.flow:
+            self.text2visual_net = KnowledgeMapper(vision_width, text_width)
+            n_layers = len(self.flow["t2i"])
+            self.attn_pooling_text_nets = self._compressors(text_width, m, n_layers)
+            self.text_proxy_token = self._proxies(text_width, n_layers)
+        if "i2t" in self.flow:
+            self.visual2text_net = KnowledgeMapper(text_width, vision_width)
+            n_layers = len(self.flow["i2t"])
+            self.attn_pooling_visual_nets = self._compressors(vision_width, m, n_layers)
+            self.visual_proxy_token = self._proxies(vision_width, n_layers)
+
+    def _compressors(self, width: int, m: int, n_layers: int) -> nn.ModuleList:
+        if self.compression == "lkp":
+            return nn.ModuleList(KnowledgeProxy(width) for _ in range(n_layers))
+        if self.compression == "mlp":
+            return nn.ModuleList(TokenMLP(m) for _ in range(n_layers))
+        return nn.ModuleList()
+
+    def _proxies(self, width: int, n_layers: int) -> nn.ParameterList:
+        n_proxies = n_layers if self.compression == "lkp" else 0
+        return nn.ParameterList(random_prompts(1, width, std=1.0) for _ in range(n_proxies))
+
+    def _compress(
+        self, prompts: Sequence[Tensor], nets: nn.ModuleList, proxies: nn.ParameterList
+    ) -> list[Tensor]:
+        """What each giving layer's m prompts hand over: (1, width), or all m for "none"."""
+        if self.compression == "lkp":
+            return [net(q, p) for net, q, p in zip(nets, proxies, prompts, strict=True)]
+        if self.compression == "mlp":
+            return [net(p) for net, p in zip(nets, prompts, strict=True)]
+        if self.compression == "mean":
+            return [p.mean(dim=0, keepdim=True) for p in prompts]
+        return list(prompts)
+
+    def _map(
+        self,
+        mapper: KnowledgeMapper,
+        receiving: Sequence[Tensor],
+        knowledge: list[Tensor],
+        single_scale: bool,
+    ) -> list[Tensor]:
+        """P = M(P, P~, P~) (eq. 3) over all layers of one direction.
+
+        Multi-scale: every prompt sees the knowledge of all giving layers.  Single-scale
+        (Table 6): only that of its own layer; all else stays equal.
+        """
+        m, n_layers = receiving[0].shape[0], len(receiving)
+        hidden = None
+        if single_scale:
+            own = torch.eye(n_layers, dtype=torch.bool, device=receiving[0].device)
+            own = own.repeat_interleave(m, 0).repeat_interleave(knowledge[0].shape[0], 1)
+            hidden = ~own
+        mapped = mapper(torch.cat(list(receiving)), torch.cat(knowledge), hidden)
+        return list(mapped.split(m))
+
+    def forward(self) -> Prompts:
+        """Prompts of the first layers of both towers after the knowledge flow.
+
+        In "graph" mode the flow is part of the graph and nothing is changed.  In "in_place" mode
+        the refined prompts are copied into the parameters, outside the graph, as the released
+        code does: mappers, proxies and LKP then get no gradient, and each call changes the
+        prompts.
+        """
+        text, vision = list(self.cross_prompts_text), list(self.cross_prompts_visual)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.in_place):
+            for direction, layers in self.flow.items():
+                part = slice(layers.start, layers.stop)
+                if direction == "t2i":
+                    giving, receiving, mapper = text, vision, self.text2visual_net
+                    nets, proxies = self.attn_pooling_text_nets, self.text_proxy_token
+                else:
+                    giving, receiving, mapper = vision, text, self.visual2text_net
+                    nets, proxies = self.attn_pooling_visual_nets, self.visual_proxy_token
+                knowledge = self._compress(giving[part], nets, proxies)
+                single = self.single_scale[direction]
+                receiving[part] = self._map(mapper, receiving[part], knowledge, single)
+        if not self.in_place:
+            return Prompts(text, vision)
+        for parameters, refined in (
+            (self.cross_prompts_text, text),
+            (self.cross_prompts_visual, vision),
+        ):
+            for parameter, value in zip(parameters, refined, strict=True):
+                parameter.data.copy_(value)
+        return Prompts(list(self.cross_prompts_text), list(self.cross_prompts_visual))
+
+
+class HierarchicalCLIP(PromptedCLIP):
+    """Predicts with the renormalised sum of unit prompted and unit frozen features."""
+
+    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
+        settings, config = self.settings, self.clip.config
+        words = settings.CTX_INIT
+        if words and settings.N_CTX > 4:
+            print(f'CTX_INIT "{words}" is ignored: N_CTX {settings.N_CTX} > 4, random context')
+            words = ""
+        self.context = context_from_words(self.clip, words, settings.N_CTX)
+        self.prompt_learner = CrossModalPromptLearner(
+            settings, self.context, config.text_width, config.vision_width
+        )
+        # The in-place flow changes the prompts from one batch to the next, in evaluation too.
+        self.text_depends_on_image = settings.MAPPER_UPDATE == "in_place"
+        self.descriptions = settings.DESCRIPTIONS.replace("{dataset}", cfg.DATASET.NAME)
+        self.teacher = self.clip
+        if settings.TEACHER_NAME not in ("", cfg.MODEL.BACKBONE.NAME):
+            self.teacher = load_frozen("TRAINER.HICROPL.TEACHER_NAME", settings.TEACHER_NAME)
+            self.teacher.to(self.device, self.clip.dtype)
+
+    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
+
+    def set_classes(self, class_names: Sequence[str]) -> None:
+        super().set_classes(class_names)
+        kind = self.settings.FROZEN_TEXT
+        if kind == "descriptions":
+            self.frozen_text = self.frozen_text_features(
+                read_descriptions(self.descriptions, self.class_names)
+            )
+        else:
+            count = 1 if kind == "template" else None
+            self.frozen_text = self.template_features(self.templates[:count])
+
+    def prompts(self) -> Prompts:
+        return self.prompt_learner()
+
+    @torch.no_grad()
+    def frozen_image_features(self, images: Tensor) -> Tensor:
+        """V, the unit features of plain CLIP on the same view: (B, d)."""
+        return F.normalize(self.teacher.encode_image(images).float(), dim=-1)
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, K); with labels also L_ce (eq. 4) and lambda * L_cons (eq. 5, 6)."""
+        prompts, prompted_text = self.class_features()
+        text = F.normalize(prompted_text + self.frozen_text, dim=-1)
+        frozen = self.frozen_image_features(images)
+        prompted = self.image_features(images, prompts)
+        image = F.normalize(prompted + frozen, dim=-1)
+        logits = self.clip.logit_scale.exp().float() * image @ text.t()
+        if labels is None:
+            return logits
+        terms = {"loss_ce": F.cross_entropy(logits, labels)}
+        if self.settings.LAMBD > 0:
+            if self.settings.CONS_ANCHOR == "prompted":
+                anchors = (prompted, prompted_text)
+            else:
+                anchors = (frozen, self.frozen_text)
+            consistency = self.distance(image, anchors[0]) + self.distance(text, anchors[1])
+            terms["loss_cons"] = self.settings.LAMBD * consistency
+        return logits, terms
+
+    def distance(self, features: Tensor, anchor: Tensor) -> Tensor:
+        """Mean distance of unit features (N, d) by the criterion of Table 13."""
+        if self.settings.CRITERION == "cosine":
+            return 1 - (features * anchor).sum(dim=-1).mean()
+        if self.settings.CRITERION == "l1":
+            return F.l1_loss(features, anchor)
+        return F.mse_loss(features, anchor)
+
+
+def read_descriptions(path: str, class_names: Sequence[str]) -> list[list[str]]:
+    """The sentences of each class from a JSON file {class name: [sentences]}.
+
+    Raises:
+        UserError: no such file, not such a file, or a class that it lacks.
+    """
+    key = "TRAINER.HICROPL.DESCRIPTIONS"
+    if not osp.isfile(path):
+        raise UserError(
+            f"{key}: no file '{path}'; write {{class name: [sentences]}} there or choose "
+            "TRAINER.HICROPL.FROZEN_TEXT template or templates"
+        )
+    try:
+        with open(path, encoding="utf-8") as file:
+            sentences = {name.replace("_", " "): texts for name, texts in json.load(file).items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{key}: '{path}' is not JSON {{class name: [sentences]}}") from error
+    missing = [name for name in class_names if not sentences.get(name)]
+    if missing:
+        raise UserError(
+            f"{key}: '{path}' has no sentences for {', '.join(map(repr, missing))}; add them or "
+            "choose TRAINER.HICROPL.FROZEN_TEXT template or templates"
+        )
+    return [sentences[name] for name in class_names]
+
+
+@TRAINER_REGISTRY.register()
+class HiCroPL(PromptTrainer):
+    model_class = HierarchicalCLIP
+    config_node = trainer_defaults(
+        "HICROPL",
+        N_CTX=16,
+        PROMPT_DEPTH=12,
+        CROSS_LAYER=6,  # k, the layer boundary of Table 5
+        CTX_INIT="a photo of a",  # used where N_CTX <= 4
+        LAMBD=12.0,
+        TEACHER_NAME="",  # CLIP of the frozen image features; "" is the backbone itself
+        FLOW="t2i_i2t",
+        MAPPER_SCALE="multi",  # of both directions, or single_multi: t2i single, i2t multi
+        COMPRESSION="lkp",
+        MAPPER_UPDATE="graph",
+        CONS_ANCHOR="prompted",
+        CRITERION="cosine",
+        FROZEN_TEXT="descriptions",
+        DESCRIPTIONS="datasets/descriptions/{dataset}.json",
+    )
+
+    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
+        node = "TRAINER.HICROPL"
+        for key, allowed in CHOICES.items():
+            if settings[key] not in allowed:
+                raise UserError(f"{node}.{key} is '{settings[key]}', allowed: {', '.join(allowed)}")
+        config = clip_model.config
+        if not isinstance(config.vision_layers, int):
+            raise UserError("MODEL.BACKBONE.NAME is a ResNet, HiCroPL's vision prompts need a ViT")
+        deepest = min(config.vision_layers, config.text_layers)
+        if not 1 <= settings.PROMPT_DEPTH <= deepest:
+            raise UserError(
+                f"{node}.PROMPT_DEPTH is {settings.PROMPT_DEPTH}, allowed: 1..{deepest}"
+            )
+        bidirectional = "_" in settings.FLOW
+        if bidirectional and not 1 <= settings.CROSS_LAYER < settings.PROMPT_DEPTH:
+            raise UserError(
+                f"{node}.CROSS_LAYER is {settings.CROSS_LAYER}, allowed: "
+                f"1..{settings.PROMPT_DEPTH - 1} (PROMPT_DEPTH - 1)"
+            )
+        if settings.N_CTX < 1:
+            raise UserError(f"{node}.N_CTX is {settings.N_CTX}, allowed: 1 or more")
