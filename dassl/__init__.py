@@ -1,0 +1,1 @@
+"""A toolbox for supervised few-shot learning, with the names and behaviour of Dassl.pytorch."""

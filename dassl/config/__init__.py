@@ -1,0 +1,14 @@
+"""Config: the defaults of the toolbox, of the trainers and of the datasets, in one yacs tree."""
+
+from dassl.config.defaults import clean_cfg, get_cfg_default, register_defaults
+from dassl.config.merge import first_difference, merge_from_file, merge_from_list, to_dict
+
+__all__ = [
+    "clean_cfg",
+    "first_difference",
+    "get_cfg_default",
+    "merge_from_file",
+    "merge_from_list",
+    "register_defaults",
+    "to_dict",
+]

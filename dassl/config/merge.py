@@ -1,0 +1,122 @@
+"""Merging files and command-line pairs into a config, with errors that a user can read."""
+
+from __future__ import annotations
+
+import os
+from ast import literal_eval
+from typing import Any
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from dassl.errors import UnknownNameError, UserError, nearest
+
+
+def merge_from_file(cfg: CN, path: str) -> None:
+    """Merges a YAML file into ``cfg``.
+
+    Raises:
+        UserError: the file is missing or no YAML mapping, or a key or the type of a value is wrong.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"config file '{path}' does not exist")
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config file '{path}' cannot be read: {reason}") from error
+    if tree is None:
+        return
+    if not isinstance(tree, dict):
+        raise UserError(f"config file '{path}' must hold a mapping of keys, not a {_kind(tree)}")
+    _merge(cfg, tree, "", f" in '{path}'")
+
+
+def merge_from_list(cfg: CN, options: list[str] | None) -> None:
+    """Merges ``[KEY, VALUE, KEY, VALUE, ...]`` into ``cfg``; values are Python literals or words.
+
+    Raises:
+        UserError: a key is unknown or has no value, or the type of a value is wrong.
+    """
+    options = list(options or [])
+    if len(options) % 2:
+        raise UserError(f"config options come as KEY VALUE pairs, but '{options[-1]}' is alone")
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        tree: Any = value
+        for part in reversed(key.split(".")):
+            tree = {part: tree}
+        _merge(cfg, tree, "", " on the command line")
+
+
+def _merge(cfg: CN, tree: dict[str, Any], prefix: str, where: str) -> None:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if name not in cfg:
+            known = nearest(str(name), cfg)
+            raise UnknownNameError(f"unknown config key {key}{where}; {known}")
+        if isinstance(cfg[name], CN):
+            if not isinstance(value, dict):
+                raise UserError(f"config key {key}{where} is a section, not a value ({value!r})")
+            _merge(cfg[name], value, key + ".", where)
+        else:
+            cfg[name] = _coerce(key, value, cfg[name], where)
+
+
+def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
+    """The value in the type of the default; a str is read as a Python literal where it is one."""
+    if isinstance(value, str) and not (isinstance(default, str) and not _is_quoted(value)):
+        try:
+            value = literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
+    if default is None or type(value) is type(default):
+        return value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
+        return type(default)(value)
+    raise UserError(
+        f"config key {key}{where} must be a {_kind(default)} such as {default!r}, not {value!r}"
+    )
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
+
+
+def _kind(value: Any) -> str:
+    names = {"str": "text", "int": "whole number", "float": "number", "bool": "True or False"}
+    name = type(value).__name__
+    return names.get(name, name)
+
+
+def to_dict(cfg: CN) -> dict[str, Any]:
+    """The config as nested plain dicts, tuples as lists: what JSON and YAML can hold."""
+    plain: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, CN):
+            plain[key] = to_dict(value)
+        else:
+            plain[key] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def first_difference(
+    old: dict[str, Any], new: dict[str, Any], ignore: tuple[str, ...] = (), prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """The first key, in alphabetical order, at which two configs of ``to_dict`` differ.
+
+    Returns:
+        The dotted key with its old and its new value, or None. Keys that only one of them has do
+        not count: another version of the library may know more keys.
+    """
+    for key in sorted(set(old) & set(new)):
+        name = prefix + key
+        if isinstance(old[key], dict) and isinstance(new[key], dict):
+            found = first_difference(old[key], new[key], ignore, name + ".")
+            if found is not None:
+                return found
+        elif old[key] != new[key] and name not in ignore:
+            return name, old[key], new[key]
+    return None

@@ -1,0 +1,238 @@
+"""From a config to data loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from yacs.config import CfgNode
+
+from dassl.data.datasets import Datum, build_dataset
+from dassl.data.samplers import build_sampler
+from dassl.data.transforms import build_transform
+from dassl.data.transforms.transforms import plain_transform
+from dassl.errors import UserError
+from dassl.utils.tools import check_image_file, read_image
+
+# Larger sets are not looked through beforehand: it would take minutes on a network drive. An
+# image of theirs that is broken is named when its turn comes.
+MAX_CHECKED_IMAGES = 100_000
+
+
+def build_data_loader(
+    cfg: CfgNode,
+    sampler_type: str = "SequentialSampler",
+    data_source: Sequence[Datum] = (),
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm: Any = None,
+    is_train: bool = True,
+    dataset_wrapper: Callable[..., Dataset[Any]] | None = None,
+) -> DataLoader[Any]:
+    """A loader over the images.
+
+    In training the last batch is dropped if it is not full, unless it is the only one.
+    """
+    wrapper = DatasetWrapper if dataset_wrapper is None else dataset_wrapper
+    loader = DataLoader(
+        wrapper(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=build_sampler(
+            sampler_type,
+            cfg=cfg,
+            data_source=data_source,
+            batch_size=batch_size,
+            n_domain=n_domain,
+            n_ins=n_ins,
+        ),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+    )
+    if len(loader) == 0:
+        raise UserError(
+            f"sampler {sampler_type} finds no full batch of {batch_size} in {len(data_source)} "
+            "images; lower DATALOADER.TRAIN_X.BATCH_SIZE"
+        )
+    return loader
+
+
+class DataManager:
+    """The dataset of the config and its loaders.
+
+    Args:
+        cfg: the config.
+        custom_tfm_train: transform (or list of them) for training instead of the config's.
+        custom_tfm_test: the same for validation and test.
+        dataset_wrapper: class instead of ``DatasetWrapper``.
+
+    Attributes:
+        dataset: the ``DatasetBase``.
+        train_loader_x, test_loader: loaders.
+        val_loader: a loader, or None where the dataset has no validation images.
+        train_loader_u: None; unlabelled training images are outside of this toolbox.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        custom_tfm_train: Any = None,
+        custom_tfm_test: Any = None,
+        dataset_wrapper: Callable[..., Dataset[Any]] | None = None,
+    ) -> None:
+        dataset = build_dataset(cfg)
+        check_images(dataset)
+
+        if custom_tfm_train is None:
+            tfm_train = build_transform(cfg, is_train=True)
+        else:
+            print("* Using custom transform for training")
+            tfm_train = custom_tfm_train
+        if custom_tfm_test is None:
+            tfm_test = build_transform(cfg, is_train=False)
+        else:
+            print("* Using custom transform for testing")
+            tfm_test = custom_tfm_test
+
+        def test_loader(data_source: Sequence[Datum]) -> DataLoader[Any]:
+            return build_data_loader(
+                cfg,
+                sampler_type=cfg.DATALOADER.TEST.SAMPLER,
+                data_source=data_source,
+                batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+                tfm=tfm_test,
+                is_train=False,
+                dataset_wrapper=dataset_wrapper,
+            )
+
+        self.dataset = dataset
+        self.train_loader_x = build_data_loader(
+            cfg,
+            sampler_type=cfg.DATALOADER.TRAIN_X.SAMPLER,
+            data_source=dataset.train_x,
+            batch_size=cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
+            n_domain=cfg.DATALOADER.TRAIN_X.N_DOMAIN,
+            n_ins=cfg.DATALOADER.TRAIN_X.N_INS,
+            tfm=tfm_train,
+            is_train=True,
+            dataset_wrapper=dataset_wrapper,
+        )
+        self.train_loader_u = None
+        self.val_loader = test_loader(dataset.val) if dataset.val else None
+        self.test_loader = test_loader(dataset.test)
+        self._num_classes: int = dataset.num_classes
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self._lab2cname: dict[int, str] = dataset.lab2cname
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes
+
+    @property
+    def num_source_domains(self) -> int:
+        return self._num_source_domains
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        """Class name by label."""
+        return self._lab2cname
+
+    def show_dataset_summary(self, cfg: CfgNode) -> None:
+        """Prints the sizes of the dataset."""
+        rows: list[tuple[str, Any]] = [("Dataset", cfg.DATASET.NAME)]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            rows.append(("Source", ", ".join(cfg.DATASET.SOURCE_DOMAINS)))
+        if cfg.DATASET.TARGET_DOMAINS:
+            rows.append(("Target", ", ".join(cfg.DATASET.TARGET_DOMAINS)))
+        rows.append(("# classes", f"{self.num_classes:,}"))
+        rows.append(("# train_x", f"{len(self.dataset.train_x):,}"))
+        if self.dataset.val:
+            rows.append(("# val", f"{len(self.dataset.val):,}"))
+        rows.append(("# test", f"{len(self.dataset.test):,}"))
+        for name, value in rows:
+            print(f"{name:<9}  {value}")
+
+
+def check_images(dataset: Any) -> None:
+    """Checks that every image of a dataset is there and whole, unless there are very many.
+
+    Raises:
+        UserError: names the first image that is not.
+    """
+    splits = [split for split in (dataset.train_x, dataset.val, dataset.test) if split]
+    paths = list(dict.fromkeys(item.impath for split in splits for item in split))
+    if len(paths) > MAX_CHECKED_IMAGES:
+        return
+    # threads: the time goes into waiting for the disk
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(check_image_file, paths):
+            pass
+
+
+class DatasetWrapper(Dataset[dict[str, Any]]):
+    """Reads and transforms images.
+
+    An entry is a dict of label (int), domain (int), impath (str), index (int), img (what the
+    transform gives; a list of K_TRANSFORMS of them in training where that is above 1; with a list
+    of transforms also img2, img3, ...) and, with RETURN_IMG0, img0 without augmentation.
+
+    Args:
+        cfg: the config.
+        data_source: the images.
+        transform: from a PIL image to a tensor, or a list or tuple of such; None gives the PIL
+            image itself.
+        is_train: whether K_TRANSFORMS counts.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        data_source: Sequence[Datum],
+        transform: Any = None,
+        is_train: bool = False,
+    ) -> None:
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm: int = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0: bool = cfg.DATALOADER.RETURN_IMG0
+        if self.k_tfm > 1 and transform is None:
+            raise UserError(
+                f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat"
+            )
+        self.to_tensor = plain_transform(cfg) if self.return_img0 else None
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        item = self.data_source[idx]
+        output: dict[str, Any] = {
+            "label": item.label,
+            "domain": item.domain,
+            "impath": item.impath,
+            "index": idx,
+        }
+        image = read_image(item.impath)
+        if isinstance(self.transform, (list, tuple)):
+            for number, transform in enumerate(self.transform, start=1):
+                key = "img" if number == 1 else f"img{number}"
+                output[key] = self._transform_image(transform, image)
+        elif self.transform is not None:
+            output["img"] = self._transform_image(self.transform, image)
+        else:
+            output["img"] = image
+        if self.to_tensor is not None:
+            output["img0"] = self.to_tensor(image)
+        return output
+
+    def _transform_image(self, transform: Callable[[Any], Any], image: Any) -> Any:
+        views = [transform(image) for _ in range(self.k_tfm)]
+        return views[0] if len(views) == 1 else views

@@ -1,0 +1,13 @@
+"""The registry of datasets and what they are made of."""
+
+from dassl.data.datasets.base_dataset import DatasetBase, Datum, subsample_classes
+from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset, check_dataset_cfg
+
+__all__ = [
+    "DATASET_REGISTRY",
+    "DatasetBase",
+    "Datum",
+    "build_dataset",
+    "check_dataset_cfg",
+    "subsample_classes",
+]

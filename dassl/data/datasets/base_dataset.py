@@ -1,0 +1,351 @@
+"""What a dataset is: lists of ``Datum``, and the few-shot and class subsets of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import tarfile
+import zipfile
+from collections import defaultdict
+from collections.abc import Sequence
+
+from dassl.errors import UserError, check_choice
+from dassl.utils.tools import check_isfile, mkdir_if_missing, read_json, write_json
+
+
+class Datum:
+    """One image: its path, the label of its class (from 0), its domain and its class's name."""
+
+    def __init__(
+        self, impath: str = "", label: int = 0, domain: int = 0, classname: str = ""
+    ) -> None:
+        if not isinstance(impath, str):
+            raise TypeError(f"impath must be a str, not a {type(impath).__name__}")
+        check_isfile(impath)
+        self._impath = impath
+        self._label = label
+        self._domain = domain
+        self._classname = classname
+
+    @property
+    def impath(self) -> str:
+        return self._impath
+
+    @property
+    def label(self) -> int:
+        return self._label
+
+    @property
+    def domain(self) -> int:
+        return self._domain
+
+    @property
+    def classname(self) -> str:
+        return self._classname
+
+    def __repr__(self) -> str:
+        return f"Datum({self.impath!r}, {self.label}, {self.domain}, {self.classname!r})"
+
+
+Split = list[Datum]
+
+
+class DatasetBase:
+    """A dataset: splits, and the names of the classes.
+
+    A subclass takes the config, builds the lists and hands them to ``super().__init__``.
+
+    Args:
+        train_x: labelled training images; their labels are 0..n-1, each at least once.
+        train_u: unlabelled training images; kept, not used here.
+        val: validation images, or None.
+        test: test images.
+
+    Raises:
+        UserError: there is no training or test image, or a class has no training image.
+    """
+
+    dataset_dir: str = ""  # folder of the dataset
+    domains: list[str] = []  # names of all domains
+    templates: list[str] = ["a photo of a {}."]  # prompt templates; the first is *the* template
+    creates_root: bool = False  # True: draws or downloads into a root that need not exist yet
+
+    def __init__(
+        self,
+        train_x: Sequence[Datum] | None = None,
+        train_u: Sequence[Datum] | None = None,
+        val: Sequence[Datum] | None = None,
+        test: Sequence[Datum] | None = None,
+    ) -> None:
+        name = type(self).__name__
+        for split_name, split in (("training", train_x), ("test", test)):
+            if not split:
+                raise UserError(f"dataset {name} has no {split_name} image{self._place()}")
+        self._train_x = list(train_x or [])
+        self._train_u = train_u
+        self._val = val
+        self._test = test
+        self._num_classes = self.get_num_classes(self._train_x)
+        self._check_classes(name)
+        self._lab2cname, self._classnames = self.get_lab2cname(self._train_x)
+
+    def _place(self) -> str:
+        return f" in '{self.dataset_dir}'" if self.dataset_dir else ""
+
+    def _check_classes(self, name: str) -> None:
+        trained = {item.label for item in self._train_x}
+        others = [*(self._val or []), *(self._test or [])]
+        names = {item.label: item.classname for item in others}
+        count = max([self._num_classes, *(label + 1 for label in names)])
+        for label in range(count):
+            if label not in trained:
+                called = f"'{names[label]}' (label {label})" if names.get(label) else str(label)
+                raise UserError(f"class {called} of {name} has no training image{self._place()}")
+
+    @property
+    def train_x(self) -> Split:
+        return self._train_x
+
+    @property
+    def train_u(self) -> Sequence[Datum] | None:
+        return self._train_u
+
+    @property
+    def val(self) -> Sequence[Datum] | None:
+        return self._val
+
+    @property
+    def test(self) -> Sequence[Datum] | None:
+        return self._test
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        return self._lab2cname
+
+    @property
+    def classnames(self) -> list[str]:
+        return self._classnames
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes
+
+    @staticmethod
+    def get_num_classes(data_source: Sequence[Datum]) -> int:
+        """The highest label plus one."""
+        return max(item.label for item in data_source) + 1
+
+    @staticmethod
+    def get_lab2cname(data_source: Sequence[Datum]) -> tuple[dict[int, str], list[str]]:
+        """Class name by label, and the class names in the order of the labels."""
+        mapping = {item.label: item.classname for item in data_source}
+        return mapping, [mapping[label] for label in sorted(mapping)]
+
+    def check_input_domains(
+        self, source_domains: Sequence[str], target_domains: Sequence[str]
+    ) -> None:
+        """Raises ``UserError`` where a domain is not one of ``domains``."""
+        self.is_input_domain_valid(source_domains)
+        self.is_input_domain_valid(target_domains)
+
+    def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
+        """Raises ``UserError`` where a domain is not one of ``domains``."""
+        for domain in input_domains:
+            check_choice(f"domain of {type(self).__name__}", domain, self.domains)
+
+    def download_data(self, url: str, dst: str, from_gdrive: bool = True) -> None:
+        """Downloads an archive from Google Drive to ``dst`` and unpacks it beside itself.
+
+        Members that would land outside of that folder are refused.
+        """
+        if not from_gdrive:
+            raise NotImplementedError("only downloads from Google Drive are offered")
+        import gdown
+
+        folder = os.path.dirname(dst)
+        mkdir_if_missing(folder)
+        part = dst + ".part"
+        if gdown.download(url, part, quiet=False, resume=True) is None:
+            raise UserError(f"download of {url} failed")
+        os.replace(part, dst)
+        extract_archive(dst, folder)
+        print(f"File extracted to {folder}")
+
+    def generate_fewshot_dataset(
+        self, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False
+    ) -> Split | list[Split]:
+        """Samples ``num_shots`` images per class from each list, with Python's global ``random``.
+
+        Classes come in the order in which they first appear, and of a class with too few images
+        all are taken. That is the public toolbox's order of draws, so the same seed gives the same
+        sample.
+
+        Args:
+            data_sources: one or more lists.
+            num_shots: images per class; below 1 the lists come back as they are.
+            repeat: fill up small classes by drawing some images more than once.
+
+        Returns:
+            A list of images, or of such lists where several were given.
+        """
+        if num_shots < 1:
+            whole = [list(source) for source in data_sources]
+            return whole[0] if len(whole) == 1 else whole
+        print(f"Creating a {num_shots}-shot dataset")
+        samples: list[Split] = []
+        for source in data_sources:
+            sample: Split = []
+            small: list[str] = []
+            for items in self.split_dataset_by_label(source).values():
+                if len(items) >= num_shots:
+                    sample.extend(random.sample(items, num_shots))
+                elif repeat:
+                    sample.extend(random.choices(items, k=num_shots))
+                else:
+                    sample.extend(items)
+                    small.append(f"{items[0].classname} ({len(items)})")
+            if small:
+                print(f"Classes with fewer than {num_shots} images, all used: {', '.join(small)}")
+            samples.append(sample)
+        return samples[0] if len(samples) == 1 else samples
+
+    def sample_few_shot(
+        self,
+        train: Sequence[Datum],
+        val: Sequence[Datum],
+        num_shots: int,
+        seed: int,
+        folder: str = "",
+    ) -> tuple[Split, Split]:
+        """The few-shot training and validation lists (at most 4 per class), kept on disk.
+
+        Call it before classes are subsampled and before ``super().__init__``. The first call with
+        a shot and seed (0 or more) samples, and writes split_fewshot/shot_<n>-seed_<s>.json into
+        the dataset's folder; later calls read that. ``random`` goes on as if nothing had been
+        drawn, so both calls lead to the same training. A negative seed samples anew each time.
+
+        Args:
+            train, val: the full lists.
+            num_shots: images per class; below 1 the lists come back as they are.
+            seed: the seed that the caller has given to ``set_random_seed``.
+            folder: paths in the file are relative to it; "" stands for ``dataset_dir``.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if num_shots < 1:
+            return list(train), list(val)
+        folder = folder or self.dataset_dir
+        path = os.path.join(folder, "split_fewshot", f"shot_{num_shots}-seed_{seed}.json")
+        pools = {"train": train, "val": val}
+        if seed >= 0 and os.path.exists(path):
+            kept = _read_few_shot(path, folder, pools)
+            if kept is not None:
+                print(f"Loading preprocessed few-shot data from {path}")
+                return kept["train"], kept["val"]
+            print(f"The images of the dataset have changed: sampling anew what {path} holds")
+
+        state = random.getstate()
+        few_train = self.generate_fewshot_dataset(train, num_shots=num_shots)
+        few_val = self.generate_fewshot_dataset(val, num_shots=min(num_shots, 4))
+        if seed >= 0:
+            random.setstate(state)
+            record = {
+                name: [[os.path.relpath(item.impath, folder), item.label] for item in sample]
+                for name, sample in (("train", few_train), ("val", few_val))
+            }
+            try:
+                write_json(record, path)
+                print(f"Saving preprocessed few-shot data to {path}")
+            except (OSError, UserError) as error:  # a read-only dataset; the seed gives the sample
+                print(f"Few-shot data was not saved: {error}")
+        return few_train, few_val
+
+    @staticmethod
+    def split_dataset_by_label(data_source: Sequence[Datum]) -> dict[int, Split]:
+        """The images of each label; labels in the order in which they first appear."""
+        groups: dict[int, Split] = defaultdict(list)
+        for item in data_source:
+            groups[item.label].append(item)
+        return groups
+
+    @staticmethod
+    def split_dataset_by_domain(data_source: Sequence[Datum]) -> dict[int, Split]:
+        """The images of each domain; domains in the order in which they first appear."""
+        groups: dict[int, Split] = defaultdict(list)
+        for item in data_source:
+            groups[item.domain].append(item)
+        return groups
+
+
+def _read_few_shot(
+    path: str, folder: str, pools: dict[str, Sequence[Datum]]
+) -> dict[str, Split] | None:
+    """The lists that the file names, or None where it names an image that is not in the pools."""
+    record = read_json(path)
+    kept: dict[str, Split] = {}
+    for name, pool in pools.items():
+        known = {(os.path.relpath(item.impath, folder), item.label): item for item in pool}
+        try:
+            kept[name] = [known[(impath, label)] for impath, label in record[name]]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"few-shot file '{path}' is damaged; delete it") from error
+        except KeyError as error:
+            if error.args[0] == name:
+                raise UserError(f"few-shot file '{path}' has no '{name}'; delete it") from error
+            return None
+    return kept
+
+
+def subsample_classes(*splits: Sequence[Datum], subsample: str = "all") -> list[Split]:
+    """The images of the base or the new half of the classes, relabelled from 0.
+
+    The first half of the sorted labels of the first split, rounded up, is base.
+
+    Args:
+        splits: train, val, test or the like.
+        subsample: "all", "base" or "new".
+
+    Returns:
+        One list for each split.
+    """
+    check_choice("DATASET.SUBSAMPLE_CLASSES", subsample, ["all", "base", "new"])
+    if subsample == "all":
+        return [list(split) for split in splits]
+    print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
+    labels = sorted({item.label for item in splits[0]})
+    half = math.ceil(len(labels) / 2)
+    selected = labels[:half] if subsample == "base" else labels[half:]
+    new_label = {label: number for number, label in enumerate(selected)}
+    return [
+        [
+            Datum(item.impath, new_label[item.label], item.domain, item.classname)
+            for item in split
+            if item.label in new_label
+        ]
+        for split in splits
+    ]
+
+
+def extract_archive(path: str, folder: str) -> None:
+    """Unpacks a tar or zip file into ``folder``, nothing outside of it.
+
+    Raises:
+        UserError: the file is neither, is damaged, or has a member that points outside.
+    """
+    print("Extracting file ...")
+    try:
+        if tarfile.is_tarfile(path):
+            with tarfile.open(path) as tar:
+                tar.extractall(folder, filter="data")
+        else:
+            with zipfile.ZipFile(path) as archive:
+                inside = os.path.realpath(folder)
+                for member in archive.namelist():
+                    target = os.path.realpath(os.path.join(folder, member))
+                    if os.path.commonpath([inside, target]) != inside:
+                        raise UserError(f"archive '{path}' has a member outside of it: {member}")
+                archive.extractall(folder)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"archive '{path}' cannot be unpacked: {error}") from error

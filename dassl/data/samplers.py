@@ -1,0 +1,182 @@
+"""The order in which images are drawn. All randomness is Python's or torch's global one."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+
+from dassl.data.datasets import Datum
+from dassl.errors import UserError, check_choice
+
+SAMPLERS = (
+    "RandomSampler",
+    "SequentialSampler",
+    "RandomDomainSampler",
+    "SeqDomainSampler",
+    "RandomClassSampler",
+)
+
+
+class _DomainSampler(Sampler[int]):
+    """Batches of ``n_domain`` domains with the same number of images each, no image twice.
+
+    An epoch ends when a domain that was drawn from has too few images left for another batch.
+    """
+
+    def __init__(self, data_source: Sequence[Datum], batch_size: int, n_domain: int) -> None:
+        self.domain_dict: dict[int, list[int]] = defaultdict(list)
+        for index, item in enumerate(data_source):
+            self.domain_dict[item.domain].append(index)
+        self.domains = list(self.domain_dict)
+        self.n_domain = n_domain if n_domain > 0 else len(self.domains)
+        name = type(self).__name__
+        if self.n_domain > len(self.domains):
+            raise UserError(
+                f"{name}: N_DOMAIN is {self.n_domain}, but there are {len(self.domains)} domains"
+            )
+        if batch_size % self.n_domain:
+            raise UserError(
+                f"{name}: BATCH_SIZE {batch_size} is no multiple of {self.n_domain} domains"
+            )
+        self.n_img_per_domain = batch_size // self.n_domain
+        smallest = min(len(indices) for indices in self.domain_dict.values())
+        if smallest < self.n_img_per_domain:
+            raise UserError(
+                f"{name}: a domain has {smallest} images, but each batch takes "
+                f"{self.n_img_per_domain} of it"
+            )
+        # counted on a trial run, whose draws must not disturb the caller's
+        state = random.getstate()
+        self.length = len(list(iter(self)))
+        random.setstate(state)
+
+    def choose_domains(self) -> list[int]:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[int]:
+        left = {domain: list(indices) for domain, indices in self.domain_dict.items()}
+        order: list[int] = []
+        enough = True
+        while enough:
+            for domain in self.choose_domains():
+                chosen = random.sample(left[domain], self.n_img_per_domain)
+                order.extend(chosen)
+                taken = set(chosen)
+                left[domain] = [index for index in left[domain] if index not in taken]
+                enough = enough and len(left[domain]) >= self.n_img_per_domain
+        return iter(order)
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class RandomDomainSampler(_DomainSampler):
+    """Each batch holds batch_size / n_domain images of each of ``n_domain`` random domains.
+
+    Args:
+        data_source: the images.
+        batch_size: images per batch; a multiple of the number of domains.
+        n_domain: domains per batch; 0 or less stands for all.
+    """
+
+    def choose_domains(self) -> list[int]:
+        return random.sample(self.domains, self.n_domain)
+
+
+class SeqDomainSampler(_DomainSampler):
+    """Each batch holds the same number of random images of every domain, in the domains' order.
+
+    Args:
+        data_source: the images.
+        batch_size: images per batch; a multiple of the number of domains.
+    """
+
+    def __init__(self, data_source: Sequence[Datum], batch_size: int) -> None:
+        super().__init__(data_source, batch_size, n_domain=0)
+
+    def choose_domains(self) -> list[int]:
+        return sorted(self.domains)
+
+
+class RandomClassSampler(Sampler[int]):
+    """Each batch holds ``n_ins`` images of each of batch_size / n_ins random classes.
+
+    A class with fewer images than that repeats some. An epoch ends when too few classes are left.
+
+    Args:
+        data_source: the images.
+        batch_size: images per batch.
+        n_ins: images per class in a batch.
+    """
+
+    def __init__(self, data_source: Sequence[Datum], batch_size: int, n_ins: int) -> None:
+        if not 1 <= n_ins <= batch_size:
+            raise UserError(
+                f"RandomClassSampler: N_INS is {n_ins}; allowed: 1 to BATCH_SIZE ({batch_size})"
+            )
+        self.n_ins = n_ins
+        self.ncls_per_batch = batch_size // n_ins
+        self.index_dic: dict[int, list[int]] = defaultdict(list)
+        for index, item in enumerate(data_source):
+            self.index_dic[item.label].append(index)
+        self.labels = list(self.index_dic)
+        if len(self.labels) < self.ncls_per_batch:
+            raise UserError(
+                f"RandomClassSampler: a batch takes {self.ncls_per_batch} classes "
+                f"(BATCH_SIZE {batch_size} / N_INS {n_ins}), but there are {len(self.labels)}"
+            )
+        state = random.getstate()
+        self.length = len(list(iter(self)))
+        random.setstate(state)
+
+    def __iter__(self) -> Iterator[int]:
+        groups: dict[int, list[list[int]]] = {}
+        for label, indices in self.index_dic.items():
+            indices = list(indices)
+            if len(indices) < self.n_ins:
+                indices = random.choices(indices, k=self.n_ins)
+            random.shuffle(indices)
+            last = len(indices) - self.n_ins
+            groups[label] = [
+                indices[start : start + self.n_ins] for start in range(0, last + 1, self.n_ins)
+            ]
+        left = list(self.labels)
+        order: list[int] = []
+        while len(left) >= self.ncls_per_batch:
+            for label in random.sample(left, self.ncls_per_batch):
+                order.extend(groups[label].pop(0))
+                if not groups[label]:
+                    left.remove(label)
+        return iter(order)
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def build_sampler(
+    sampler_type: str,
+    cfg: Any = None,
+    data_source: Sequence[Datum] = (),
+    batch_size: int = 32,
+    n_domain: int = 0,
+    n_ins: int = 16,
+) -> Sampler[int]:
+    """The sampler of that name for the images. ``cfg`` is there for the public call, and unused.
+
+    Raises:
+        UserError: the name is unknown, or the batch cannot be filled as the sampler promises.
+    """
+    check_choice("sampler", sampler_type, SAMPLERS)
+    if sampler_type == "RandomSampler":
+        return RandomSampler(data_source)  # type: ignore[arg-type]
+    if sampler_type == "SequentialSampler":
+        return SequentialSampler(data_source)  # type: ignore[arg-type]
+    if sampler_type == "RandomDomainSampler":
+        return RandomDomainSampler(data_source, batch_size, n_domain)
+    if sampler_type == "SeqDomainSampler":
+        return SeqDomainSampler(data_source, batch_size)
+    return RandomClassSampler(data_source, batch_size, n_ins)

@@ -1,0 +1,1 @@
+TrainerBase = SimpleTrainer = TrainerX = object

@@ -1,0 +1,84 @@
+"""Copying everything that is printed into a log file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any, TextIO
+
+
+class Logger:
+    """A stand-in for ``sys.stdout`` that writes to it and to a file.
+
+    Args:
+        path: the log file; its folder is made. None writes to the console only.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.console: TextIO = sys.stdout
+        self.file: TextIO | None = None
+        if path is not None:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            self.file = open(path, "w", encoding="utf-8")
+
+    def write(self, text: str) -> int:
+        self.console.write(text)
+        self.write_file(text)
+        return len(text)
+
+    def write_file(self, text: str) -> None:
+        """Writes to the file alone. Whole lines reach the disk at once, for who watches a run."""
+        if self.file is not None:
+            self.file.write(text)
+            if "\n" in text:
+                self.file.flush()
+
+    def flush(self) -> None:
+        self.console.flush()
+        if self.file is not None:
+            self.file.flush()
+
+    def close(self) -> None:
+        """Closes the file; the console stays open, it is not ours."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        # isatty, encoding, fileno and the like are the console's
+        if name == "console":
+            raise AttributeError(name)
+        return getattr(self.console, name)
+
+
+def setup_logger(output: str | None = None) -> None:
+    """From now on copies what is printed to ``output``/log.txt, or to ``output`` if it is a file.
+
+    An older log stays: the new one then carries the time in its name (log.txt-2025-01-31-12-00-00).
+    The caller puts ``sys.stdout`` back when the run is over.
+    """
+    if output is None:
+        return
+    path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
+    if os.path.exists(path):
+        path += time.strftime("-%Y-%m-%d-%H-%M-%S")
+        number = 2
+        stamped = path
+        while os.path.exists(path):
+            path = f"{stamped}-{number}"
+            number += 1
+    sys.stdout = Logger(path)  # type: ignore[assignment]
+
+
+def log_only(text: str) -> None:
+    """Writes a line to the log file, if there is one, and not to the console."""
+    stdout: object = sys.stdout
+    if isinstance(stdout, Logger):
+        stdout.write_file(text + "\n")

@@ -1,0 +1,60 @@
+"""A table of named classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dassl.errors import UnknownNameError, nearest
+
+
+class Registry:
+    """Maps the names of classes or functions to themselves.
+
+    ``@REGISTRY.register()`` above a class enters it under its own name, ``REGISTRY.get(name)``
+    finds it.
+
+    Args:
+        name: what the registry holds, such as "TRAINER"; stands in error messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._objects: dict[str, Any] = {}
+
+    def register(self, obj: Any = None, force: bool = False) -> Callable[[Any], Any] | None:
+        """Enters ``obj``, or without one returns a decorator that does.
+
+        Raises:
+            KeyError: the name is taken, unless ``force`` is set.
+        """
+        if obj is not None:
+            self._enter(obj, force)
+            return None
+
+        def decorator(decorated: Any) -> Any:
+            self._enter(decorated, force)
+            return decorated
+
+        return decorator
+
+    def _enter(self, obj: Any, force: bool) -> None:
+        name = obj.__name__
+        if name in self._objects and not force:
+            raise KeyError(f"the {self._name} registry has a '{name}' already")
+        self._objects[name] = obj
+
+    def get(self, name: str) -> Any:
+        """The object of that name.
+
+        Raises:
+            UnknownNameError: there is none; the message gives the nearest known names.
+        """
+        if name not in self._objects:
+            kind = self._name.lower()
+            raise UnknownNameError(f"unknown {kind} '{name}'; {nearest(name, self._objects)}")
+        return self._objects[name]
+
+    def registered_names(self) -> list[str]:
+        """All names, in the order in which they were entered."""
+        return list(self._objects)

@@ -1,0 +1,153 @@
+"""Checkpoints and weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dassl.errors import UserError
+from dassl.utils.tools import atomic_write, mkdir_if_missing
+
+
+def save_torch_file(obj: Any, path: str) -> None:
+    """``torch.save`` that leaves a whole file or the old one."""
+    with atomic_write(path, "wb") as file:
+        torch.save(obj, file)
+
+
+def save_checkpoint(
+    state: dict[str, Any],
+    save_dir: str,
+    is_best: bool = False,
+    remove_module_from_keys: bool = True,
+    model_name: str = "",
+) -> None:
+    """Saves a checkpoint as ``save_dir``/model.pth.tar-<epoch>.
+
+    Args:
+        state: holds "state_dict" and "epoch" (number of epochs done), and whatever else.
+        save_dir: a folder; made where it is missing. Its file ``checkpoint`` names the newest.
+        is_best: also copy the file to model-best.pth.tar.
+        remove_module_from_keys: strip the "module." that DataParallel puts before names.
+        model_name: a file name instead of model.pth.tar-<epoch>.
+    """
+    mkdir_if_missing(save_dir)
+    if remove_module_from_keys:
+        weights = {key.removeprefix("module."): value for key, value in state["state_dict"].items()}
+        state = {**state, "state_dict": weights}
+    name = model_name or f"model.pth.tar-{state['epoch']}"
+    path = os.path.join(save_dir, name)
+    save_torch_file(state, path)
+    print(f"Checkpoint saved to {path}")
+    with atomic_write(os.path.join(save_dir, "checkpoint")) as file:
+        file.write(name + "\n")
+    if is_best:
+        best = os.path.join(save_dir, "model-best.pth.tar")
+        with open(path, "rb") as source, atomic_write(best, "wb") as target:
+            shutil.copyfileobj(source, target)
+        print(f'Best checkpoint saved to "{best}"')
+
+
+def _numpy_types() -> list[Any]:
+    """What the pickle of a NumPy number names: published checkpoints hold such a ``val_result``."""
+    core = getattr(np, "_core", None) or np.core
+    scalar = core.multiarray.scalar
+    # NumPy 2 moved the function; files name either place
+    return [
+        np.dtype,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32")),
+    ]
+
+
+def load_checkpoint(path: str) -> Any:
+    """Reads a checkpoint onto the CPU; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        UserError: the file is missing, corrupt, or holds something else.
+    """
+    if not path:
+        raise UserError("no checkpoint file was named")
+    if not os.path.isfile(path):
+        raise UserError(f"checkpoint '{path}' does not exist")
+    try:
+        with torch.serialization.safe_globals(_numpy_types()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the kinds of a damaged file's errors are many
+        reason = (str(error).split("\n")[0].split(". ")[0] or type(error).__name__)[:200]
+        raise UserError(f"checkpoint '{path}' is corrupt or no checkpoint: {reason}") from error
+
+
+def resume_from_checkpoint(
+    fdir: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
+) -> int:
+    """Loads the checkpoint that ``fdir``/checkpoint names into model, optimizer and scheduler.
+
+    Returns:
+        The number of epochs done.
+
+    Raises:
+        UserError: there is no such file, it is corrupt, or the weights do not fit.
+    """
+    try:
+        with open(os.path.join(fdir, "checkpoint"), encoding="utf-8") as file:
+            path = os.path.join(fdir, file.readline().strip())
+    except OSError as error:
+        raise UserError(f"no checkpoint to resume in '{fdir}'") from error
+    print(f'Loading checkpoint from "{path}"')
+    checkpoint = load_checkpoint(path)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint '{path}' does not fit: {reason}") from error
+    if optimizer is not None and checkpoint.get("optimizer") is not None:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    if scheduler is not None and checkpoint.get("scheduler") is not None:
+        scheduler.load_state_dict(checkpoint["scheduler"])
+    print(f"Previous epoch: {checkpoint['epoch']}")
+    return int(checkpoint["epoch"])
+
+
+def count_num_param(model: nn.Module | None = None, params: Any = None) -> int:
+    """Number of values in the parameters of a model, or in ``params``.
+
+    ``params`` is an iterable of tensors, or of an optimizer's groups (dicts with "params").
+    """
+    if model is not None:
+        params = model.parameters()
+    total = 0
+    for item in params:
+        total += count_num_param(params=item["params"]) if isinstance(item, dict) else item.numel()
+    return total
+
+
+def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
+    """Loads those weights of a file that fit the model by name and shape, and says which do not."""
+    checkpoint = load_checkpoint(weight_path)
+    weights = checkpoint.get("state_dict", checkpoint)
+    own = model.state_dict()
+    fitting, discarded = {}, []
+    for key, value in weights.items():
+        key = key.removeprefix("module.")
+        if key in own and own[key].shape == value.shape:
+            fitting[key] = value
+        else:
+            discarded.append(key)
+    model.load_state_dict(fitting, strict=False)
+    if not fitting:
+        warnings.warn(f'Nothing in "{weight_path}" fits the model; going on without', stacklevel=2)
+        return
+    print(f'Successfully loaded pretrained weights from "{weight_path}"')
+    if discarded:
+        print(f"Layers discarded, as their names or sizes do not match: {discarded}")
