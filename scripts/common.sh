@@ -23,10 +23,7 @@ SHOTS=${SHOTS:-16}
 called=$0
 
 CDPATH= cd "$(dirname "$0")/../.."
-if [ -z "${DATA:-}" ]; then
-    DATA=data
-    mkdir -p data # the embedded datasets are drawn into it
-fi
+DATA=${DATA:-data}
 
 if [ -z "${PYTHON:-}" ]; then
     for PYTHON in .venv/bin/python python python3; do
@@ -65,6 +62,8 @@ run() {
         echo "skipped, finished before: $run_dir"
         return
     fi
+    # The embedded datasets are drawn into the default folder; another one has to be there.
+    if [ "$DATA" = data ]; then mkdir -p data; fi
     "$PYTHON" train.py \
         --root "$DATA" \
         --seed "$SEED" \
