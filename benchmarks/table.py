@@ -242,8 +242,8 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
-        help="runs at a time, which share the cores (default: one for each core)",
+        default=min(4, os.cpu_count() or 1),
+        help="runs at a time, which share the cores (default: one for each core, at most 4)",
     )
     arguments = parser.parse_args(argv)
     if arguments.workers < 1:
