@@ -93,7 +93,7 @@ class PromptedCLIP(nn.Module):
         self.templates = list(templates)
         self._fixed: tuple[Prompts, Tensor] | None = None
         self.build(cfg, class_names)
-        self.prompt_learner.to(self.device)
+        self.to(self.device)  # what is learned stays fp32 beside a half-precision CLIP
         self.set_classes(class_names)
 
     # What a method defines ---------------------------------------------------------------------
@@ -303,6 +303,7 @@ class PromptTrainer(TrainerX):
             logits, terms = self.model(images, labels)
         loss = torch.stack(list(terms.values())).sum()
         self.detect_anomaly(loss)
+        assert self.optim is not None
         self.optim.zero_grad()
         if self.scaler is None:
             loss.backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
 from clip.tokens import tokenizer
@@ -24,6 +24,14 @@ from .base import (
 POSITIONS = ("end", "middle", "front")
 
 
+class ContextLearner(nn.Module):
+    """Owns the context, under the name that published checkpoints give it."""
+
+    def __init__(self, ctx: Tensor):
+        super().__init__()
+        self.ctx = nn.Parameter(ctx)
+
+
 class ContextCLIP(PromptedCLIP):
     """Learned context tokens (m, d_t) in front of, around or behind the class name.
 
@@ -31,19 +39,19 @@ class ContextCLIP(PromptedCLIP):
     and then also their number; otherwise ``N_CTX`` tokens start from normal(0, 0.02).
     """
 
+    prompt_learner: ContextLearner
+
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
         n_ctx = settings.N_CTX
         if settings.CTX_INIT:
             n_ctx = len(tokenizer().encode(settings.CTX_INIT.replace("_", " ")))
         self.context = context_from_words(self.clip, settings.CTX_INIT, n_ctx)
-        shape = (n_ctx, self.clip.config.text_width)
-        if settings.CSC and self.context.init is None:
-            shape = (len(class_names), *shape)
-        learner = nn.Module()
-        init = self.context.init
-        learner.ctx = random_prompts(*shape) if init is None else nn.Parameter(init.clone())
-        self.prompt_learner = learner
+        ctx = self.context.init
+        if ctx is None:
+            per_class = (len(class_names),) if settings.CSC else ()
+            ctx = random_prompts(*per_class, n_ctx, self.clip.config.text_width).data
+        self.prompt_learner = ContextLearner(ctx)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
         words, n_prompts, _ = self.context
