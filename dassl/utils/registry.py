@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from dassl.errors import UnknownNameError, nearest
@@ -22,7 +21,7 @@ class Registry:
         self._name = name
         self._objects: dict[str, Any] = {}
 
-    def register(self, obj: Any = None, force: bool = False) -> Callable[[Any], Any] | None:
+    def register(self, obj: Any = None, force: bool = False) -> Any:
         """Enters ``obj``, or without one returns a decorator that does.
 
         Raises:

@@ -192,23 +192,24 @@ class DatasetBase:
         if num_shots < 1:
             whole = [list(source) for source in data_sources]
             return whole[0] if len(whole) == 1 else whole
-        print(f"Creating a {num_shots}-shot dataset")
-        samples: list[Split] = []
-        for source in data_sources:
-            sample: Split = []
-            small: list[str] = []
-            for items in self.split_dataset_by_label(source).values():
-                if len(items) >= num_shots:
-                    sample.extend(random.sample(items, num_shots))
-                elif repeat:
-                    sample.extend(random.choices(items, k=num_shots))
-                else:
-                    sample.extend(items)
-                    small.append(f"{items[0].classname} ({len(items)})")
-            if small:
-                print(f"Classes with fewer than {num_shots} images, all used: {', '.join(small)}")
-            samples.append(sample)
+        samples = [self._sample(source, num_shots, repeat) for source in data_sources]
         return samples[0] if len(samples) == 1 else samples
+
+    def _sample(self, source: Sequence[Datum], num_shots: int, repeat: bool = False) -> Split:
+        print(f"Creating a {num_shots}-shot dataset")
+        sample: Split = []
+        small: list[str] = []
+        for items in self.split_dataset_by_label(source).values():
+            if len(items) >= num_shots:
+                sample.extend(random.sample(items, num_shots))
+            elif repeat:
+                sample.extend(random.choices(items, k=num_shots))
+            else:
+                sample.extend(items)
+                small.append(f"{items[0].classname} ({len(items)})")
+        if small:
+            print(f"Classes with fewer than {num_shots} images, all used: {', '.join(small)}")
+        return sample
 
     def sample_few_shot(
         self,
@@ -247,8 +248,8 @@ class DatasetBase:
             print(f"The images of the dataset have changed: sampling anew what {path} holds")
 
         state = random.getstate()
-        few_train = self.generate_fewshot_dataset(train, num_shots=num_shots)
-        few_val = self.generate_fewshot_dataset(val, num_shots=min(num_shots, 4))
+        few_train = self._sample(train, num_shots)
+        few_val = self._sample(val, min(num_shots, 4))
         if seed >= 0:
             random.setstate(state)
             record = {

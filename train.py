@@ -1,0 +1,195 @@
+"""Trains or evaluates one method on one dataset.
+
+    python train.py --trainer CoOp --root data --output-dir output/run --seed 1 \\
+        --dataset-config-file configs/datasets/shapes.yaml \\
+        --config-file configs/trainers/CoOp/vit_mini.yaml DATASET.NUM_SHOTS 16
+
+Settings come from the dataset's file, then the method's, then the options, then the KEY VALUE
+pairs at the end; the later wins. The same command goes on with a run that was stopped.
+
+Exit codes: 0 done, 2 bad input (one line on stderr says what), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from dassl.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train or evaluate a prompt-learning method on a dataset.",
+        epilog="The same command goes on with a run that was stopped.",
+    )
+    add = parser.add_argument
+    add("--root", default="", help="folder that holds the datasets (DATASET.ROOT)")
+    add("--output-dir", default="", help="folder of the run (OUTPUT_DIR)")
+    add("--resume", default="", help="folder of a stopped run to go on with, if it is another one")
+    add("--seed", type=int, help="random seed; a negative one leaves everything random")
+    add("--source-domains", nargs="+", help="training domains, for datasets with several")
+    add("--target-domains", nargs="+", help="test domains, for datasets with several")
+    add("--transforms", nargs="+", help="names of image transforms (INPUT.TRANSFORMS)")
+    add("--config-file", default="", help="config file of the method")
+    add("--dataset-config-file", default="", help="config file of the dataset")
+    add("--trainer", default="", help="name of the method (TRAINER.NAME)")
+    add("--backbone", default="", help="name or weights file of the CLIP (MODEL.BACKBONE.NAME)")
+    add("--head", default="", help="name of the head (MODEL.HEAD.NAME)")
+    add("--eval-only", action="store_true", help="evaluate and do not train")
+    add("--model-dir", default="", help="with --eval-only: output folder of the run to load")
+    add("--load-epoch", type=int, help="with --eval-only: the epoch to load, not the best or last")
+    add("--no-train", action="store_true", help="build everything and do not train")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override config keys")
+    return parser
+
+
+def setup_cfg(args: argparse.Namespace) -> Any:
+    """The config of the command line, frozen.
+
+    Raises:
+        UserError: a file or a key is wrong.
+    """
+    # these two register themselves and the defaults of their config keys
+    import datasets  # noqa: F401
+    import trainers  # noqa: F401
+    from dassl.config import get_cfg_default, merge_from_file, merge_from_list
+
+    cfg = get_cfg_default()
+    for path in (args.dataset_config_file, args.config_file):
+        if path:
+            merge_from_file(cfg, path)
+    if args.root:
+        cfg.DATASET.ROOT = args.root
+    if args.output_dir:
+        cfg.OUTPUT_DIR = args.output_dir
+    if args.resume:
+        cfg.RESUME = args.resume
+    if args.seed is not None:
+        cfg.SEED = args.seed
+    if args.source_domains:
+        cfg.DATASET.SOURCE_DOMAINS = tuple(args.source_domains)
+    if args.target_domains:
+        cfg.DATASET.TARGET_DOMAINS = tuple(args.target_domains)
+    if args.transforms:
+        cfg.INPUT.TRANSFORMS = tuple(args.transforms)
+    if args.trainer:
+        cfg.TRAINER.NAME = args.trainer
+    if args.backbone:
+        cfg.MODEL.BACKBONE.NAME = args.backbone
+    if args.head:
+        cfg.MODEL.HEAD.NAME = args.head
+    merge_from_list(cfg, args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def check_folders(args: argparse.Namespace, cfg: Any) -> None:
+    """Raises ``UserError`` where a folder that is to be read does not exist."""
+    for name, folder in (("--resume", cfg.RESUME), ("--model-dir", args.model_dir)):
+        if folder and not os.path.isdir(folder):
+            raise UserError(f"{name}: the folder '{folder}' does not exist")
+
+
+def print_args(args: argparse.Namespace, cfg: Any) -> None:
+    print("***************\n** Arguments **\n***************")
+    for name, value in sorted(vars(args).items()):
+        print(f"{name}: {value}")
+    print("************\n** Config **\n************")
+    print(cfg)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Does what the command line asks for.
+
+    Raises:
+        UserError: bad input.
+    """
+    cfg = setup_cfg(args)
+    from dassl.engine import build_trainer, check_cfg
+
+    check_cfg(cfg)
+    check_folders(args, cfg)
+
+    import torch
+
+    from dassl.utils import collect_env_info, set_random_seed, setup_logger
+
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    setup_logger(cfg.OUTPUT_DIR)
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+    print_args(args, cfg)
+    print(f"** System info **\n{collect_env_info()}\n")
+
+    trainer = build_trainer(cfg)
+    try:
+        if args.eval_only:
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            trainer.test()
+        elif not args.no_train:
+            trainer.train()
+    finally:
+        trainer.close_writer()
+
+
+@contextmanager
+def process_state() -> Iterator[None]:
+    """Takes SIGTERM for Ctrl-C, and puts back afterwards what a run changes in the process."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    stdout = sys.stdout
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, interrupt) if in_main_thread else None
+    try:
+        yield
+    finally:
+        if sys.stdout is not stdout:
+            sys.stdout.close()  # the log file; the console stays open
+            sys.stdout = stdout
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            torch.backends.cudnn.benchmark = False
+
+
+def report(message: str) -> None:
+    """One line on stderr and in the log file, if that is open."""
+    from dassl.utils.logger import log_only
+
+    log_only(message)
+    print(message, file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line, the process's own without ``argv``; returns the exit code."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:  # --help, or a bad argument that argparse has reported
+        return int(stop.code or 0)
+    with process_state():
+        try:
+            run(args)
+        except UserError as error:
+            report(f"error: {error}")
+            return 2
+        except KeyboardInterrupt:
+            report("interrupted; the same command goes on from the last saved epoch")
+            return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
