@@ -53,9 +53,7 @@ def plain_features(model: CLIP, ids: Tensor, prompts: list[Tensor]) -> Tensor:
     return x @ model.text_projection
 
 
-def measure(
-    model: CLIP, features: Callable[[], Tensor], repeats: int
-) -> tuple[float, int, Tensor]:
+def measure(model: CLIP, features: Callable[[], Tensor], repeats: int) -> tuple[float, int, Tensor]:
     """Median seconds of forward and backward, bytes of activations kept, the features."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}

@@ -1,5 +1,5 @@
 """Registered trainers, one file each."""
 
-from . import coop, hicropl, zsclip
+from . import cocoop, coop, hicropl, ivlp, kgcoop, maple, zsclip
 
-__all__ = ["coop", "hicropl", "zsclip"]
+__all__ = ["cocoop", "coop", "hicropl", "ivlp", "kgcoop", "maple", "zsclip"]

@@ -7,6 +7,7 @@ for the two towers, its logits and loss terms) and a ``PromptTrainer`` that name
 from __future__ import annotations
 
 import os.path as osp
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,9 +23,14 @@ from dassl.config import register_defaults
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, load_checkpoint, load_pretrained_weights, nearest
+from dassl.utils import UserError, load_pretrained_weights, nearest
 
 PRECISIONS = ("fp32", "bf16", "fp16", "amp")
+# Tensors of public checkpoints that are made anew from CLIP and the class names.
+NOT_LEARNED = re.compile(
+    r"(^|\.)token_(prefix|suffix)$|^logit_scale$|(^|\.)ZS_image_encoder\."
+    r"|^(image|text)_encoder\.(?!.*VPT)"
+)
 TEXT_BATCH = 256  # texts that one frozen forward encodes at a time
 
 
@@ -219,9 +225,32 @@ def context_from_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
     return Context(words, n_prompts, weight[torch.tensor(ids, device=weight.device)].float())
 
 
+def context_of_few_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
+    """As ``context_from_words``, but words count for at most four prompts (MaPLe and after)."""
+    if words and n_prompts > 4:
+        print(f'CTX_INIT "{words}" is ignored: {n_prompts} context tokens > 4, random context')
+        words = ""
+    return context_from_words(clip_model, words, n_prompts)
+
+
 def random_prompts(*shape: int, std: float = 0.02) -> nn.Parameter:
     """Learnable prompt tokens, normal(0, std)."""
     return nn.Parameter(torch.randn(*shape) * std)
+
+
+def check_range(key: str, value: int, low: int, high: int | None = None) -> None:
+    """Raise UserError unless ``low <= value <= high``."""
+    if value < low or (high is not None and value > high):
+        allowed = f"{low} or more" if high is None else f"{low}..{high}"
+        raise UserError(f"{key} is {value}, allowed: {allowed}")
+
+
+def check_vit(clip_model: CLIP) -> int:
+    """Number of vision layers; raise UserError for a ResNet, which takes no vision prompts."""
+    layers = clip_model.config.vision_layers
+    if not isinstance(layers, int):
+        raise UserError("MODEL.BACKBONE.NAME is a ResNet, vision prompts need a ViT")
+    return layers
 
 
 def trainer_defaults(node: str, **defaults: Any) -> str:
@@ -343,34 +372,18 @@ class PromptTrainer(TrainerX):
             if parameter.requires_grad
         }
 
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load a checkpoint of ours or of the public code, for whatever classes there are now.
+    def load_learned_state_dict(
+        self, name: str, state_dict: Mapping[str, Tensor], path: str
+    ) -> None:
+        """Take the learnable tensors from a checkpoint of ours or of the public code.
 
-        Tensors of the frozen CLIP and the buffers that depend on the class names
-        (``token_prefix``, ``token_suffix``), which public checkpoints may hold, are left aside.
+        What public checkpoints hold besides is left aside: the frozen CLIP's tensors and the
+        buffers that depend on the class names.
 
         Raises:
-            UserError: no such file, a corrupt one, or one of another method or width.
+            UserError: a tensor is missing, unexpected or of another shape: the checkpoint is one
+                of another method, of other settings or of another width.
         """
-        if not directory:
-            print("No --model-dir is given: evaluating the prompts as they are initialised")
-            return
-        path = self.find_checkpoint(osp.join(directory, self.checkpoint_name), epoch)
-        checkpoint = load_checkpoint(path)
-        state = checkpoint.get("state_dict", {})
-        learned = self.learned_state_dict(self.checkpoint_name)
-        for key, tensor in learned.items():
-            if key not in state:
-                raise UserError(
-                    f"{path} holds no tensor '{key}', so it is not a checkpoint of "
-                    f"{self.cfg.TRAINER.NAME} with these settings"
-                )
-            if state[key].shape != tensor.shape:
-                raise UserError(
-                    f"{path}: '{key}' has shape {tuple(state[key].shape)}, "
-                    f"this model has {tuple(tensor.shape)}"
-                )
-        with torch.no_grad():
-            for key, tensor in learned.items():
-                tensor.copy_(state[key])
-        print(f'Loaded {len(learned)} tensors from "{path}" (epoch = {checkpoint["epoch"]})')
+        learned = self.learned_state_dict(name)
+        kept = {k: v for k, v in state_dict.items() if k in learned or not NOT_LEARNED.search(k)}
+        super().load_learned_state_dict(name, kept, path)

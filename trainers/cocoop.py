@@ -1,0 +1,125 @@
+"""CoCoOp: Conditional Prompt Learning for Vision-Language Models (Zhou et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip import CLIP, PromptTokens
+from clip.tokens import tokenizer
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
+
+from .base import (
+    PromptedCLIP,
+    Prompts,
+    PromptTrainer,
+    context_from_words,
+    random_prompts,
+    trainer_defaults,
+)
+
+REDUCTION = 16  # of the meta-net's hidden layer
+TEXT_TOKENS = 2**14  # tokens that the text tower computes at a time, over images and classes
+
+
+class ConditionalContextLearner(nn.Module):
+    """Context tokens, all shifted by what the meta-net makes of the image."""
+
+    def __init__(self, ctx: Tensor, image_width: int):
+        super().__init__()
+        hidden = image_width // REDUCTION
+        self.ctx = nn.Parameter(ctx)
+        self.meta_net = nn.Sequential(
+            OrderedDict(
+                linear1=nn.Linear(image_width, hidden),
+                relu=nn.ReLU(),
+                linear2=nn.Linear(hidden, ctx.shape[-1]),
+            )
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Unit image features (B, d) -> context of each image (B, 1, m, d_t) for the hook."""
+        return self.ctx + self.meta_net(image)[:, None, None]
+
+
+class ConditionalCLIP(PromptedCLIP):
+    """Every image is compared with text features of its own.
+
+    ``CTX_INIT`` gives the words to start from and then also their number; otherwise ``N_CTX``
+    tokens start from normal(0, 0.02).
+    """
+
+    prompt_learner: ConditionalContextLearner
+    text_depends_on_image = True
+
+    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
+        settings = self.settings
+        n_ctx = settings.N_CTX
+        if settings.CTX_INIT:
+            n_ctx = len(tokenizer().encode(settings.CTX_INIT.replace("_", " ")))
+        self.context = context_from_words(self.clip, settings.CTX_INIT, n_ctx)
+        ctx = self.context.init
+        if ctx is None:
+            ctx = random_prompts(n_ctx, self.clip.config.text_width).data
+        self.prompt_learner = ConditionalContextLearner(ctx, self.clip.config.embed_dim)
+
+    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, K); with labels also the cross-entropy."""
+        image = self.image_features(images, Prompts())
+        similarities = self.similarities(image, self.prompt_learner(image))
+        logits = self.clip.logit_scale.exp().float() * similarities
+        if labels is None:
+            return logits
+        return logits, {"loss_ce": F.cross_entropy(logits, labels)}
+
+    def similarities(self, image: Tensor, context: Tensor) -> Tensor:
+        """Cosines (B, K) of unit image features (B, d) with the texts of their own context.
+
+        B * K texts are too many for one pass where batch or classes are many.  Images, and where
+        need be classes, are taken in groups of at most ``TEXT_TOKENS`` tokens, so that memory
+        without gradients does not grow with either.
+        """
+        tokens = self.tokens
+        length = tokens.ids.shape[1] - tokens.prefix
+        n_classes = max(1, min(len(tokens.ids), (TEXT_TOKENS - tokens.prefix) // length))
+        n_images = max(1, TEXT_TOKENS // (tokens.prefix + n_classes * length))
+        groups = [
+            replace(tokens, ids=ids, eot=eot, slots=slots)
+            for ids, eot, slots in zip(
+                tokens.ids.split(n_classes),
+                tokens.eot.split(n_classes),
+                tokens.slots.split(n_classes),
+                strict=True,
+            )
+        ]
+        rows = []
+        for features, shifted in zip(image.split(n_images), context.split(n_images), strict=True):
+            parts = []
+            for group in groups:
+                text = F.normalize(self.clip.encode_text(group, [shifted]).float(), dim=-1)
+                parts.append((text @ features[:, :, None]).squeeze(-1))
+            rows.append(torch.cat(parts, dim=1))
+        return torch.cat(rows)
+
+
+@TRAINER_REGISTRY.register()
+class CoCoOp(PromptTrainer):
+    model_class = ConditionalCLIP
+    checkpoint_name = checkpoint_scope = "prompt_learner"
+    config_node = trainer_defaults("COCOOP", N_CTX=16, CTX_INIT="")
+
+    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
+        if not settings.CTX_INIT and settings.N_CTX < 1:
+            raise UserError(f"TRAINER.COCOOP.N_CTX is {settings.N_CTX}, allowed: 1 or more")

@@ -1,0 +1,160 @@
+"""Independent prompts in the two towers (IVLP), and in the vision tower alone (VPT).
+
+IVLP is the baseline of MaPLe (Khattak et al., CVPR 2023) and the ground that PromptSRC stands on;
+VPT is Visual Prompt Tuning (Jia et al., ECCV 2022) on CLIP, as MaPLe's authors compare with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from clip import CLIP, PromptTokens
+from dassl.engine import TRAINER_REGISTRY
+
+from .base import (
+    PromptedCLIP,
+    Prompts,
+    PromptTrainer,
+    check_range,
+    check_vit,
+    context_of_few_words,
+    random_prompts,
+    trainer_defaults,
+)
+from .coop import ContextLearner
+
+
+class TowerPrompts(nn.Module):
+    """Prompts of one tower, under the names that the public code's patched CLIP gives them.
+
+    ``VPT`` (m, width) enters the first layer of the vision tower (the text tower's is the prompt
+    learner's ``ctx``); ``transformer.resblocks.<i>.VPT_shallow`` (m, width) enters layer
+    i = 1..depth - 1.
+    """
+
+    def __init__(self, depth: int, n_prompts: int, width: int, first_layer: bool):
+        super().__init__()
+        self.first_layer = first_layer and depth > 0
+        if self.first_layer:
+            self.VPT = random_prompts(n_prompts, width)
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleDict()
+        for i in range(1, depth):
+            layer = nn.Module()
+            layer.VPT_shallow = random_prompts(n_prompts, width)
+            self.transformer.resblocks[str(i)] = layer
+
+    def prompts(self) -> list[Tensor]:
+        """The prompts layer by layer, starting with the first layer that they enter."""
+        first = [self.VPT] if self.first_layer else []
+        layers = cast(nn.ModuleDict, self.transformer.resblocks).values()
+        return [*first, *(cast(Tensor, layer.VPT_shallow) for layer in layers)]
+
+
+class IndependentCLIP(PromptedCLIP):
+    """Prompts in the first layers of both towers that know nothing of each other.
+
+    Settings: ``N_CTX_TEXT``, ``PROMPT_DEPTH_TEXT``, ``N_CTX_VISION``, ``PROMPT_DEPTH_VISION`` and
+    ``CTX_INIT``, words that the first text prompts start from where ``N_CTX_TEXT`` <= 4.
+    """
+
+    prompt_learner: ContextLearner
+
+    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
+        settings, config = self.settings, self.clip.config
+        m = settings.N_CTX_TEXT
+        self.context = context_of_few_words(self.clip, settings.CTX_INIT, m)
+        ctx = self.context.init
+        if ctx is None:
+            ctx = random_prompts(m, config.text_width).data
+        self.prompt_learner = ContextLearner(ctx)
+        self.text_encoder = TowerPrompts(
+            settings.PROMPT_DEPTH_TEXT, m, config.text_width, first_layer=False
+        )
+        self.image_encoder = TowerPrompts(
+            settings.PROMPT_DEPTH_VISION,
+            settings.N_CTX_VISION,
+            config.vision_width,
+            first_layer=True,
+        )
+
+    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
+
+    def prompts(self) -> Prompts:
+        text = [self.prompt_learner.ctx, *self.text_encoder.prompts()]
+        return Prompts(text, self.image_encoder.prompts())
+
+
+class VisionPromptedCLIP(PromptedCLIP):
+    """Prompts in the vision tower only; the text is "<CTX_INIT> <class name>." and frozen."""
+
+    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
+        settings = self.settings
+        self.prompt_learner = nn.Module()
+        self.image_encoder = TowerPrompts(
+            settings.PROMPT_DEPTH_VISION,
+            settings.N_CTX_VISION,
+            self.clip.config.vision_width,
+            first_layer=True,
+        )
+
+    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        words = self.settings.CTX_INIT.replace("_", " ")
+        return self.prompt_tokens(class_names, words, 0)
+
+    def set_classes(self, class_names: Sequence[str]) -> None:
+        super().set_classes(class_names)
+        self.frozen_text = super().text_features(Prompts()).detach()
+
+    def prompts(self) -> Prompts:
+        return Prompts(vision=self.image_encoder.prompts())
+
+    def text_features(self, prompts: Prompts) -> Tensor:
+        return self.frozen_text
+
+
+def check_vision_prompts(node: str, settings: Any, clip_model: CLIP) -> None:
+    """Raise UserError unless there are 1.. vision prompts in 1..L layers of a ViT."""
+    layers = check_vit(clip_model)
+    check_range(f"TRAINER.{node}.PROMPT_DEPTH_VISION", settings.PROMPT_DEPTH_VISION, 1, layers)
+    check_range(f"TRAINER.{node}.N_CTX_VISION", settings.N_CTX_VISION, 1)
+
+
+class IndependentTrainer(PromptTrainer):
+    """What trainers with independent prompts in both towers check."""
+
+    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
+        node, config = f"TRAINER.{self.config_node}", clip_model.config
+        check_range(f"{node}.PROMPT_DEPTH_TEXT", settings.PROMPT_DEPTH_TEXT, 1, config.text_layers)
+        check_range(f"{node}.N_CTX_TEXT", settings.N_CTX_TEXT, 1)
+        if settings.PROMPT_DEPTH_VISION != 0:  # 0: text prompts only
+            check_vision_prompts(self.config_node, settings, clip_model)
+
+
+@TRAINER_REGISTRY.register()
+class IVLP(IndependentTrainer):
+    model_class = IndependentCLIP
+    config_node = trainer_defaults(
+        "IVLP",
+        N_CTX_VISION=2,
+        N_CTX_TEXT=2,
+        CTX_INIT="a photo of a",  # used where N_CTX_TEXT <= 4
+        PROMPT_DEPTH_VISION=9,  # 0: no vision prompts
+        PROMPT_DEPTH_TEXT=9,
+    )
+
+
+@TRAINER_REGISTRY.register()
+class VPT(PromptTrainer):
+    model_class = VisionPromptedCLIP
+    checkpoint_name = "prompt_learner"  # that the public code puts the whole model into
+    config_node = trainer_defaults(
+        "VPT", N_CTX_VISION=2, CTX_INIT="a photo of a", PROMPT_DEPTH_VISION=1
+    )
+
+    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
+        check_vision_prompts(self.config_node, settings, clip_model)
