@@ -1,0 +1,327 @@
+import random
+import tarfile
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dassl.config import get_cfg_default
+from dassl.data import DataManager, DatasetWrapper, build_data_loader
+from dassl.data.datasets import DatasetBase, Datum, subsample_classes
+from dassl.data.datasets.base_dataset import extract_archive
+from dassl.data.samplers import RandomClassSampler, build_sampler
+from dassl.data.transforms import CHOICES, INTERPOLATION_MODES, Cutout, build_transform
+from dassl.utils import UserError, read_json, set_random_seed
+from tests.dassl import toys
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return toys.draw(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def cfg(root):
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME, cfg.DATASET.ROOT = "Toys", str(root)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.SIZE = (8, 8)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def pool(root):
+    """Images of five classes, their labels in no order: 8 each, but 2 of the class labelled 3."""
+    labels = (4, 0, 3, 1, 2)
+    items = []
+    for number in range(8):
+        for label in labels:
+            if label != 3 or number < 2:
+                path = root / "toys" / "train" / toys.CLASSES[label] / f"{number}.png"
+                items.append(Datum(str(path), label, 0, toys.CLASSES[label]))
+    return items
+
+
+class Dataset(DatasetBase):
+    """A dataset from lists."""
+
+
+def paths(items):
+    return [item.impath for item in items]
+
+
+# Datasets ---------------------------------------------------------------------------------------
+
+
+def test_dataset_knows_its_classes(pool):
+    dataset = Dataset(train_x=pool, val=[], test=pool[:3])
+    assert dataset.num_classes == 5
+    assert dataset.classnames == list(toys.CLASSES)
+    assert dataset.lab2cname[3] == "dog"
+
+
+def test_dataset_without_images_or_with_an_empty_class_is_refused(pool):
+    with pytest.raises(UserError, match="Dataset has no training image"):
+        Dataset(train_x=[], test=pool)
+    with pytest.raises(UserError, match="Dataset has no test image"):
+        Dataset(train_x=pool, test=[])
+    without = [item for item in pool if item.label != 4]
+    with pytest.raises(UserError, match=r"class 'eel' \(label 4\) of Dataset has no training"):
+        Dataset(train_x=without, test=pool)
+
+
+def test_few_shot_sample_is_the_public_one(pool, capsys):
+    dataset = Dataset(train_x=pool, test=pool)
+    set_random_seed(7)
+    sample = dataset.generate_fewshot_dataset(pool, num_shots=4)
+    random.seed(7)
+    expected = []
+    for label in (4, 0, 3, 1, 2):
+        items = [item for item in pool if item.label == label]
+        expected += random.sample(items, 4) if len(items) >= 4 else items
+    assert sample == expected
+    assert "Classes with fewer than 4 images, all used: dog (2)" in capsys.readouterr().out
+    repeated = dataset.generate_fewshot_dataset(pool, num_shots=4, repeat=True)
+    assert set(Counter(item.label for item in repeated).values()) == {4}
+    assert dataset.generate_fewshot_dataset(pool, num_shots=-1) == pool
+    one, two = dataset.generate_fewshot_dataset(pool, pool, num_shots=1)
+    assert len(one) == len(two) == 5
+
+
+def test_few_shot_sample_is_kept_on_disk(pool, tmp_path, root):
+    dataset = Dataset(train_x=pool, test=pool)
+    dataset.dataset_dir = str(tmp_path)
+    folder = str(root / "toys")
+    set_random_seed(1)
+    before = random.getstate()
+    train, val = dataset.sample_few_shot(pool, pool, 6, seed=1, folder=str(tmp_path))
+    assert random.getstate() == before
+    file = tmp_path / "split_fewshot" / "shot_6-seed_1.json"
+    assert sorted(read_json(str(file))) == ["train", "val"]
+    assert max(Counter(item.label for item in val).values()) == 4
+
+    random.seed(99)  # the file counts, not the state
+    again = dataset.sample_few_shot(pool, pool, 6, seed=1, folder=str(tmp_path))
+    assert paths(again[0]) == paths(train) and paths(again[1]) == paths(val)
+
+    set_random_seed(1)
+    expected_train = dataset.generate_fewshot_dataset(pool, num_shots=6)
+    expected_val = dataset.generate_fewshot_dataset(pool, num_shots=4)
+    assert paths(train) == paths(expected_train) and paths(val) == paths(expected_val)
+
+    few = [item for item in pool if item.impath != train[0].impath]
+    fresh, _ = dataset.sample_few_shot(few, few, 6, seed=1)
+    assert train[0].impath not in paths(fresh)
+    file.write_text('{"train": 3}')
+    with pytest.raises(UserError, match="shot_6-seed_1.json' is damaged"):
+        dataset.sample_few_shot(pool, pool, 6, seed=1)
+    dataset.sample_few_shot(pool, pool, 6, seed=-1)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert folder not in file.read_text()
+
+
+def test_base_and_new_halves(pool):
+    base, base_test = subsample_classes(pool, pool[:5], subsample="base")
+    new = subsample_classes(pool, subsample="new")[0]
+    assert {(item.label, item.classname) for item in base} == {(0, "ant"), (1, "bee"), (2, "cat")}
+    assert {(item.label, item.classname) for item in new} == {(0, "dog"), (1, "eel")}
+    assert len(base) + len(new) == len(pool) and len(base_test) == 3
+    assert subsample_classes(pool, subsample="all") == [pool]
+    with pytest.raises(UserError, match="novel"):
+        subsample_classes(pool, subsample="novel")
+
+
+def test_domains_are_checked():
+    Dataset.domains = ["art", "photo"]
+    dataset = Dataset.__new__(Dataset)
+    dataset.check_input_domains(["art"], ["photo"])
+    with pytest.raises(UserError, match="'sketch'"):
+        dataset.check_input_domains(["art"], ["sketch"])
+
+
+def test_archives_stay_inside_their_folder(tmp_path):
+    outside = tmp_path / "outside.txt"
+    (tmp_path / "file.txt").write_text("text")
+    for name in ("evil.tar", "evil.zip"):
+        if name.endswith("tar"):
+            with tarfile.open(tmp_path / name, "w") as tar:
+                tar.add(tmp_path / "file.txt", "../outside.txt")
+        else:
+            with zipfile.ZipFile(tmp_path / name, "w") as archive:
+                archive.write(tmp_path / "file.txt", "../outside.txt")
+        with pytest.raises(UserError, match=name):
+            extract_archive(str(tmp_path / name), str(tmp_path / "in"))
+        assert not outside.exists()
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as archive:
+        archive.write(tmp_path / "file.txt", "sub/file.txt")
+    extract_archive(str(tmp_path / "good.zip"), str(tmp_path / "in"))
+    assert (tmp_path / "in" / "sub" / "file.txt").read_text() == "text"
+    with pytest.raises(UserError, match="file.txt"):
+        extract_archive(str(tmp_path / "file.txt"), str(tmp_path / "in"))
+
+
+# Loading ----------------------------------------------------------------------------------------
+
+
+def test_data_manager_builds_the_three_loaders(cfg):
+    manager = DataManager(cfg)
+    assert manager.num_classes == 5 and manager.lab2cname[0] == "ant"
+    assert manager.val_loader is not None
+    # 40 images in batches of 32: the rest is dropped in training, not in the test
+    assert len(manager.train_loader_x) == 1 and len(manager.test_loader) == 1
+    cfg.DATALOADER.TEST.BATCH_SIZE = 20
+    batch = list(DataManager(cfg).test_loader)[1]
+    assert sorted(batch) == ["domain", "img", "impath", "index", "label"]
+    assert batch["img"].shape == (10, 3, 8, 8) and batch["label"].tolist() == [3] * 4 + [4] * 6
+    assert batch["index"].tolist() == list(range(20, 30))
+
+
+def test_a_training_set_smaller_than_a_batch_is_used(cfg, pool):
+    transform = build_transform(cfg)
+    loader = build_data_loader(cfg, "RandomSampler", pool[:5], 32, tfm=transform)
+    assert [len(batch["label"]) for batch in loader] == [5]
+
+
+def test_custom_transforms_and_wrapper(cfg):
+    class Wrapper(DatasetWrapper):
+        def __getitem__(self, idx):
+            return {**super().__getitem__(idx), "extra": 1}
+
+    one, other = torch.zeros(2), torch.ones(2)
+    manager = DataManager(
+        cfg, [lambda image: one, lambda image: other], lambda image: other, Wrapper
+    )
+    batch = next(iter(manager.train_loader_x))
+    assert batch["img"].sum() == 0 and batch["img2"].min() == 1 and batch["extra"].min() == 1
+    assert next(iter(manager.test_loader))["img"].min() == 1
+
+
+def test_several_views_and_the_plain_image(cfg, pool):
+    cfg.DATALOADER.K_TRANSFORMS = 2
+    cfg.DATALOADER.RETURN_IMG0 = True
+    cfg.INPUT.TRANSFORMS = ("random_resized_crop", "normalize")
+    entry = DatasetWrapper(cfg, pool, transform=build_transform(cfg), is_train=True)[0]
+    assert len(entry["img"]) == 2 and not torch.equal(entry["img"][0], entry["img"][1])
+    assert entry["img0"].shape == (3, 8, 8) and entry["img0"].min() < 0
+    with pytest.raises(UserError, match="K_TRANSFORMS"):
+        DatasetWrapper(cfg, pool, transform=None, is_train=True)
+    assert isinstance(DatasetWrapper(cfg, pool)[0]["img"], Image.Image)
+
+
+# Transforms -------------------------------------------------------------------------------------
+
+
+def test_test_transform_resizes_the_short_side_and_crops_the_centre(cfg):
+    pixels = np.zeros((16, 48, 3), dtype=np.uint8)
+    pixels[:, 16:32] = 255  # white in the middle third
+    cfg.INPUT.INTERPOLATION = "bicubic"
+    image = build_transform(cfg, is_train=False)(Image.fromarray(pixels))
+    assert image.shape == (3, 8, 8) and image.min() > 0.9
+    cfg.INPUT.TRANSFORMS = ("normalize", "random_flip")
+    normal = build_transform(cfg, is_train=False)(Image.fromarray(pixels))
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    assert torch.allclose(normal, (image - mean) / std, atol=1e-5)
+
+
+def test_plain_training_transform_resizes_to_the_size(cfg):
+    image = Image.fromarray(np.arange(16 * 48 * 3, dtype=np.uint8).reshape(16, 48, 3))
+    result = build_transform(cfg)(image)
+    expected = image.resize((8, 8), Image.Resampling.BILINEAR)
+    assert torch.equal(
+        (result * 255).round().byte(), torch.tensor(np.array(expected)).permute(2, 0, 1)
+    )
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_each_transform_gives_an_image_of_the_size(cfg, name):
+    cfg.INPUT.TRANSFORMS = (name,)
+    cfg.INPUT.GB_K = 3
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 16, 3), dtype=np.uint8))
+    result = build_transform(cfg)(image)
+    # random_crop alone cuts the image as it is, after padding
+    assert result.shape == (3, 8, 8) and torch.isfinite(result).all()
+    assert build_transform(cfg, is_train=False)(image).shape == (3, 8, 8)
+
+
+def test_transform_settings_are_checked(cfg):
+    with pytest.raises(UserError, match="did you mean 'normalize'"):
+        build_transform(cfg, choices=["normalise"])
+    cfg.INPUT.GB_K = 4
+    with pytest.raises(UserError, match="GB_K is 4"):
+        build_transform(cfg, choices=["gaussian_blur"])
+    cfg.INPUT.NO_TRANSFORM = True
+    assert build_transform(cfg) is None
+
+
+def test_cutout_zeroes_a_square_and_leaves_the_input():
+    set_random_seed(0)
+    image = torch.ones(3, 20, 20)
+    for _ in range(30):
+        cut = Cutout(n_holes=1, length=6)(image)
+        zeros = cut[0] == 0
+        rows, columns = zeros.any(dim=1).sum(), zeros.any(dim=0).sum()
+        assert 3 <= rows <= 6 and 3 <= columns <= 6 and zeros.sum() == rows * columns
+    assert image.min() == 1
+
+
+def test_interpolation_modes_have_the_public_names():
+    assert INTERPOLATION_MODES["bicubic"].value == "bicubic"
+
+
+# Samplers ---------------------------------------------------------------------------------------
+
+
+def items_of(*labels_and_domains):
+    items = []
+    for label, domain, count in labels_and_domains:
+        for _ in range(count):
+            item = Datum.__new__(Datum)
+            item._impath, item._label, item._domain, item._classname = "", label, domain, ""
+            items.append(item)
+    return items
+
+
+@pytest.mark.parametrize("name", ["RandomDomainSampler", "SeqDomainSampler"])
+def test_domain_samplers_fill_batches_evenly(name):
+    items = items_of((0, 0, 9), (0, 1, 14), (0, 2, 11))
+    sampler = build_sampler(name, data_source=items, batch_size=6, n_domain=0)
+    order = list(sampler)
+    assert len(order) == len(sampler) == len(set(order)) == 24  # four times 2 of each domain
+    for start in range(0, 24, 6):
+        domains = [items[index].domain for index in order[start : start + 6]]
+        assert Counter(domains) == {0: 2, 1: 2, 2: 2}
+        assert name == "RandomDomainSampler" or domains == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(UserError, match="no multiple"):
+        build_sampler(name, data_source=items, batch_size=7)
+
+
+def test_domains_per_batch_can_be_fewer():
+    items = items_of((0, 0, 9), (0, 1, 9), (0, 2, 9))
+    order = list(build_sampler("RandomDomainSampler", None, items, 4, n_domain=2))
+    for start in range(0, len(order), 4):
+        counts = Counter(items[index].domain for index in order[start : start + 4])
+        assert sorted(counts.values()) == [2, 2]
+
+
+def test_class_sampler_draws_whole_groups():
+    items = items_of((0, 0, 6), (1, 0, 7), (2, 0, 1), (3, 0, 4))
+    sampler = RandomClassSampler(items, batch_size=4, n_ins=2)
+    state = random.getstate()
+    order = list(sampler)
+    assert len(order) >= 8 and len(order) % 4 == 0
+    for start in range(0, len(order), 2):
+        assert len({items[index].label for index in order[start : start + 2]}) == 1
+    random.setstate(state)
+    assert list(sampler) == order
+    with pytest.raises(UserError, match="N_INS is 5"):
+        RandomClassSampler(items, batch_size=4, n_ins=5)
+    with pytest.raises(UserError, match="takes 8 classes"):
+        RandomClassSampler(items, batch_size=8, n_ins=1)
+
+
+def test_unknown_sampler():
+    with pytest.raises(UserError, match="did you mean 'RandomSampler'"):
+        build_sampler("RandmSampler")

@@ -1,0 +1,194 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dassl.config import get_cfg_default
+from dassl.engine import SimpleTrainer, TrainerBase, build_trainer
+from dassl.engine import trainer as engine
+from dassl.utils import LossError, UserError, set_random_seed
+from tests.dassl import toys
+
+
+@pytest.fixture
+def trainer():
+    made = TrainerBase()
+    model = nn.Linear(2, 2)
+    optim = torch.optim.SGD(model.parameters(), lr=0.1)
+    sched = torch.optim.lr_scheduler.StepLR(optim, 1, 0.5)
+    made.register_model("one", model, optim, sched)
+    made.register_model("frozen", nn.Dropout())
+    return made
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME, cfg.DATASET.ROOT = "Toys", str(toys.draw(tmp_path / "data"))
+    cfg.TRAINER.NAME, cfg.OUTPUT_DIR = "ToyTrainer", str(tmp_path / "run")
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.SIZE = (8, 8)
+    cfg.USE_CUDA = False
+    return cfg
+
+
+def test_models_are_registered_by_name(trainer):
+    assert trainer.get_model_names() == ["one", "frozen"]
+    assert trainer.get_model_names("one") == ["one"]
+    with pytest.raises(KeyError):
+        trainer.get_model_names("two")
+    with pytest.raises(ValueError, match="'one' already"):
+        trainer.register_model("one", nn.Linear(1, 1))
+    with pytest.raises(AttributeError):
+        TrainerBase.__new__(TrainerBase).register_model("one", nn.Linear(1, 1))
+
+
+def test_modes_and_rates(trainer):
+    trainer.set_model_mode("eval")
+    assert not trainer._models["frozen"].training
+    trainer.set_model_mode("train", "frozen")
+    assert trainer._models["frozen"].training and not trainer._models["one"].training
+    with pytest.raises(KeyError):
+        trainer.set_model_mode("other")
+    assert trainer.get_current_lr() == 0.1 and trainer.get_current_lr("frozen") == 0.0
+    trainer._optims["one"].step()
+    trainer.update_lr()
+    assert trainer.get_current_lr() == 0.05
+
+
+def test_backward_and_update_step_only_on_a_finite_loss(trainer):
+    model = trainer._models["one"]
+    before = model.weight.detach().clone()
+    with pytest.raises(LossError, match="loss is inf at epoch 1, batch 1"):
+        trainer.model_backward_and_update(model(torch.ones(1, 2)).sum() * float("inf"))
+    assert torch.equal(model.weight, before)
+    trainer.model_backward_and_update(model(torch.ones(1, 2)).sum())
+    assert torch.allclose(model.weight, before - 0.1)
+
+
+def test_saved_models_load_again(trainer, tmp_path, capsys):
+    model = trainer._models["one"]
+    saved = model.weight.detach().clone()
+    trainer.save_model(4, str(tmp_path), is_best=True, val_result=np.float64(71.23))
+    with torch.no_grad():
+        model.weight.zero_()
+    trainer.load_model(str(tmp_path))
+    assert torch.equal(model.weight, saved) and trainer.model_epoch == 5
+    assert "model-best.pth.tar to one (epoch=5, val_result=71.2)" in capsys.readouterr().out
+    trainer.load_model("")
+    assert "skipped" in capsys.readouterr().out
+
+
+def test_checkpoints_that_do_not_fit_are_refused(trainer, tmp_path):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    path = folder / "model.pth.tar-2"
+    weight, bias = torch.ones(2, 2), torch.ones(2)
+    for state, message in [
+        ({"weight": weight}, "it has no tensor 'bias'"),
+        ({"weight": weight, "bias": torch.ones(3)}, r"'bias' has shape \(3,\).* has \(2,\)"),
+        ({"weight": weight, "bias": bias, "ctx": bias}, "this model has no tensor 'ctx'"),
+    ]:
+        torch.save({"state_dict": state, "epoch": 2}, path)
+        with pytest.raises(UserError, match=message) as info:
+            trainer.load_model(str(tmp_path), epoch=2)
+        assert str(path) in str(info.value)
+    torch.save(weight, path)
+    with pytest.raises(UserError, match="holds no state_dict"):
+        trainer.load_model(str(tmp_path), epoch=2)
+    with pytest.raises(UserError, match="epochs saved there: 2"):
+        trainer.load_model(str(tmp_path), epoch=3)
+    path.unlink()
+    with pytest.raises(UserError, match="no checkpoint in"):
+        trainer.load_model(str(tmp_path))
+    with pytest.raises(UserError, match="nowhere.* does not exist"):
+        trainer.load_model("/nowhere")
+
+
+def test_a_trainer_may_leave_frozen_tensors_out(trainer, tmp_path):
+    model = trainer._models["one"]
+    trainer.learned_state_dict = lambda name: {"bias": model.bias} if name == "one" else {}
+    trainer.save_model(0, str(tmp_path))
+    kept = torch.load(tmp_path / "one" / "model.pth.tar-1", weights_only=True)["state_dict"]
+    assert list(kept) == ["bias"]
+    bias, weight = model.bias.detach().clone(), torch.full((2, 2), 3.0)
+    with torch.no_grad():
+        model.weight.copy_(weight)
+        model.bias.zero_()
+    trainer.load_model(str(tmp_path), epoch=1)
+    assert torch.equal(model.bias, bias) and torch.equal(model.weight, weight)
+
+
+def test_random_states_come_back():
+    def draw():
+        return random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist()
+
+    set_random_seed(5)
+    draw()  # leaves half of a pair of normal numbers behind in Python and NumPy
+    state = engine._random_state()
+    first = draw()
+    set_random_seed(6)
+    engine._set_random_state(state)
+    assert draw() == first
+
+
+def test_resume_file_holds_nothing_but_tensors_and_plain_values(cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", (2, 1))
+    trainer = build_trainer(cfg)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.close_writer()
+    state = torch.load(tmp_path / "run" / "resume.pth.tar", weights_only=True)
+    assert state["epoch"] == 1 and state["extra"] == {"steps": 1}
+    assert sorted(state["models"]) == ["toy_net"]
+
+
+def test_progress_is_saved_only_when_saving_is_cheap(cfg, tmp_path, monkeypatch):
+    """An epoch that takes less than ten times as long as a save leaves the old file."""
+    trainer = build_trainer(cfg)
+    now = [0.0]
+    saved = []
+
+    def slow_save(state, path):
+        saved.append(state["epoch"])
+        now[0] += 2.0
+
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(engine, "save_torch_file", slow_save)
+    for epoch in range(9):
+        trainer.epoch = epoch
+        now[0] += 5.0
+        trainer.save_progress()
+    assert saved == [1, 5, 9]
+
+
+def test_base_trainer_asks_for_a_model(cfg):
+    with pytest.raises(NotImplementedError, match="must define build_model"):
+        SimpleTrainer(cfg)
+
+
+def test_no_test_still_leaves_a_record(cfg, tmp_path):
+    cfg.TEST.NO_TEST = True
+    cfg.OPTIM.MAX_EPOCH = 1
+    build_trainer(cfg).train()
+    text = (tmp_path / "run" / "results.json").read_text()
+    assert '"accuracy": null' in text and '"epoch": 1' in text
+
+
+def test_wrong_hands_are_told_what_is_allowed(cfg):
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 0
+    with pytest.raises(UserError, match="TRAIN_X.BATCH_SIZE is 0; allowed: 1 or more"):
+        build_trainer(cfg)
+
+
+def test_bar_replaces_the_lines_on_a_terminal_only(cfg, tmp_path, monkeypatch, capsys):
+    cfg.OPTIM.MAX_EPOCH = 2
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    build_trainer(cfg).train()
+    captured = capsys.readouterr()
+    assert "epoch [2/2]: 100%" in captured.err and "eta=0:00:00" in captured.err
+    assert "loss=" in captured.err and "acc=" in captured.err and "lr=" in captured.err
+    # stdout is no terminal here, so it gets the lines, too
+    assert "epoch [2/2] batch [1/1] time" in captured.out

@@ -1,0 +1,236 @@
+import json
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dassl.utils import (
+    AverageMeter,
+    LossError,
+    MetricMeter,
+    Registry,
+    UserError,
+    atomic_write,
+    check_image_file,
+    check_isfile,
+    collect_env_info,
+    count_num_param,
+    listdir_nohidden,
+    load_checkpoint,
+    load_pretrained_weights,
+    nearest,
+    read_image,
+    read_json,
+    resume_from_checkpoint,
+    save_checkpoint,
+    set_random_seed,
+    setup_logger,
+    tolist_if_not,
+    write_json,
+)
+
+
+def test_registry_finds_and_suggests():
+    registry = Registry("TRAINER")
+
+    @registry.register()
+    class CoOp:
+        pass
+
+    assert registry.get("CoOp") is CoOp and registry.registered_names() == ["CoOp"]
+    with pytest.raises(KeyError, match="has a 'CoOp' already"):
+        registry.register(CoOp)
+    registry.register(CoOp, force=True)
+    with pytest.raises(UserError) as info:
+        registry.get("coop")
+    assert isinstance(info.value, KeyError)
+    assert str(info.value) == "unknown trainer 'coop'; did you mean 'CoOp'? known: CoOp"
+
+
+def test_nearest_without_anything_near():
+    assert nearest("zzz", ["abc"]) == "known: abc"
+    assert nearest("zzz", []) == "known: none"
+
+
+def test_user_error_keeps_the_line_out_of_a_workers_traceback():
+    text = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback\n  File x\n"
+    assert str(UserError(text + "dassl.errors.UserError: image 'a' is bad\n")) == "image 'a' is bad"
+    assert issubclass(LossError, UserError) and issubclass(LossError, FloatingPointError)
+
+
+def test_meters():
+    meter = AverageMeter()
+    meter.update(1.0, n=3)
+    meter.update(torch.tensor(5.0))
+    assert meter.val == 5.0 and meter.avg == 2.0 and meter.count == 4
+    metrics = MetricMeter()
+    metrics.update(None)
+    metrics.update({"loss": 1.0, "acc": torch.tensor(50.0)})
+    metrics.update({"loss": 2.0})
+    assert str(metrics) == "loss 2.0000 (1.5000) acc 50.0000 (50.0000)"
+    with pytest.raises(TypeError):
+        metrics.update([1.0])  # type: ignore[arg-type]
+
+
+def test_logger_copies_what_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards
+    setup_logger(str(tmp_path / "run"))
+    print("hello")
+    assert (tmp_path / "run" / "log.txt").read_text() == "hello\n"
+    assert not sys.stdout.isatty()
+    sys.stdout.close()
+    print("console only")
+    setup_logger(str(tmp_path / "run"))
+    print("second")
+    sys.stdout.close()
+    assert capsys.readouterr().out == "hello\nconsole only\nsecond\n"
+    logs = sorted((tmp_path / "run").iterdir())
+    assert [log.read_text() for log in logs] == ["hello\n", "second\n"]
+
+
+def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(str(path)) as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with atomic_write(str(path)) as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_files(tmp_path):
+    path = str(tmp_path / "folder" / "file.json")
+    write_json({"name": "café", "values": [1, 2]}, path)
+    assert read_json(path) == {"name": "café", "values": [1, 2]}
+    with open(path, "w") as file:
+        file.write("{")
+    with pytest.raises(UserError, match="file.json' is no valid JSON"):
+        read_json(path)
+    with pytest.raises(UserError, match="none.json"):
+        read_json(str(tmp_path / "none.json"))
+
+
+def test_small_tools(tmp_path):
+    (tmp_path / "b").touch()
+    (tmp_path / "a").touch()
+    (tmp_path / ".hidden").touch()
+    assert listdir_nohidden(str(tmp_path), sort=True) == ["a", "b"]
+    assert tolist_if_not(1) == [1] and tolist_if_not([1]) == [1]
+    assert check_isfile(str(tmp_path / "a"))
+    with pytest.warns(UserWarning, match="No file found"):
+        assert not check_isfile(str(tmp_path / "c"))
+    assert f"torch: {torch.__version__.split('+')[0]}" in collect_env_info()
+
+
+def test_seed_covers_all_generators():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    set_random_seed(3)
+    first = draw()
+    assert draw() != first
+    set_random_seed(3)
+    assert draw() == first
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
+def test_images_are_read_as_rgb_and_broken_ones_named(tmp_path, suffix):
+    path = tmp_path / f"image{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    assert read_image(str(path)).mode == "RGB" and read_image(str(path)).size == (30, 20)
+    check_image_file(str(path))
+    path.write_bytes(path.read_bytes()[:200])
+    for check in (read_image, check_image_file):
+        with pytest.raises(UserError, match=f"image{suffix}' is unreadable or truncated"):
+            check(str(path))
+    path.unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        check_image_file(str(path))
+
+
+def test_jpeg_with_bytes_behind_its_end_is_good(tmp_path):
+    path = tmp_path / "image.jpg"
+    Image.new("RGB", (8, 8)).save(path)
+    path.write_bytes(path.read_bytes() + b"trailing bytes")
+    check_image_file(str(path))
+
+
+def test_checkpoint_round_trip(tmp_path):
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    optim = torch.optim.SGD(model.parameters(), lr=0.5)
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    save_checkpoint(
+        {"state_dict": state, "epoch": 4, "optimizer": optim.state_dict()},
+        str(tmp_path),
+        is_best=True,
+    )
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint", "model-best.pth.tar", "model.pth.tar-4"]
+    other_optim = torch.optim.SGD(other.parameters(), lr=0.1)
+    assert resume_from_checkpoint(str(tmp_path), other, other_optim) == 4
+    assert torch.equal(model.weight, other.weight) and other_optim.param_groups[0]["lr"] == 0.5
+    with pytest.raises(UserError, match="does not fit"):
+        resume_from_checkpoint(str(tmp_path), nn.Linear(4, 2))
+    with pytest.raises(UserError, match="no checkpoint to resume"):
+        resume_from_checkpoint(str(tmp_path / "none"), other)
+
+
+def test_checkpoint_with_a_numpy_number_is_read(tmp_path):
+    path = str(tmp_path / "model.pth.tar-1")
+    torch.save({"val_result": np.float64(81.5), "epoch": 1}, path)
+    assert float(load_checkpoint(path)["val_result"]) == 81.5
+
+
+class Unsafe:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+def test_bad_checkpoints_are_named_and_never_executed(tmp_path, capsys):
+    path = tmp_path / "model.pth.tar-1"
+    torch.save({"x": Unsafe()}, path)
+    with pytest.raises(UserError, match="model.pth.tar-1' is corrupt or no checkpoint"):
+        load_checkpoint(str(path))
+    assert capsys.readouterr().out == ""
+    path.write_text("text")
+    with pytest.raises(UserError, match="corrupt") as info:
+        load_checkpoint(str(path))
+    assert "\n" not in str(info.value)
+    with pytest.raises(UserError, match="does not exist"):
+        load_checkpoint(str(tmp_path / "none"))
+
+
+def test_pretrained_weights_that_fit_are_loaded(tmp_path, capsys):
+    source, target = nn.Linear(3, 2), nn.Linear(3, 2)
+    path = str(tmp_path / "weights.pth")
+    state = {"module.weight": source.weight, "bias": torch.zeros(5)}
+    torch.save({"state_dict": state}, path)
+    before = target.bias.clone()
+    load_pretrained_weights(target, path)
+    assert torch.equal(target.weight, source.weight) and torch.equal(target.bias, before)
+    assert "discarded, as their names or sizes do not match: ['bias']" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="Nothing in"):
+        load_pretrained_weights(nn.Conv2d(1, 1, 1), path)
+
+
+def test_number_of_parameters():
+    model = nn.Linear(3, 2)
+    assert count_num_param(model) == 8
+    assert count_num_param(params=[model.weight]) == 6
+    assert count_num_param(params=[{"params": [model.weight]}, {"params": [model.bias]}]) == 8
+
+
+def test_write_json_is_readable_by_others(tmp_path):
+    path = tmp_path / "file.json"
+    write_json([1], str(path))
+    assert json.loads(path.read_text()) == [1]
+    assert path.stat().st_mode & 0o400

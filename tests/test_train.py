@@ -1,0 +1,371 @@
+"""The command line, with toy trainers and a toy dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from tests.dassl import toys
+
+REPOSITORY = Path(train.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return toys.draw(tmp_path_factory.mktemp("data"))
+
+
+def run(root, output, *options):
+    return train.main(toys.cli(root, output, *options))
+
+
+def error_of(capsys) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """The output folder of a run over three epochs."""
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    assert run(root, output, "TEST.SAVE_LOGITS", "True", "TEST.COMPUTE_CMAT", "True") == 0
+    return output
+
+
+# What a run leaves ------------------------------------------------------------------------------
+
+
+def test_run_leaves_log_results_scalars_and_model(finished):
+    names = sorted(path.name for path in finished.iterdir())
+    expected = ["cmat.pt", "config.yaml", "log.txt", "logits.npz", "results.json"]
+    assert names == [*expected, "tensorboard", "toy_net"]
+    assert (finished / "toy_net" / "checkpoint").read_text() == "model.pth.tar-3\n"
+    checkpoint = torch.load(finished / "toy_net" / "model.pth.tar-3", weights_only=True)
+    assert sorted(checkpoint) == ["epoch", "state_dict", "val_result"]
+    assert checkpoint["epoch"] == 3
+    assert any((finished / "tensorboard").iterdir())
+
+
+def test_log_has_a_line_per_batch_and_the_public_result_lines(finished):
+    log = (finished / "log.txt").read_text()
+    assert "** Arguments **" in log and "** Config **" in log and "** System info **" in log
+    assert "epoch [3/3] batch [3/3] time " in log and " lr " in log and " eta 0:00:00" in log
+    results = json.loads((finished / "results.json").read_text())
+    assert f"=> result\n* total: 30\n* correct: {results['correct']}\n" in log
+    assert f"* accuracy: {results['accuracy']:.1f}%\n" in log
+
+
+def test_results_hold_figures_config_and_versions(finished, root):
+    results = json.loads((finished / "results.json").read_text())
+    assert results["total"] == 30
+    assert results["accuracy"] == pytest.approx(100 * results["correct"] / 30)
+    assert results["error"] == pytest.approx(100 - results["accuracy"])
+    assert 0 <= results["macro_f1"] <= 100
+    assert list(results["per_class_accuracy"]) == list(toys.CLASSES)
+    assert np.mean(list(results["per_class_accuracy"].values())) == pytest.approx(
+        results["accuracy"]
+    )
+    assert results["trainer"] == "ToyTrainer" and results["dataset"] == "Toys"
+    assert results["seed"] == 1 and results["epoch"] == 3 and results["split"] == "test"
+    assert results["wall_time_s"] > 0
+    assert results["config"]["OPTIM"]["LR"] == 0.02
+    assert results["config"]["DATASET"]["ROOT"] == str(root)
+    assert results["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_logits_agree_with_the_results(finished):
+    results = json.loads((finished / "results.json").read_text())
+    with np.load(finished / "logits.npz") as arrays:
+        assert arrays["logits"].shape == (30, 5)
+        correct = (arrays["logits"].argmax(axis=1) == arrays["labels"]).sum()
+        assert correct == results["correct"]
+        names = [Path(path).parent.name for path in arrays["impaths"]]
+    assert names == [name for name in toys.CLASSES for _ in range(6)]
+
+
+def test_confusion_matrix_rows_sum_to_one(finished):
+    matrix = torch.load(finished / "cmat.pt", weights_only=True)
+    assert matrix.shape == (5, 5)
+    assert torch.allclose(matrix.sum(dim=1), torch.ones(5, dtype=matrix.dtype))
+
+
+def test_main_puts_the_process_back(root, tmp_path):
+    stdout, handler = sys.stdout, signal.getsignal(signal.SIGTERM)
+    assert run(root, tmp_path / "run", "--no-train") == 0
+    assert sys.stdout is stdout
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_same_seed_gives_the_same_weights(root, finished, tmp_path):
+    assert run(root, tmp_path / "again") == 0
+    assert_same_weights(tmp_path / "again", finished)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = toys.weights(one), toys.weights(other)
+    assert list(first) == list(second)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+# Evaluation -------------------------------------------------------------------------------------
+
+
+def test_eval_only_reloads_the_newest_model(root, finished, tmp_path, capsys):
+    output = tmp_path / "eval"
+    assert run(root, output, "--eval-only", "--model-dir", str(finished)) == 0
+    assert "There is no model-best.pth.tar" in capsys.readouterr().out
+    ours = json.loads((output / "results.json").read_text())
+    theirs = json.loads((finished / "results.json").read_text())
+    assert ours["accuracy"] == theirs["accuracy"]
+    assert ours["per_class_accuracy"] == theirs["per_class_accuracy"]
+    assert ours["epoch"] == 3
+    assert (output / "log.txt").is_file() and not (output / "tensorboard").exists()
+
+
+def test_load_epoch_takes_that_epoch(root, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert run(root, output, "TRAIN.CHECKPOINT_FREQ", "1") == 0
+    options = ("--eval-only", "--model-dir", str(output), "--load-epoch")
+    assert run(root, tmp_path / "eval", *options, "2") == 0
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["epoch"] == 2
+    capsys.readouterr()
+    assert run(root, tmp_path / "eval2", *options, "7") == 2
+    assert "model.pth.tar-7' does not exist; epochs saved there: 1, 2, 3" in error_of(capsys)
+
+
+def test_best_val_model_is_deployed(root, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert run(root, output, "TEST.FINAL_MODEL", "best_val") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("Evaluate on the *val* set") == 3
+    best = torch.load(output / "toy_net" / "model-best.pth.tar", weights_only=True)
+    assert f"Load {output}/toy_net/model-best.pth.tar to toy_net (epoch={best['epoch']}" in printed
+    assert json.loads((output / "results.json").read_text())["epoch"] == best["epoch"]
+
+
+# Interruption -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_resumed_run_ends_with_the_same_weights(root, tmp_path, monkeypatch, capsys, workers):
+    options = ("DATALOADER.NUM_WORKERS", workers, "TEST.FINAL_MODEL", "best_val")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(root, whole, *options) == 0
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", (3, 2))
+    assert run(root, parts, *options) == 130
+    assert capsys.readouterr().err.startswith("interrupted; ")
+    assert (parts / "resume.pth.tar").is_file() and not (parts / "results.json").exists()
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", None)
+    assert run(root, parts, *options) == 0
+    assert "Resuming the run in" in capsys.readouterr().out
+    assert not (parts / "resume.pth.tar").exists()
+    assert_same_weights(parts, whole)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (whole, parts)]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert results[0]["epoch"] == results[1]["epoch"]
+
+
+def test_resume_option_goes_on_in_another_folder(root, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", (2, 1))
+    assert run(root, tmp_path / "old") == 130
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", None)
+    assert run(root, tmp_path / "new", "--resume", str(tmp_path / "old")) == 0
+    assert "1 epochs are done" in capsys.readouterr().out
+    assert_same_weights(tmp_path / "new", finished)
+    assert (tmp_path / "old" / "resume.pth.tar").is_file()
+
+
+def test_interruption_in_the_first_epoch_starts_again(
+    root, finished, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", (1, 2))
+    assert run(root, tmp_path / "run") == 130
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", None)
+    assert run(root, tmp_path / "run") == 0
+    assert "train from scratch" in capsys.readouterr().out
+    assert_same_weights(tmp_path / "run", finished)
+    assert len(list((tmp_path / "run").glob("log.txt*"))) == 2
+
+
+def test_finished_run_is_only_evaluated(root, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert run(root, output) == 0
+    before = (output / "toy_net" / "model.pth.tar-3").stat().st_mtime_ns
+    results = json.loads((output / "results.json").read_text())
+    capsys.readouterr()
+    assert run(root, output) == 0
+    printed = capsys.readouterr().out
+    assert "is finished: not training again" in printed and "epoch [1/3]" not in printed
+    assert (output / "toy_net" / "model.pth.tar-3").stat().st_mtime_ns == before
+    assert json.loads((output / "results.json").read_text())["accuracy"] == results["accuracy"]
+
+
+def test_another_config_in_the_same_folder_is_refused(root, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "run"
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", (2, 1))
+    assert run(root, output) == 130
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", None)
+    capsys.readouterr()
+    assert run(root, output, "OPTIM.LR", "0.5") == 2
+    assert "a run with OPTIM.LR 0.02, but now it is 0.5" in error_of(capsys)
+    assert run(root, output, "--trainer", "WideToyTrainer") == 2
+    assert "TRAINER.NAME 'ToyTrainer', but now it is 'WideToyTrainer'" in error_of(capsys)
+    assert (output / "resume.pth.tar").is_file()
+
+
+def test_another_config_than_a_finished_run_is_refused(root, finished, capsys):
+    assert run(root, finished, "OPTIM.LR", "0.5") == 2
+    assert "a run with OPTIM.LR 0.02, but now it is 0.5" in error_of(capsys)
+
+
+def test_sigterm_ends_the_process_with_130(root, tmp_path):
+    code = (
+        "import os, signal, sys, train\n"
+        "from tests.dassl import toys\n"
+        "def terminate(self, batch): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "toys.ToyTrainer.forward_backward = terminate\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *toys.cli(root, tmp_path / "run")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 130
+    assert done.stderr.strip().splitlines()[-1].startswith("interrupted; ")
+    assert "Traceback" not in done.stderr
+
+
+# Bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--trainer", "ToyTrainr"], ["unknown trainer 'ToyTrainr'; did you mean 'ToyTrainer'"]),
+        (["DATASET.NAME", "Tois"], ["unknown dataset 'Tois'; did you mean 'Toys'"]),
+        (["OPTIM.LRR", "1"], ["unknown config key OPTIM.LRR", "did you mean 'LR'"]),
+        (["OPTIM.LR", "fast"], ["config key OPTIM.LR", "'fast'"]),
+        (["OPTIM.LR"], ["KEY VALUE pairs, but 'OPTIM.LR' is alone"]),
+        (["--config-file", "none.yaml"], ["config file 'none.yaml' does not exist"]),
+        (["INPUT.TRANSFORMS", "('flip',)"], ["unknown name in INPUT.TRANSFORMS 'flip'"]),
+        (["DATASET.NUM_SHOTS", "0"], ["DATASET.NUM_SHOTS is 0; allowed: 1 or more, or -1"]),
+        (["DATASET.NUM_SHOTS", "-2"], ["DATASET.NUM_SHOTS is -2"]),
+        (["DATASET.SUBSAMPLE_CLASSES", "novel"], ["'novel'", "known: all, base, new"]),
+        (["DATASET.ROOT", "''"], ["DATASET.ROOT is empty"]),
+        (["DATASET.ROOT", "/nowhere"], ["DATASET.ROOT '/nowhere' does not exist"]),
+        (["--eval-only", "--model-dir", "/nowhere"], ["--model-dir", "'/nowhere' does not exist"]),
+        (["--resume", "/nowhere"], ["--resume", "'/nowhere' does not exist"]),
+        (["OPTIM.NAME", "sdg"], ["unknown OPTIM.NAME 'sdg'; did you mean 'sgd'"]),
+        (["TEST.FINAL_MODEL", "best"], ["unknown TEST.FINAL_MODEL 'best'"]),
+    ],
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(root, tmp_path, capsys, options, parts):
+    assert run(root, tmp_path / "run", *options) == 2
+    line = error_of(capsys)
+    for part in parts:
+        assert part in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_names_are_answered_before_heavy_imports(root, tmp_path):
+    code = (
+        "import sys, train\n"
+        "code = train.main(sys.argv[1:])\n"
+        "heavy = {'torchvision', 'open_clip', 'sklearn', 'torch.utils.tensorboard'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)), 'torch:', 'torch' in sys.modules)\n"
+        "sys.exit(code)\n"
+    )
+
+    def answer(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, text=True
+        )
+
+    unknown = answer("--trainer", "Nobody")
+    assert unknown.returncode == 2 and unknown.stderr.startswith("error: unknown trainer 'Nobody'")
+    assert "heavy: []" in unknown.stdout
+    usage = answer("--help")
+    assert usage.returncode == 0 and "--dataset-config-file" in usage.stdout
+    assert "heavy: [] torch: False" in usage.stdout
+    assert answer("--seed", "x").returncode == 2
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_truncated_image_is_named_before_training(tmp_path, capsys, workers, split):
+    root = toys.draw(tmp_path / "data")
+    path = root / "toys" / split / "bee" / "3.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert run(root, tmp_path / "run", "DATALOADER.NUM_WORKERS", workers) == 2
+    assert f"image '{path}' is unreadable or truncated" in error_of(capsys)
+    assert not (tmp_path / "run" / "toy_net").exists()
+
+
+def test_image_that_breaks_later_is_named_from_a_worker(tmp_path, capsys, monkeypatch):
+    root = toys.draw(tmp_path / "data")
+    path = root / "toys" / "train" / "bee" / "3.png"
+    path.write_bytes(b"nothing")
+    monkeypatch.setattr("dassl.data.data_manager.check_images", lambda dataset: None)
+    assert run(root, tmp_path / "run", "DATALOADER.NUM_WORKERS", "1") == 2
+    assert f"image '{path}' is unreadable or truncated" in error_of(capsys)
+
+
+def test_class_without_image_is_named(tmp_path, capsys):
+    root = toys.draw(tmp_path / "data")
+    for path in (root / "toys" / "train" / "cat").iterdir():
+        path.unlink()
+    assert run(root, tmp_path / "run") == 2
+    line = error_of(capsys)
+    assert "class 'cat' (label 2) of Toys has no training image" in line
+
+
+def test_checkpoint_of_another_width_names_file_and_tensor(root, finished, tmp_path, capsys):
+    options = ("--trainer", "WideToyTrainer", "--eval-only", "--model-dir", str(finished))
+    assert run(root, tmp_path / "eval", *options) == 2
+    line = error_of(capsys)
+    assert str(finished) in line
+    assert "tensor 'layers.1.weight' has shape (16, 192), this model's has (24, 192)" in line
+
+
+def test_corrupt_checkpoint_names_the_file(root, finished, tmp_path, capsys):
+    folder = tmp_path / "old" / "toy_net"
+    folder.mkdir(parents=True)
+    data = (finished / "toy_net" / "model.pth.tar-3").read_bytes()
+    (folder / "model.pth.tar-3").write_bytes(data[: len(data) // 2])
+    assert run(root, tmp_path / "eval", "--eval-only", "--model-dir", str(tmp_path / "old")) == 2
+    assert f"checkpoint '{folder}/model.pth.tar-3' is corrupt" in error_of(capsys)
+
+
+@pytest.mark.parametrize("trainer", ["ToyTrainer", "OwnStepTrainer"])
+def test_loss_that_is_no_number_stops_the_run(root, tmp_path, capsys, monkeypatch, trainer):
+    output = tmp_path / "run"
+    monkeypatch.setattr(toys.ToyTrainer, "nan_at", (3, 2))
+    options = ("--trainer", trainer, "TRAIN.CHECKPOINT_FREQ", "1")
+    assert run(root, output, *options) == 2
+    line = error_of(capsys)
+    assert "loss is nan at epoch 3, batch 2/3 (first images: " in line
+    assert f"{root}{os.sep}toys" in line
+    assert sorted(path.name for path in (output / "toy_net").iterdir()) == [
+        "checkpoint",
+        "model.pth.tar-1",
+        "model.pth.tar-2",
+    ]
+    for tensor in toys.weights(output, 2).values():
+        assert torch.isfinite(tensor.float()).all()
+    # and the run can go on once the cause is gone
+    monkeypatch.setattr(toys.ToyTrainer, "nan_at", None)
+    assert run(root, output, *options) == 0
