@@ -1,0 +1,6 @@
+#!/bin/sh
+# CoCoOp, base-to-novel: test on the novel classes. Arguments: DATASET SEED
+# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
+TRAINER=CoCoOp
+. "$(dirname "$0")/../common.sh"
+base2new_test vit_b16_c4_ep10_batch1_ctxv1 scripts/cocoop/base2new_train.sh "$@"
