@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.trainers.tiny import tiny_clip
 
 import train
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, subsample_classes
 from dassl.engine import trainer as engine
+from tests.trainers.tiny import tiny_clip
 from trainers.base import PromptTrainer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128,) * 3}
