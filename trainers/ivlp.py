@@ -93,13 +93,10 @@ class VisionPromptedCLIP(PromptedCLIP):
     """Prompts in the vision tower only; the text is "<CTX_INIT> <class name>." and frozen."""
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
-        settings = self.settings
+        settings, width = self.settings, self.clip.config.vision_width
         self.prompt_learner = nn.Module()
         self.image_encoder = TowerPrompts(
-            settings.PROMPT_DEPTH_VISION,
-            settings.N_CTX_VISION,
-            self.clip.config.vision_width,
-            first_layer=True,
+            settings.PROMPT_DEPTH_VISION, settings.N_CTX_VISION, width, first_layer=True
         )
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
@@ -117,10 +114,10 @@ class VisionPromptedCLIP(PromptedCLIP):
         return self.frozen_text
 
 
-def check_vision_prompts(node: str, settings: Any, clip_model: CLIP) -> None:
-    """Raise UserError unless there are 1.. vision prompts in 1..L layers of a ViT."""
-    layers = check_vit(clip_model)
-    check_range(f"TRAINER.{node}.PROMPT_DEPTH_VISION", settings.PROMPT_DEPTH_VISION, 1, layers)
+def check_vision_prompts(node: str, settings: Any, clip_model: CLIP, lowest_depth: int) -> None:
+    """Raise UserError unless the prompts fit the vision tower, which must be a ViT."""
+    layers, depth = check_vit(clip_model), settings.PROMPT_DEPTH_VISION
+    check_range(f"TRAINER.{node}.PROMPT_DEPTH_VISION", depth, lowest_depth, layers)
     check_range(f"TRAINER.{node}.N_CTX_VISION", settings.N_CTX_VISION, 1)
 
 
@@ -131,8 +128,8 @@ class IndependentTrainer(PromptTrainer):
         node, config = f"TRAINER.{self.config_node}", clip_model.config
         check_range(f"{node}.PROMPT_DEPTH_TEXT", settings.PROMPT_DEPTH_TEXT, 1, config.text_layers)
         check_range(f"{node}.N_CTX_TEXT", settings.N_CTX_TEXT, 1)
-        if settings.PROMPT_DEPTH_VISION != 0:  # 0: text prompts only
-            check_vision_prompts(self.config_node, settings, clip_model)
+        if settings.PROMPT_DEPTH_VISION != 0:  # 0: text prompts only, which suit a ResNet too
+            check_vision_prompts(self.config_node, settings, clip_model, lowest_depth=0)
 
 
 @TRAINER_REGISTRY.register()
@@ -157,4 +154,4 @@ class VPT(PromptTrainer):
     )
 
     def check_settings(self, settings: Any, clip_model: CLIP) -> None:
-        check_vision_prompts(self.config_node, settings, clip_model)
+        check_vision_prompts(self.config_node, settings, clip_model, lowest_depth=1)

@@ -1,0 +1,182 @@
+"""IVLP and VPT against plain computations: 77 tokens, one text and one image at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clip import CLIP, CLIPConfig, tokenize
+from dassl.utils import UserError
+from tests.plain import image_feature, text_feature
+from tests.trainers.tiny import NAMES, build, settings, tiny_clip
+from trainers.ivlp import IVLP, VPT
+
+SHALLOW = {"PROMPT_DEPTH_TEXT": 1, "PROMPT_DEPTH_VISION": 1}
+TEXT_ONLY = {"PROMPT_DEPTH_VISION": 0, "N_CTX_VISION": 0}
+
+
+@pytest.fixture(scope="module")
+def clip_model():
+    return tiny_clip()
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(5)
+    return torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1])
+
+
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def learned(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def plain_logits(clip_model, images, texts, vision):
+    """``texts``: (text, prompt positions, prompts by layer) of each class."""
+    w = torch.stack(
+        [unit(text_feature(clip_model, tokenize([t])[0], slots, p)) for t, slots, p in texts]
+    )
+    v = torch.stack([unit(image_feature(clip_model, image, vision)) for image in images])
+    return clip_model.logit_scale.exp() * v @ w.t()
+
+
+def assert_same_gradients(model, terms, expected, labels):
+    tensors = learned(model)
+    fast = torch.autograd.grad(sum(terms.values()), tensors.values())
+    slow = torch.autograd.grad(F.cross_entropy(expected, labels), tensors.values())
+    for name, a, b in zip(tensors, fast, slow, strict=True):
+        assert b.abs().max() > 0, name
+        assert (a - b).abs().max() <= 1e-3 * b.abs().max(), name
+
+
+def deep(p, tower, depth):
+    return [p[f"{tower}.transformer.resblocks.{i}.VPT_shallow"] for i in range(1, depth)]
+
+
+@pytest.mark.parametrize(
+    ("n_text", "n_vision", "depth_text", "depth_vision", "context"),
+    [
+        (2, 3, 3, 4, "a photo of a"),  # two learned tokens, then "of a"
+        (4, 1, 4, 2, "a photo of a"),
+        (5, 2, 1, 1, "X X X X X"),  # too many tokens for the words
+        (2, 0, 2, 0, "a photo of a"),  # text prompts only
+    ],
+)
+def test_ivlp_equals_the_plain_computation(
+    clip_model, batch, n_text, n_vision, depth_text, depth_vision, context
+):
+    model = build(
+        IVLP,
+        clip_model,
+        N_CTX_TEXT=n_text,
+        N_CTX_VISION=n_vision,
+        PROMPT_DEPTH_TEXT=depth_text,
+        PROMPT_DEPTH_VISION=depth_vision,
+    )
+    p = learned(model)
+    text = [p["prompt_learner.ctx"], *deep(p, "text_encoder", depth_text)]
+    vision = [p["image_encoder.VPT"]] if depth_vision else []
+    vision += deep(p, "image_encoder", depth_vision)
+    assert len(p) == len(text) + len(vision)
+    assert {tuple(t.shape) for t in text} == {(n_text, 32)}
+    assert {tuple(t.shape) for t in vision} <= {(n_vision, 48)}
+    slots = list(range(1, 1 + n_text))
+    texts = [(f"{context} {name.replace('_', ' ')}.", slots, text) for name in NAMES]
+    images, labels = batch
+    expected = plain_logits(clip_model, images, texts, vision)
+    logits, terms = model(images, labels)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert_same_gradients(model, terms, expected, labels)
+
+
+def test_ivlp_starts_from_words_up_to_four_tokens(clip_model, capsys):
+    words = clip_model.token_embedding(tokenize(["a photo of a"])[0, 1:5])
+    for n_ctx in (2, 4):
+        ctx = build(IVLP, clip_model, N_CTX_TEXT=n_ctx, **SHALLOW).prompt_learner.ctx
+        assert torch.equal(ctx, words[:n_ctx])
+    assert "ignored" not in capsys.readouterr().out
+    random = build(IVLP, clip_model, N_CTX_TEXT=5, **SHALLOW).prompt_learner.ctx
+    assert 0.01 < random.std() < 0.03
+    assert "CTX_INIT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_vpt_equals_the_plain_computation(clip_model, batch, depth):
+    model = build(VPT, clip_model, N_CTX_VISION=3, PROMPT_DEPTH_VISION=depth)
+    p = learned(model)
+    vision = [p["image_encoder.VPT"], *deep(p, "image_encoder", depth)]
+    assert len(p) == depth and {tuple(t.shape) for t in vision} == {(3, 48)}
+    texts = [(f"a photo of a {name.replace('_', ' ')}.", [], []) for name in NAMES]
+    images, labels = batch
+    expected = plain_logits(clip_model, images, texts, vision)
+    logits, terms = model(images, labels)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert_same_gradients(model, terms, expected, labels)
+
+
+@pytest.mark.parametrize("trainer", [IVLP, VPT])
+def test_fixed_classes_change_no_logit_and_other_classes_can_be_set(clip_model, batch, trainer):
+    values = {"PROMPT_DEPTH_VISION": 2}
+    model = build(trainer, clip_model, **values | SHALLOW if trainer is IVLP else values).eval()
+    images, _ = batch
+    with torch.no_grad():
+        free = model(images)
+        with model.fixed_classes():
+            torch.testing.assert_close(model(images), free)
+        model.set_classes([NAMES[2], "green_hexagon"])
+        other = model(images)
+    assert other.shape == (3, 2)
+    torch.testing.assert_close(other[:, 0], free[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("trainer", "values", "message"),
+    [
+        (IVLP, {"PROMPT_DEPTH_TEXT": 0}, r"PROMPT_DEPTH_TEXT is 0, allowed: 1\.\.4"),
+        (IVLP, {"PROMPT_DEPTH_TEXT": 5}, r"PROMPT_DEPTH_TEXT is 5, allowed: 1\.\.4"),
+        (IVLP, {"PROMPT_DEPTH_VISION": 5}, r"IVLP\.PROMPT_DEPTH_VISION is 5, allowed: 0\.\.4"),
+        (IVLP, {"PROMPT_DEPTH_VISION": -1}, r"PROMPT_DEPTH_VISION is -1, allowed: 0\.\.4"),
+        (IVLP, {"N_CTX_TEXT": 0}, "N_CTX_TEXT is 0, allowed: 1 or more"),
+        (IVLP, {"N_CTX_VISION": 0}, "N_CTX_VISION is 0, allowed: 1 or more"),
+        (VPT, {"PROMPT_DEPTH_VISION": 0}, r"VPT\.PROMPT_DEPTH_VISION is 0, allowed: 1\.\.4"),
+        (VPT, {"N_CTX_VISION": 0}, "N_CTX_VISION is 0, allowed: 1 or more"),
+    ],
+)
+def test_settings_that_cannot_be(clip_model, trainer, values, message):
+    fitting = {"PROMPT_DEPTH_TEXT": 2} if trainer is IVLP else {}
+    _, node = settings(trainer, **{"PROMPT_DEPTH_VISION": 2, **fitting, **values})
+    with pytest.raises(UserError, match=message):
+        trainer.check_settings(trainer, node, clip_model)
+
+
+def test_a_resnet_takes_text_prompts_only():
+    resnet = CLIP(
+        CLIPConfig(
+            embed_dim=16,
+            image_resolution=32,
+            vision_layers=(1, 1, 1, 1),
+            vision_width=8,
+            vision_patch_size=None,
+            context_length=77,
+            vocab_size=49408,
+            text_width=32,
+            text_layers=2,
+            head_width=16,
+        )
+    ).requires_grad_(False)
+    _, node = settings(IVLP, **SHALLOW)
+    with pytest.raises(UserError, match="vision prompts need a ViT"):
+        IVLP.check_settings(IVLP, node, resnet)
+    values = {**TEXT_ONLY, "PROMPT_DEPTH_TEXT": 2}
+    _, node = settings(IVLP, **values)
+    IVLP.check_settings(IVLP, node, resnet)
+    model = build(IVLP, resnet.eval(), **values)
+    assert set(learned(model)) == {
+        "prompt_learner.ctx",
+        "text_encoder.transformer.resblocks.1.VPT_shallow",
+    }
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
