@@ -74,7 +74,7 @@ def test_empty_file_changes_nothing(tmp_path):
     [
         (
             "OPTIM:\n  GAMA: 1\n",
-            "key OPTIM.GAMA in '.*some.yaml'; did you mean 'GAMMA'. known: ADAM",
+            "key OPTIM.GAMA in '.*some.yaml'; did you mean 'GAMMA'.*known: ADAM",
         ),
         ("OPTM:\n  LR: 1\n", "unknown config key OPTM .*did you mean 'OPTIM'"),
         ("OPTIM:\n  MAX_EPOCH: many\n", "OPTIM.MAX_EPOCH .* whole number such as 10, not 'many'"),
