@@ -1,0 +1,237 @@
+"""PromptSRC against a plain computation, and its aggregation over epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+from PIL import Image
+
+from clip import tokenize
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.engine import build_trainer
+from dassl.engine import trainer as engine
+from dassl.utils import UserError, set_random_seed
+from tests.plain import image_feature, text_feature
+from tests.trainers.tiny import NAMES, build, settings, tiny_clip
+from trainers.promptsrc import PromptSRC, epoch_weights
+
+SMALL = {"PROMPT_DEPTH_TEXT": 3, "PROMPT_DEPTH_VISION": 2, "N_CTX_TEXT": 3, "N_CTX_VISION": 2}
+
+
+@pytest.fixture(scope="module")
+def clip_model():
+    return tiny_clip()
+
+
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def batch():
+    torch.manual_seed(5)
+    return torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1])
+
+
+def learned(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def ensemble(clip_model, names):
+    """Mean of the features in the first 60 ImageNet templates, each as CLIP puts it out."""
+    rows = []
+    for name in names:
+        texts = [template(name.replace("_", " ")) for template in OPENAI_IMAGENET_TEMPLATES[:60]]
+        rows.append(clip_model.encode_text(tokenize(texts)).mean(0))
+    return unit(torch.stack(rows))
+
+
+def plain_logits(model, clip_model, images, names):
+    """Unit features and logits of the prompted towers."""
+    p = learned(model)
+    text = [p["prompt_learner.ctx"]]
+    text += [p[f"text_encoder.transformer.resblocks.{i}.VPT_shallow"] for i in (1, 2)]
+    vision = [p["image_encoder.VPT"], p["image_encoder.transformer.resblocks.1.VPT_shallow"]]
+    w = []
+    for name in names:
+        ids = tokenize([f"a photo of a {name.replace('_', ' ')}."])[0]
+        w.append(unit(text_feature(clip_model, ids, [1, 2, 3], text)))
+    v = [unit(image_feature(clip_model, image, vision)) for image in images]
+    w, v = torch.stack(w), torch.stack(v)
+    return w, v, clip_model.logit_scale.exp() * v @ w.t()
+
+
+def test_logits_losses_and_gradients_equal_the_plain_computation(clip_model):
+    model = build(PromptSRC, clip_model, **SMALL)
+    images, labels = batch()
+    w, v, expected = plain_logits(model, clip_model, images, NAMES)
+    with torch.no_grad():
+        w_frozen = ensemble(clip_model, NAMES)
+        v_frozen = unit(torch.stack([image_feature(clip_model, i, []) for i in images]))
+        frozen = (clip_model.logit_scale.exp() * v_frozen @ w_frozen.t()).softmax(dim=1)
+    prompted = expected.softmax(dim=1)
+    slow_terms = {
+        "loss_ce": F.cross_entropy(expected, labels),
+        "loss_scl_text": 25 * (w - w_frozen).abs().mean(),
+        "loss_scl_image": 10 * (v - v_frozen).abs().mean(),
+        "loss_scl_logits": (frozen * (frozen / prompted).log()).sum() / expected.numel(),
+    }
+    logits, terms = model(images, labels)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert terms.keys() == slow_terms.keys()
+    for name in terms:
+        assert slow_terms[name] > 0
+        torch.testing.assert_close(terms[name], slow_terms[name], rtol=1e-3, atol=1e-5)
+    tensors = learned(model)
+    fast = torch.autograd.grad(sum(terms.values()), tensors.values())
+    slow = torch.autograd.grad(sum(slow_terms.values()), tensors.values())
+    for name, a, b in zip(tensors, fast, slow, strict=True):
+        assert b.abs().max() > 0, name
+        assert (a - b).abs().max() <= 1e-3 * b.abs().max(), name
+
+
+def test_other_classes_have_a_frozen_ensemble_of_their_own(clip_model):
+    model = build(PromptSRC, clip_model, **SMALL)
+    first = model.frozen_text
+    names = ["small_red bus", "fern"]
+    model.set_classes(names)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.frozen_text, ensemble(clip_model, names), rtol=1e-4, atol=1e-5
+        )
+        images, _ = batch()
+        _, _, expected = plain_logits(model, clip_model, images, names)
+        with model.fixed_classes():
+            torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
+    assert len(first) == 3 and len(model.frozen_text) == 2
+
+
+def test_evaluation_needs_no_frozen_text(clip_model, monkeypatch):
+    model = build(PromptSRC, clip_model, **SMALL)
+    monkeypatch.setattr(type(model), "ensemble_features", None)
+    with model.fixed_classes(), torch.no_grad():
+        assert model(batch()[0]).shape == (3, 3)
+
+
+def test_learnable_tensors_have_the_names_and_shapes_of_public_checkpoints(clip_model):
+    model = build(PromptSRC, clip_model, **SMALL)
+    assert {name: tuple(p.shape) for name, p in learned(model).items()} == {
+        "prompt_learner.ctx": (3, 32),
+        "text_encoder.transformer.resblocks.1.VPT_shallow": (3, 32),
+        "text_encoder.transformer.resblocks.2.VPT_shallow": (3, 32),
+        "image_encoder.VPT": (2, 48),
+        "image_encoder.transformer.resblocks.1.VPT_shallow": (2, 48),
+    }
+
+
+def test_epoch_weights_are_a_normalised_gaussian():
+    weights = epoch_weights(20, 15, 2)
+    density = np.exp(-0.5 * ((np.arange(1, 21) - 15) / 2) ** 2)
+    np.testing.assert_allclose(weights.numpy(), density / density.sum(), rtol=1e-12)
+    assert weights.argmax() == 14
+    # As far from its mean as this the density itself is 0 in double precision.
+    assert epoch_weights(5, 60, 1).sum() == pytest.approx(1)
+
+
+def test_settings_that_cannot_be(clip_model):
+    for values, message in (
+        ({"GPA_STD": 0.0}, "TRAINER.PROMPTSRC.GPA_STD is 0.0, allowed: above 0"),
+        ({"PROMPT_DEPTH_TEXT": 5}, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT is 5"),
+    ):
+        _, node = settings(PromptSRC, **{**SMALL, **values})
+        with pytest.raises(UserError, match=message):
+            PromptSRC.__new__(PromptSRC).check_settings(node, clip_model)
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+class GreyLevels(DatasetBase):
+    """Two classes of four images each."""
+
+    def __init__(self, cfg):
+        items = []
+        for label, name in enumerate(["dark", "bright"]):
+            for i in range(4):
+                path = Path(cfg.DATASET.ROOT) / f"{name}{i}.png"
+                pixels = np.full((16, 16, 3), 40 + 140 * label + 10 * i, dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
+                items.append(Datum(impath=str(path), label=label, classname=name))
+        super().__init__(train_x=items, test=items)
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    """trainer(output folder) -> a PromptSRC for 4 epochs of 2 batches on GreyLevels."""
+    if "GreyLevels" not in DATASET_REGISTRY.registered_names():
+        DATASET_REGISTRY.register(GreyLevels)
+    monkeypatch.setattr(engine, "_SAVE_INTERVAL", 0.0)
+    backbone = tmp_path / "tiny.pt"
+    torch.save({**tiny_clip().state_dict(), "head_width": torch.tensor(16)}, backbone)
+    cfg, _ = settings(PromptSRC, **SMALL, GPA_MEAN=3.0, GPA_STD=1.5)
+    cfg.merge_from_list(
+        ["TRAINER.NAME", "PromptSRC", "MODEL.BACKBONE.NAME", str(backbone)]
+        + ["DATASET.NAME", "GreyLevels", "DATASET.ROOT", str(tmp_path), "INPUT.SIZE", (16, 16)]
+        + ["INPUT.TRANSFORMS", ("random_flip", "normalize"), "DATALOADER.NUM_WORKERS", 0]
+        + ["DATALOADER.TRAIN_X.BATCH_SIZE", 4, "OPTIM.NAME", "sgd", "OPTIM.LR", 0.02]
+        + ["OPTIM.MAX_EPOCH", 4, "OPTIM.LR_SCHEDULER", "cosine", "TEST.NO_TEST", True]
+    )
+
+    def make(output: str) -> PromptSRC:
+        cfg.OUTPUT_DIR = str(tmp_path / output)
+        set_random_seed(1)
+        return build_trainer(cfg.clone())
+
+    return make
+
+
+def weights_of(trainer):
+    state = trainer.learned_state_dict("VLPromptLearner")
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def test_final_model_is_the_weighted_sum_over_the_epochs(trainer, tmp_path, monkeypatch):
+    epochs = []
+    after_epoch = PromptSRC.after_epoch
+
+    def record(self):
+        epochs.append(weights_of(self))
+        after_epoch(self)
+
+    monkeypatch.setattr(PromptSRC, "after_epoch", record)
+    trainer("run").train()
+    path = tmp_path / "run" / "VLPromptLearner" / "model.pth.tar-4"
+    final = torch.load(path, weights_only=True)["state_dict"]
+    density = [np.exp(-0.5 * ((epoch - 3) / 1.5) ** 2) for epoch in (1, 2, 3, 4)]
+    assert len(epochs) == 4
+    for name, tensor in final.items():
+        expected = sum(d * e[name] for d, e in zip(density, epochs, strict=True)) / sum(density)
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(tensor, epochs[-1][name]), name
+
+
+def test_a_stopped_run_ends_with_the_same_aggregate(trainer, monkeypatch):
+    whole = trainer("whole")
+    whole.train()
+    step = PromptSRC.forward_backward
+
+    def stop_in_the_third_epoch(self, batch):
+        if self.epoch == 2 and self.batch_idx == 1:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    stopped = trainer("stopped")
+    monkeypatch.setattr(PromptSRC, "forward_backward", stop_in_the_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    monkeypatch.setattr(PromptSRC, "forward_backward", step)
+    resumed = trainer("stopped")
+    resumed.train()
+    assert resumed.start_epoch == 2
+    expected = weights_of(whole)
+    for name, tensor in weights_of(resumed).items():
+        assert torch.equal(tensor, expected[name]), name
