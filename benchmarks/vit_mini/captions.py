@@ -1,0 +1,164 @@
+"""Captions for ViT-Mini's training: class names in templates, parts of names, and descriptions.
+
+What a caption says of its picture is kept beside it, as numbers, so that training can tell which
+other pictures of a batch the caption is true of as well.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from datasets.drawing import COLOURS, GLYPHS, SHAPES, TEXTURES
+from datasets.wording import (
+    COLOUR_PHRASES,
+    GLYPH_PHRASES,
+    NUMBERS,
+    SHAPE_PHRASES,
+    TEXTURE_PHRASES,
+    glyph_name,
+    glyph_sentences,
+    shape_name,
+    shape_sentences,
+)
+
+ANY = -1  # the caption says nothing about this attribute
+NONE = -2  # the picture has no such attribute
+
+# What a picture shows and a caption says: (colour, texture, shape, medium, glyph), places in the
+# lists below.
+Facts = tuple[int, int, int, int, int]
+MEDIA = ("photo", "sketch", "cartoon")
+
+TEMPLATES = (
+    "{}.",
+    "a {}.",
+    "the {}.",
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a picture of a {}.",
+    "a picture of the {}.",
+    "a small image of a {}.",
+    "an image of one {}.",
+    "there is a {}.",
+    "this is a {}.",
+    "a close-up photo of a {}.",
+    "a blurry photo of a {}.",
+    "a bad photo of the {}.",
+    "a good photo of a {}.",
+    "here you see the {}.",
+    "itap of a {}.",
+    "a {} in the middle of the picture.",
+    "a {} on some background.",
+    "the {} that somebody made.",
+    "a photo of the number {}.",
+    "a centered photo of the {}.",
+)
+MEDIUM_TEMPLATES = {
+    "photo": ("a photo of a {}.", "a picture of a {}."),
+    "sketch": ("a sketch of a {}.", "a pencil drawing of a {}.", "a {} drawn in thin lines."),
+    "cartoon": ("a cartoon of a {}.", "a {} with a thick black edge.", "a comic {}."),
+}
+GLYPH_TEMPLATES = (
+    "a written {}.",
+    "a {} in thick strokes.",
+    "the printed {}.",
+    "a handwritten {}.",
+    "a {} on paper.",
+)
+FILLERS = (
+    "X X X X a the of in on with and one some this that here there photo picture image view look "
+    "see small large good new old bright dark light near far whole clean thing type kind simple "
+    "single for from by at it is was are very quite only just shown taken made drawn seen my your "
+    "our many nice low high real art color style"
+).split()
+
+_COLOURS, _GLYPHS = list(COLOURS), list(GLYPHS)
+
+
+def shape_facts(colour: str, texture: str, shape: str, medium: str) -> Facts:
+    return (
+        _COLOURS.index(colour),
+        TEXTURES.index(texture),
+        SHAPES.index(shape),
+        MEDIA.index(medium),
+        NONE,
+    )
+
+
+def glyph_facts(character: str) -> Facts:
+    return (NONE, NONE, NONE, NONE, _GLYPHS.index(character))
+
+
+def caption(random: Random, facts: Facts) -> tuple[str, Facts]:
+    """A caption that is true of a picture, and the facts that it tells (the others ``ANY``)."""
+    text, told = _glyph_caption(random, facts) if facts[4] >= 0 else _shape_caption(random, facts)
+    # Learned prompts will stand in front of a name, so names must be read at any place.
+    if random.random() < 0.35:
+        words = random.choices(FILLERS, k=random.randint(1, 17))
+        if random.random() < 0.3:
+            words = ["X"] * len(words)
+        text = " ".join([*words, text])
+    return text, told
+
+
+def _shape_caption(random: Random, facts: Facts) -> tuple[str, Facts]:
+    c, t, s, m, _ = facts
+    colour, texture, shape, medium = _COLOURS[c], TEXTURES[t], SHAPES[s], MEDIA[m]
+    kind = random.random()
+    if kind < 0.5:
+        text, told = shape_name(colour, texture, shape), (c, t, s)
+    elif kind < 0.78:
+        text, told = random.choice(
+            [
+                (f"{colour} {shape}", (c, ANY, s)),
+                (f"{texture} {shape}", (ANY, t, s)),
+                (f"{colour} {texture} thing", (c, t, ANY)),
+                (shape, (ANY, ANY, s)),
+                (f"{texture} thing", (ANY, t, ANY)),
+                (f"{colour} thing", (c, ANY, ANY)),
+                (f"{colour} shape", (c, ANY, ANY)),
+            ]
+        )
+    elif kind < 0.88:
+        return random.choice(shape_sentences(colour, texture, shape)), (c, t, s, ANY, ANY)
+    else:
+        a, b = random.choice(COLOUR_PHRASES[colour]), random.choice(TEXTURE_PHRASES[texture])
+        d = random.choice(SHAPE_PHRASES[shape])
+        text, told = random.choice(
+            [
+                (f"it is {a}.", (c, ANY, ANY)),
+                (f"something {a}.", (c, ANY, ANY)),
+                (f"it has {b}.", (ANY, t, ANY)),
+                (f"a {shape} with {b}.", (ANY, t, s)),
+                (f"you see {d}.", (ANY, ANY, s)),
+                (f"the {shape} is {d}.", (ANY, ANY, s)),
+                (f"{d}, {a}.", (c, ANY, s)),
+                (f"a {colour} thing with {b}.", (c, t, ANY)),
+            ]
+        )
+        return text, (*told, ANY, ANY)
+    if random.random() < 0.2:
+        return random.choice(MEDIUM_TEMPLATES[medium]).format(text), (
+            *told,
+            m if medium != "photo" else ANY,
+            ANY,
+        )
+    return random.choice(TEMPLATES).format(text), (*told, ANY, ANY)
+
+
+def _glyph_caption(random: Random, facts: Facts) -> tuple[str, Facts]:
+    character = GLYPHS[facts[4]]
+    names = [glyph_name(character)]
+    if character.isdigit():
+        word = NUMBERS[int(character)]
+        names += [word, f"digit {word}", f"number {word}", f"number {character}", word]
+    else:
+        names += [names[0], f"capital letter {character}"]
+    told = (ANY, ANY, ANY, ANY, facts[4])
+    kind = random.random()
+    if kind < 0.12:
+        return random.choice(glyph_sentences(character, random.choice(names))), told
+    if kind < 0.2:
+        return f"you see {random.choice(GLYPH_PHRASES[character])}.", told
+    templates = TEMPLATES if random.random() < 0.7 else GLYPH_TEMPLATES
+    return random.choice(templates).format(random.choice(names)), told

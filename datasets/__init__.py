@@ -1,0 +1,3 @@
+"""The datasets; importing this registers them all."""
+
+from . import digits, glyphs, shapes, shapes_shifted

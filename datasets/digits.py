@@ -1,0 +1,46 @@
+"""Digits: the real handwriting that ships inside scikit-learn, classes "zero" to "nine"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from .drawing import SIZE, random_state
+from .embedded import EmbeddedDataset, Example
+from .wording import NUMBERS
+
+
+@DATASET_REGISTRY.register()
+class Digits(EmbeddedDataset):
+    """The 1,797 digits of ``sklearn.datasets.load_digits``, enlarged smoothly from 8 x 8 pixels.
+
+    Half of each class is for training, a fifth for validation, the rest for testing. The label is
+    the digit, so that 0 to 4 are the base classes and 5 to 9 the novel ones.
+    """
+
+    folder = "digits"
+    templates = [
+        "a photo of the number {}.",
+        "a written {}.",
+        "a photo of a {}.",
+        "a handwritten {}.",
+    ]
+
+    @classmethod
+    def examples(cls) -> Iterable[Example]:
+        from sklearn.datasets import load_digits  # here, because it takes seconds to import
+
+        digits = load_digits()
+        for label, classname in enumerate(NUMBERS):
+            images = digits.images[digits.target == label]
+            order = random_state(7, label).permutation(len(images))
+            ends = (round(0.5 * len(images)), round(0.7 * len(images)))
+            for rank, index in enumerate(order):
+                split = "train" if rank < ends[0] else "val" if rank < ends[1] else "test"
+                small = Image.fromarray(np.round(images[index] * (255 / 16)).astype(np.uint8))
+                large = small.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB")
+                yield Example(split, label, classname, np.asarray(large))

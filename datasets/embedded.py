@@ -1,0 +1,128 @@
+"""Datasets that are drawn on first use and are ordinary image folders from then on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from PIL import Image
+from yacs.config import CfgNode
+
+from dassl.data.datasets import DatasetBase, Datum, subsample_classes
+from dassl.errors import UserError
+from dassl.utils import read_json, write_json
+
+from .drawing import Picture
+
+SPLITS = ("train", "val", "test")
+
+
+class Example(NamedTuple):
+    """A picture that is to become a file of a dataset."""
+
+    split: str  # one of SPLITS
+    label: int
+    classname: str
+    picture: Picture
+
+
+class EmbeddedDataset(DatasetBase):
+    """A dataset whose pictures this repository makes.
+
+    On first use the pictures are written to ``<root>/<folder>/images/<class>/<number>.png`` beside
+    a split file in the form that CoOp's datasets read; later uses, and those with other shots or
+    classes, read these. A subclass names its ``folder`` and yields its ``examples``. One that has
+    test pictures alone, such as a shifted version of another dataset, is trained on these like
+    CoOp's ImageNet versions are: it is meant for evaluation.
+
+    Args:
+        cfg: the config; ``DATASET.ROOT``, ``DATASET.NUM_SHOTS``, ``DATASET.SUBSAMPLE_CLASSES`` and
+            ``SEED`` are used.
+
+    Raises:
+        UserError: the root cannot be written, or the dataset's folder is damaged.
+    """
+
+    folder: str
+    creates_root = True
+
+    def __init__(self, cfg: CfgNode) -> None:
+        root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+        self.dataset_dir = os.path.join(root, self.folder)
+        self.image_dir = os.path.join(self.dataset_dir, "images")
+        self.split_path = os.path.join(self.dataset_dir, self._split_name())
+        if not os.path.isdir(self.dataset_dir):
+            self._draw(root)
+        train, val, test = self._read_split()
+        if not train:
+            train = test
+        train, val = self.sample_few_shot(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        subsample = cfg.DATASET.SUBSAMPLE_CLASSES
+        train, val, test = subsample_classes(train, val, test, subsample=subsample)
+        super().__init__(train_x=train, val=val, test=test)
+
+    @classmethod
+    def examples(cls) -> Iterable[Example]:
+        """All pictures; the same ones, in the same order, at every call."""
+        raise NotImplementedError
+
+    @classmethod
+    def _split_name(cls) -> str:
+        return f"split_zhou_{cls.__name__}.json"
+
+    def _draw(self, root: str) -> None:
+        """Writes the dataset beside its place and moves it there when it is whole.
+
+        So an interrupted run leaves no half dataset, and of several first uses at once one wins.
+        """
+        print(f"Drawing {type(self).__name__} into {self.dataset_dir}")
+        workshop = ""
+        try:
+            os.makedirs(root, exist_ok=True)
+            workshop = tempfile.mkdtemp(prefix=f".{self.folder}-", dir=root)
+            new = os.path.join(workshop, self.folder)
+            splits: dict[str, list[tuple[str, int, str]]] = {split: [] for split in SPLITS}
+            for number, example in enumerate(self.examples()):
+                subfolder = example.classname.replace(" ", "_")
+                path = f"{subfolder}/{number:05d}.png"
+                os.makedirs(os.path.join(new, "images", subfolder), exist_ok=True)
+                Image.fromarray(example.picture).save(os.path.join(new, "images", path))
+                splits[example.split].append((path, example.label, example.classname))
+            write_json(splits, os.path.join(new, self._split_name()))
+            try:
+                os.rename(new, self.dataset_dir)
+            except OSError:
+                if not os.path.isfile(self.split_path):  # else another process was first
+                    raise
+        except OSError as error:
+            raise UserError(
+                f"DATASET.ROOT '{root}': {type(self).__name__} cannot be written there: {error}"
+            ) from error
+        finally:
+            if workshop:
+                shutil.rmtree(workshop, ignore_errors=True)
+
+    def _read_split(self) -> tuple[list[Datum], list[Datum], list[Datum]]:
+        repair = f"delete the folder '{self.dataset_dir}' to have it drawn again"
+        if not os.path.isfile(self.split_path):
+            raise UserError(f"dataset file '{self.split_path}' is missing; {repair}")
+        splits = read_json(self.split_path)
+        try:
+            entries = {
+                split: [(str(p), int(y), str(c)) for p, y, c in splits[split]] for split in SPLITS
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"dataset file '{self.split_path}' is damaged; {repair}") from error
+        lists = []
+        for split in SPLITS:
+            items = []
+            for path, label, classname in entries[split]:
+                path = os.path.join(self.image_dir, path)
+                if not os.path.isfile(path):
+                    raise UserError(f"image '{path}' is missing; {repair}")
+                items.append(Datum(impath=path, label=label, classname=classname))
+            lists.append(items)
+        return lists[0], lists[1], lists[2]

@@ -1,0 +1,34 @@
+"""Glyphs: capital letters and digits in many stroke fonts, classes such as "letter A" and "digit
+7".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from .drawing import Hand, draw_glyph, random_state
+from .embedded import EmbeddedDataset, Example
+from .wording import glyph_classes, glyph_name
+
+HAND = Hand(occlusion=0.3, clutter=3, shake=(0.02, 0.08), rotation=16.0, slant=0.35)
+
+
+@DATASET_REGISTRY.register()
+class Glyphs(EmbeddedDataset):
+    """Written characters on coloured ground: 32 training, 8 validation and 20 test pictures of each
+    of 36 classes."""
+
+    folder = "glyphs"
+    templates = ["a photo of the {}.", "a picture of the {}.", "a written {}.", "the printed {}."]
+
+    @classmethod
+    def examples(cls) -> Iterable[Example]:
+        index = 0
+        for label, character in enumerate(glyph_classes()):
+            for split, number in (("train", 32), ("val", 8), ("test", 20)):
+                for _ in range(number):
+                    picture = draw_glyph(random_state(6, index), character, HAND)
+                    yield Example(split, label, glyph_name(character), picture)
+                    index += 1

@@ -1,0 +1,53 @@
+"""Shapes, the analogue of ImageNet in the embedded benchmark: 32 classes such as "red striped
+circle".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from .drawing import Look, draw_shape, random_state
+from .embedded import EmbeddedDataset, Example
+from .wording import shape_classes, shape_name
+
+LOOK = Look(
+    radius=(6.0, 11.0), clutter=4, background_colour=0.5, occlusion=0.35, cast=(0.1, 0.5), warm=0.8
+)
+
+
+def shape_examples(seed: int, looks: Sequence[Look], numbers: dict[str, int]) -> Iterable[Example]:
+    """Pictures of all classes.
+
+    Args:
+        seed: of the set.
+        looks: the picture's look is one of these in turn.
+        numbers: pictures per class, by split.
+    """
+    index = 0
+    for label, (colour, texture, shape) in enumerate(shape_classes()):
+        for split, number in numbers.items():
+            for _ in range(number):
+                look = looks[index % len(looks)]
+                picture = draw_shape(random_state(seed, index), colour, texture, shape, look)
+                yield Example(split, label, shape_name(colour, texture, shape), picture)
+                index += 1
+
+
+@DATASET_REGISTRY.register()
+class Shapes(EmbeddedDataset):
+    """Coloured and textured shapes in warm light among clutter: 32 training, 8 validation and 24
+    test pictures of each of 32 classes."""
+
+    folder = "shapes"
+    templates = [
+        "a photo of a {}.",
+        "a picture of the {}.",
+        "a blurry photo of a {}.",
+        "this is a {}.",
+    ]
+
+    @classmethod
+    def examples(cls) -> Iterable[Example]:
+        return shape_examples(1, [LOOK], {"train": 32, "val": 8, "test": 24})

@@ -1,0 +1,81 @@
+"""Four shifts of Shapes, for domain generalization: test pictures alone, 12 of each class of
+Shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from .drawing import Look
+from .embedded import EmbeddedDataset, Example
+from .shapes import LOOK, Shapes, shape_examples
+
+NUMBERS = {"test": 12}
+
+
+@DATASET_REGISTRY.register()
+class ShapesV2(EmbeddedDataset):
+    """New pictures taken like those of Shapes, a little harder. The analogue of ImageNetV2."""
+
+    folder = "shapes_v2"
+    templates = Shapes.templates
+
+    @classmethod
+    def examples(cls) -> Iterable[Example]:
+        look = replace(LOOK, radius=(6.0, 10.0), rotation=35.0, noise=(0.0, 0.08), clutter=5)
+        return shape_examples(2, [look], NUMBERS)
+
+
+@DATASET_REGISTRY.register()
+class ShapesSketch(EmbeddedDataset):
+    """Pencil drawings on paper. The analogue of ImageNet-Sketch."""
+
+    folder = "shapes_sketch"
+    templates = Shapes.templates
+
+    @classmethod
+    def examples(cls) -> Iterable[Example]:
+        look = Look(
+            medium="sketch", radius=(7.0, 12.0), wobble=0.04, noise=(0.0, 0.04), cast=(0.0, 0.1)
+        )
+        return shape_examples(3, [look], NUMBERS)
+
+
+@DATASET_REGISTRY.register()
+class ShapesNoise(EmbeddedDataset):
+    """Small, half hidden and noisy things on gaudy backgrounds. The analogue of ImageNet-A."""
+
+    folder = "shapes_noise"
+    templates = Shapes.templates
+
+    @classmethod
+    def examples(cls) -> Iterable[Example]:
+        look = Look(
+            radius=(5.5, 10.0),
+            rotation=40.0,
+            background_colour=0.8,
+            clutter=7,
+            occlusion=0.6,
+            noise=(0.04, 0.14),
+            blur=(0.0, 1.0),
+            cast=(0.0, 0.4),
+            contrast=(0.6, 1.0),
+        )
+        return shape_examples(4, [look], NUMBERS)
+
+
+@DATASET_REGISTRY.register()
+class ShapesRendition(EmbeddedDataset):
+    """Cartoons, mosaics and silkscreen prints. The analogue of ImageNet-R."""
+
+    folder = "shapes_rendition"
+    templates = Shapes.templates
+
+    @classmethod
+    def examples(cls) -> Iterable[Example]:
+        look = Look(wobble=0.05, radius=(7.0, 12.0), colour_jitter=0.1, cast=(0.0, 0.3))
+        looks = [replace(look, medium=medium) for medium in ("cartoon", "mosaic", "silkscreen")]
+        return shape_examples(5, looks, NUMBERS)

@@ -1,0 +1,171 @@
+"""Words for the drawn pictures: class names, phrases about them, and description files.
+
+The captions on which ViT-Mini was trained are put together from the same phrases. The description
+files in ``datasets/descriptions`` are written by ``python -m datasets.wording``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .drawing import COLOURS, GLYPHS, SHAPES, TEXTURES
+
+COLOUR_PHRASES: dict[str, tuple[str, ...]] = {
+    "red": ("red like a tomato", "as red as fire"),
+    "orange": ("orange like a carrot", "as orange as a pumpkin"),
+    "yellow": ("yellow like a lemon", "as yellow as the sun"),
+    "green": ("green like grass", "as green as a leaf"),
+    "blue": ("blue like the sea", "as blue as the evening sky"),
+    "purple": ("purple like a plum", "as purple as grapes"),
+    "pink": ("pink like a rose", "as pink as bubble gum"),
+    "brown": ("brown like chocolate", "as brown as earth"),
+}
+TEXTURE_PHRASES: dict[str, tuple[str, ...]] = {
+    "plain": ("one even colour all over", "a smooth surface without any pattern"),
+    "striped": ("parallel stripes across it", "straight bands that are light and dark in turn"),
+    "dotted": ("small round dots all over", "many spots on its surface"),
+    "checkered": (
+        "a pattern like a chessboard",
+        "small fields that alternate between light and dark",
+    ),
+}
+SHAPE_PHRASES: dict[str, tuple[str, ...]] = {
+    "circle": ("a full round disc", "a round figure without corners"),
+    "square": ("a box with four equal sides", "a figure with four right angles"),
+    "triangle": ("a figure with three sides", "a wedge with three corners"),
+    "star": ("a figure with five sharp points", "rays that point outward"),
+    "cross": ("two bars that cross in the middle", "a plus sign with four arms"),
+    "heart": ("two round lobes above one point", "the sign of love"),
+    "ring": ("a round band with a hole in the middle", "a hoop like a doughnut"),
+    "crescent": ("a thin curved moon", "a sickle with two tips"),
+}
+GLYPH_PHRASES: dict[str, tuple[str, ...]] = {
+    "A": ("two slanted strokes that meet at the top", "a bar between two legs"),
+    "B": ("a tall stroke with two bows on its right", "two bellies, one above the other"),
+    "C": ("an open curve with its gap on the right", "a round bow that does not close"),
+    "D": ("a tall stroke with one big bow on its right", "a half round figure, flat on the left"),
+    "E": ("a tall stroke with three arms to the right", "a comb with three teeth"),
+    "F": ("a tall stroke with two arms to the right", "two arms at the top and a bare foot"),
+    "G": ("an open curve with a short bar inside", "a round bow that ends in a hook"),
+    "H": ("two tall strokes joined by a bar", "a ladder with one rung"),
+    "I": ("one upright stroke", "a single column"),
+    "J": ("a tall stroke that bends to the left at its foot", "a fishing hook"),
+    "K": (
+        "a tall stroke with one arm up and one leg down",
+        "two slanted strokes that lean on a wall",
+    ),
+    "L": ("a tall stroke with one foot to the right", "a corner at the bottom left"),
+    "M": ("two tall strokes with a valley between them", "two peaks side by side"),
+    "N": ("two tall strokes joined by a diagonal", "a zigzag of three strokes"),
+    "O": ("one closed round curve", "a wide round loop"),
+    "P": ("a tall stroke with one bow at its top right", "a flag on a pole"),
+    "Q": ("a round loop with a small tail", "a closed curve with a stroke at the bottom right"),
+    "R": ("a bow at the top right and a slanted leg", "a flag on a pole with one leg out"),
+    "S": ("a double curve like a snake", "one bow to the left above one bow to the right"),
+    "T": ("a bar on top of one upright stroke", "a roof on a single post"),
+    "U": ("a cup that is open at the top", "two tall strokes joined by a curve below"),
+    "V": ("two slanted strokes that meet at the bottom", "a valley with a sharp foot"),
+    "W": ("two valleys side by side", "four slanted strokes like a wave"),
+    "X": ("two diagonals that cross", "four arms that meet in the middle"),
+    "Y": ("two arms that meet on one post", "a fork with a single stem"),
+    "Z": ("two level bars joined by a diagonal", "a sharp zigzag from left to right"),
+    "0": ("a tall closed loop", "a narrow oval with nothing inside"),
+    "1": ("one upright stroke with a small flag", "a single thin post"),
+    "2": ("a bow at the top and a flat foot", "a swan with a curved neck"),
+    "3": ("two bows that open to the left", "two curves, one above the other"),
+    "4": ("an open corner crossed by an upright stroke", "a chair turned upside down"),
+    "5": ("a flat top with a belly below", "a bar, a short neck and a round bow"),
+    "6": ("a loop at the bottom with a stem that rises", "a curve that closes below"),
+    "7": ("a level top with one slanted leg", "a bar and a long diagonal down"),
+    "8": ("two closed loops, one above the other", "a snowman of two rings"),
+    "9": ("a loop at the top with a stem that falls", "a curve that closes above"),
+}
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def shape_name(colour: str, texture: str, shape: str) -> str:
+    """ "red striped circle"."""
+    return f"{colour} {texture} {shape}"
+
+
+def glyph_name(character: str) -> str:
+    """ "letter A", "digit 7"."""
+    return f"digit {character}" if character.isdigit() else f"letter {character}"
+
+
+def shape_sentences(colour: str, texture: str, shape: str) -> list[str]:
+    """Sentences that describe one class of shapes, all of them true of every picture of it."""
+    name = shape_name(colour, texture, shape)
+    colour_phrases, texture_phrases = COLOUR_PHRASES[colour], TEXTURE_PHRASES[texture]
+    shape_phrases = SHAPE_PHRASES[shape]
+    return [
+        f"A {name} is {shape_phrases[0]}, it is {colour_phrases[0]} and has {texture_phrases[0]}.",
+        f"A picture of a {name}: {shape_phrases[1]}, {colour_phrases[1]}, "
+        f"with {texture_phrases[1]}.",
+        f"You see {texture_phrases[0]} on a {colour} {shape}, a {name}.",
+        f"The {shape} is {colour_phrases[1]}, and it has {texture_phrases[1]}.",
+        f"There is {shape_phrases[0]}, a {name}.",
+        f"With {texture_phrases[0]}, and {colour_phrases[0]}, this is a {name}.",
+    ]
+
+
+def glyph_sentences(character: str, name: str) -> list[str]:
+    """Sentences that describe one letter or digit, called ``name`` in them."""
+    first, second = GLYPH_PHRASES[character]
+    return [
+        f"The {name} is {first}.",
+        f"A written {name} looks like {second}.",
+        f"You see {first}, this is the {name}.",
+        f"There is {second}, a {name}.",
+        f"A picture of the {name}: {first}, {second}.",
+    ]
+
+
+# No two classes share more than one of colour, texture and shape, and in each half of the classes
+# (base, novel) every colour is found twice, every texture four times and every shape twice.
+_COLOUR_SHIFT = {"plain": 0, "striped": 2, "dotted": 1, "checkered": 3}
+
+
+def shape_classes() -> list[tuple[str, str, str]]:
+    """The classes (colour, texture, shape) of Shapes and its shifts, in label order."""
+    base: list[tuple[str, str, str]] = []
+    novel: list[tuple[str, str, str]] = []
+    colours = list(COLOURS)
+    for s, shape in enumerate(SHAPES):
+        for t, texture in enumerate(TEXTURES):
+            colour = colours[(s + _COLOUR_SHIFT[texture]) % len(colours)]
+            (base if (s + t) % 2 == 0 else novel).append((colour, texture, shape))
+    return base + novel
+
+
+def glyph_classes() -> list[str]:
+    """The 36 characters of Glyphs in label order.
+
+    Every other letter and the even digits come first, so that both halves are alike.
+    """
+    return [*GLYPHS[0:26:2], *GLYPHS[26::2], *GLYPHS[1:26:2], *GLYPHS[27::2]]
+
+
+def descriptions() -> dict[str, dict[str, list[str]]]:
+    """For every embedded dataset, {class name: sentences}."""
+    shapes = {shape_name(*classes): shape_sentences(*classes) for classes in shape_classes()}
+    glyphs = {glyph_name(c): glyph_sentences(c, glyph_name(c)) for c in glyph_classes()}
+    digits = {
+        word: glyph_sentences(str(value), f"number {word}") for value, word in enumerate(NUMBERS)
+    }
+    shape_sets = ("Shapes", "ShapesV2", "ShapesSketch", "ShapesNoise", "ShapesRendition")
+    return {**{name: shapes for name in shape_sets}, "Glyphs": glyphs, "Digits": digits}
+
+
+def main() -> None:
+    folder = Path(__file__).parent / "descriptions"
+    folder.mkdir(exist_ok=True)
+    for name, sentences in descriptions().items():
+        (folder / f"{name}.json").write_text(
+            json.dumps(sentences, indent=1) + "\n", encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()
