@@ -238,7 +238,7 @@ class VisionTransformer(nn.Module):
         class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
         n_prompts = 0
-        if prompts and prompts[0] is not None:
+        if len(prompts) > 0 and prompts[0] is not None:
             n_prompts = prompts[0].shape[-2]
             x = self._with_prompts(x, prompts[0])
         x = self.ln_pre(x)

@@ -53,6 +53,7 @@ if "ColourPatches" not in DATASET_REGISTRY.registered_names():
 HICROPL = ["TRAINER.HICROPL.PROMPT_DEPTH", "4", "TRAINER.HICROPL.CROSS_LAYER", "2"]
 HICROPL += ["TRAINER.HICROPL.N_CTX", "2", "TRAINER.HICROPL.FROZEN_TEXT", "template"]
 OPTIONS = {"HiCroPL": HICROPL, "CoOp": ["TRAINER.COOP.N_CTX", "3"], "ZeroshotCLIP": []}
+NODES = {"ZeroshotCLIP": "ZSCLIP"}  # config nodes that are not the trainer's name
 CHECKPOINT = {"HiCroPL": "VLPromptLearner", "CoOp": "prompt_learner"}
 
 
@@ -68,7 +69,7 @@ def run(backbone, tmp_path, capsys):
     """run(trainer, output folder, KEY, VALUE, ..., flags) -> (exit code, what was printed)."""
 
     def call(trainer: str, output: str, *pairs: str, flags=(), epochs: int = 2) -> tuple[int, str]:
-        node = {"ZeroshotCLIP": "ZSCLIP"}.get(trainer, trainer.upper())
+        node = NODES.get(trainer, trainer.upper())
         code = train.main(
             ["--trainer", trainer, "--root", str(tmp_path), "--seed", "1"]
             + ["--backbone", backbone, "--output-dir", str(tmp_path / output), *flags]

@@ -1,0 +1,58 @@
+"""Files written for the public toolbox train and evaluate here as they are."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from yacs.config import CfgNode as CN
+
+import tests.public.context_trainer
+import tests.public.patches_dataset
+from dassl.config import get_cfg_default
+from dassl.engine import build_trainer
+from dassl.utils import set_random_seed
+
+assert tests.public.context_trainer and tests.public.patches_dataset  # they register themselves
+
+
+def config(root, output):
+    cfg = get_cfg_default()
+    cfg.TRAINER.PUBLICSTYLE = CN()
+    cfg.TRAINER.PUBLICSTYLE.N_CTX = 4
+    cfg.TRAINER.PUBLICSTYLE.PREC = "fp32"
+    cfg.TRAINER.NAME = "PublicStyle"
+    cfg.DATASET.NAME = "PublicPatches"
+    cfg.DATASET.ROOT = str(root)
+    cfg.DATASET.NUM_SHOTS = 4
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 6
+    cfg.MODEL.BACKBONE.NAME = "ViT-Mini"
+    cfg.INPUT.SIZE = (32, 32)
+    cfg.INPUT.TRANSFORMS = ["random_flip", "normalize"]
+    cfg.OPTIM.NAME = "sgd"
+    cfg.OPTIM.LR = 0.02
+    cfg.OPTIM.MAX_EPOCH = 6
+    cfg.OPTIM.LR_SCHEDULER = "cosine"
+    cfg.OUTPUT_DIR = str(output)
+    cfg.freeze()
+    return cfg
+
+
+def test_a_public_trainer_and_dataset_train_save_reload_and_evaluate(tmp_path, capsys):
+    cfg = config(tmp_path / "data", tmp_path / "run")
+    set_random_seed(1)
+    trainer = build_trainer(cfg)
+    before = trainer.test()
+    frozen = {n: p.clone() for n, p in trainer.model.image_encoder.named_parameters()}
+    trainer.train()
+    after = json.loads((tmp_path / "run/results.json").read_text())["accuracy"]
+    assert after > before
+    assert "* accuracy: " in capsys.readouterr().out
+    for name, parameter in trainer.model.image_encoder.named_parameters():
+        assert torch.equal(parameter, frozen[name])
+    trainer.close_writer()
+
+    again = build_trainer(config(tmp_path / "data", tmp_path / "again"))
+    again.load_model(str(tmp_path / "run"), epoch=6)
+    assert again.test() == after
