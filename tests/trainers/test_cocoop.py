@@ -77,6 +77,18 @@ def test_learnable_tensors_have_the_names_and_shapes_of_public_checkpoints():
     assert torch.equal(model.prompt_learner.ctx, words)
 
 
+def test_reads_public_checkpoints_of_other_classes(clip_model):
+    model = build(CoCoOp, clip_model, N_CTX=4)
+    trainer = CoCoOp.__new__(CoCoOp)
+    trainer._models = {"prompt_learner": model.prompt_learner}
+    learned = dict(model.prompt_learner.named_parameters())
+    state = {name: torch.full(p.shape, 0.25).half() for name, p in learned.items()}
+    state["token_prefix"] = torch.zeros(9, 1, 32)
+    state["token_suffix"] = torch.zeros(9, 72, 32)
+    trainer.load_learned_state_dict("prompt_learner", state, "model.pth.tar-10")
+    assert all((p == 0.25).all() for p in learned.values())
+
+
 def test_other_classes_with_the_same_context(clip_model):
     model = build(CoCoOp, clip_model, N_CTX=2)
     images, _ = batch()

@@ -128,6 +128,28 @@ def test_learnable_tensors_have_the_names_and_shapes_of_public_checkpoints(clip_
     }
 
 
+def test_reads_public_checkpoints_of_the_whole_model(clip_model):
+    model = build(PromptSRC, clip_model, **SMALL)
+    trainer = PromptSRC.__new__(PromptSRC)
+    trainer._models = {"VLPromptLearner": model}
+    state = {name: torch.full(p.shape, 0.25).half() for name, p in learned(model).items()}
+    frozen = {
+        "prompt_learner.token_prefix": (9, 1, 32),
+        "prompt_learner.token_suffix": (9, 73, 32),
+        "prompt_learner.ZS_image_encoder.conv1.weight": (48, 3, 8, 8),
+        "prompt_learner.ZS_image_encoder.transformer.resblocks.1.ln_1.weight": (48,),
+        "image_encoder.conv1.weight": (48, 3, 8, 8),
+        "text_encoder.transformer.resblocks.1.attn.in_proj_weight": (96, 32),
+        "logit_scale": (),
+    }
+    state |= {name: torch.zeros(shape).half() for name, shape in frozen.items()}
+    trainer.load_learned_state_dict("VLPromptLearner", state, "model.pth.tar-20")
+    assert all((p == 0.25).all() for p in learned(model).values())
+    state["image_encoder.transformer.resblocks.2.VPT_shallow"] = torch.zeros(2, 48)
+    with pytest.raises(UserError, match="resblocks.2.VPT_shallow"):  # of a deeper model
+        trainer.load_learned_state_dict("VLPromptLearner", state, "model.pth.tar-20")
+
+
 def test_epoch_weights_are_a_normalised_gaussian():
     weights = epoch_weights(20, 15, 2)
     density = np.exp(-0.5 * ((np.arange(1, 21) - 15) / 2) ** 2)
