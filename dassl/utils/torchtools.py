@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import warnings
 from typing import Any
@@ -54,17 +56,62 @@ def save_checkpoint(
         print(f'Best checkpoint saved to "{best}"')
 
 
-def _numpy_types() -> list[Any]:
-    """What the pickle of a NumPy number names: published checkpoints hold such a ``val_result``."""
+class NotRead:
+    """Stands for an optimizer or a schedule that a checkpoint holds as a whole object.
+
+    The public toolbox pickles the schedule behind a warm-up that way, and its optimizer with it.
+    Nothing of them is kept and none of their code runs.
+    """
+
+    def __new__(cls, *args: Any) -> NotRead:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _plain_dict(*args: Any) -> dict[Any, Any]:
+    return {}
+
+
+def checkpoint_types() -> list[Any]:
+    """What a pickle may name besides tensors: (stand-in, name).
+
+    These are NumPy numbers, as which published checkpoints hold ``val_result``, and the
+    optimizers and schedules that the public toolbox builds.
+    """
     core = getattr(np, "_core", None) or np.core
     scalar = core.multiarray.scalar
-    # NumPy 2 moved the function; files name either place
+    optimizers = ("sgd.SGD", "adam.Adam", "adamw.AdamW", "rmsprop.RMSprop")
+    schedules = ("CosineAnnealingLR", "StepLR", "MultiStepLR")
+    skipped = (
+        *(f"torch.optim.{name}" for name in optimizers),
+        *(f"torch.optim.lr_scheduler.{name}" for name in schedules),
+        *(f"dassl.optim.radam.{name}" for name in ("RAdam", "PlainRAdam", "AdamW")),
+    )
     return [
         np.dtype,
+        # NumPy 2 moved the function; files name either place
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
         *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32")),
+        *((NotRead, name) for name in skipped),
+        (_plain_dict, "collections.defaultdict"),  # an optimizer's state, made of
+        (_plain_dict, "builtins.dict"),
     ]
+
+
+def refused_type(error: Exception) -> str:
+    """The name of the class or function for which torch refused a file, "" for other errors."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    name = found.group(1) if found else ""
+    return f"builtins.{name}" if name and "." not in name else name  # torch leaves that out
+
+
+def plain_reason(error: Exception) -> str:
+    """The first sentence of an error, without torch's advice to read files unsafely."""
+    text = str(error).split("WeightsUnpickler error: ")[-1].strip()
+    return (text.split("\n")[0].split(". ")[0] or type(error).__name__)[:200]
 
 
 def load_checkpoint(path: str) -> Any:
@@ -78,10 +125,16 @@ def load_checkpoint(path: str) -> Any:
     if not os.path.isfile(path):
         raise UserError(f"checkpoint '{path}' does not exist")
     try:
-        with torch.serialization.safe_globals(_numpy_types()):
+        with torch.serialization.safe_globals(checkpoint_types()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the kinds of a damaged file's errors are many
-        reason = (str(error).split("\n")[0].split(". ")[0] or type(error).__name__)[:200]
+        if name := refused_type(error):
+            raise UserError(
+                f"checkpoint '{path}' holds a pickled object ({name}), and unpickling objects can "
+                "run any code, so it is refused; to keep its tensors without running anything: "
+                f"python -m dassl.utils.convert_checkpoint {shlex.quote(path)} NEW_FILE"
+            ) from error
+        reason = plain_reason(error)
         raise UserError(f"checkpoint '{path}' is corrupt or no checkpoint: {reason}") from error
 
 
@@ -114,6 +167,8 @@ def resume_from_checkpoint(
     if optimizer is not None and checkpoint.get("optimizer") is not None:
         optimizer.load_state_dict(checkpoint["optimizer"])
     if scheduler is not None and checkpoint.get("scheduler") is not None:
+        if any(isinstance(value, NotRead) for value in checkpoint["scheduler"].values()):
+            raise UserError(f"checkpoint '{path}': the public toolbox's schedule is not resumed")
         scheduler.load_state_dict(checkpoint["scheduler"])
     print(f"Previous epoch: {checkpoint['epoch']}")
     return int(checkpoint["epoch"])
