@@ -281,6 +281,12 @@ def test_bad_input_gets_one_line_and_leaves_nothing(root, tmp_path, capsys, opti
     assert not (tmp_path / "run").exists()
 
 
+def test_output_folder_that_cannot_be_made(root, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run(root, tmp_path / "file") == 2
+    assert f"log file '{tmp_path}/file/log.txt' cannot be written" in error_of(capsys)
+
+
 def test_unknown_names_are_answered_before_heavy_imports(root, tmp_path):
     code = (
         "import sys, train\n"

@@ -280,13 +280,13 @@ class TrainerBase:
 
     # TensorBoard -------------------------------------------------------------------------------
 
-    def init_writer(self, log_dir: str) -> None:
-        """Opens the TensorBoard files, if they are not open."""
+    def init_writer(self, log_dir: str, purge_step: int | None = None) -> None:
+        """Opens the TensorBoard files, if they are not open; drops points from a step on."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             print(f"Initialize tensorboard (log_dir={log_dir})")
-            self._writer = SummaryWriter(log_dir=log_dir)
+            self._writer = SummaryWriter(log_dir=log_dir, purge_step=purge_step)
 
     def close_writer(self) -> None:
         """Closes the TensorBoard files, if they are open."""
@@ -432,7 +432,9 @@ class SimpleTrainer(TrainerBase):
             os.unlink(results)
         with atomic_write(os.path.join(self.output_dir, CONFIG_FILE)) as file:
             yaml.safe_dump(to_dict(self.cfg), file)
-        self.init_writer(os.path.join(self.output_dir, "tensorboard"))
+        # an interrupted epoch has left points that this run draws again
+        done = self.start_epoch * len(self.train_loader_x)
+        self.init_writer(os.path.join(self.output_dir, "tensorboard"), done or None)
 
     def after_train(self) -> None:
         print("Finish training")

@@ -7,20 +7,28 @@ import sys
 import time
 from typing import Any, TextIO
 
+from dassl.errors import UserError
+
 
 class Logger:
     """A stand-in for ``sys.stdout`` that writes to it and to a file.
 
     Args:
         path: the log file; its folder is made. None writes to the console only.
+
+    Raises:
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: str | None = None) -> None:
         self.console: TextIO = sys.stdout
         self.file: TextIO | None = None
         if path is not None:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            self.file = open(path, "w", encoding="utf-8")
+            try:
+                os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+                self.file = open(path, "w", encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"log file '{path}' cannot be written: {error.strerror}") from error
 
     def write(self, text: str) -> int:
         self.console.write(text)
