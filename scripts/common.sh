@@ -87,7 +87,7 @@ evaluate() {
         return
     fi
     [ -f "$model_dir/results.json" ] \
-        || fail "no finished training in $model_dir; run first: sh $trained_by"
+        || fail "no finished training in $model_dir; run first, with the same settings: sh $trained_by"
     run "$test_dir" --model-dir "$model_dir" --eval-only "$@"
 }
 

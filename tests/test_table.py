@@ -38,6 +38,8 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "benchmarks").mkdir()
     shutil.copy(REPOSITORY / "benchmarks" / "table.py", tmp_path / "benchmarks")
     (tmp_path / "train.py").write_text(STUB)
+    # The real one takes seconds to import, in each worker process.
+    (tmp_path / "torch.py").write_text("def set_num_threads(number): pass")
     for name in ("datasets/shapes", "datasets/digits"):
         (tmp_path / f"configs/{name}.yaml").parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"configs/{name}.yaml").touch()
