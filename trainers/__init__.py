@@ -1,5 +1,15 @@
 """Registered trainers, one file each."""
 
-from . import cocoop, coop, hicropl, ivlp, kgcoop, maple, promptsrc, zsclip
+from . import cocoop, coop, hicropl, ivlp, kgcoop, linear_probe, maple, promptsrc, zsclip
 
-__all__ = ["cocoop", "coop", "hicropl", "ivlp", "kgcoop", "maple", "promptsrc", "zsclip"]
+__all__ = [
+    "cocoop",
+    "coop",
+    "hicropl",
+    "ivlp",
+    "kgcoop",
+    "linear_probe",
+    "maple",
+    "promptsrc",
+    "zsclip",
+]

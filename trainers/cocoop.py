@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from clip import CLIP, PromptTokens
 from clip.tokens import tokenizer
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError
 
 from .base import (
     PromptedCLIP,
     Prompts,
     PromptTrainer,
+    check_range,
     context_from_words,
     random_prompts,
     trainer_defaults,
@@ -121,5 +121,5 @@ class CoCoOp(PromptTrainer):
     config_node = trainer_defaults("COCOOP", N_CTX=16, CTX_INIT="")
 
     def check_settings(self, settings: Any, clip_model: CLIP) -> None:
-        if not settings.CTX_INIT and settings.N_CTX < 1:
-            raise UserError(f"TRAINER.COCOOP.N_CTX is {settings.N_CTX}, allowed: 1 or more")
+        if not settings.CTX_INIT:
+            check_range("TRAINER.COCOOP.N_CTX", settings.N_CTX, 1)

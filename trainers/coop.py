@@ -16,6 +16,7 @@ from .base import (
     PromptedCLIP,
     Prompts,
     PromptTrainer,
+    check_range,
     context_from_words,
     random_prompts,
     trainer_defaults,
@@ -76,5 +77,5 @@ class CoOp(PromptTrainer):
                 f"TRAINER.COOP.CLASS_TOKEN_POSITION is '{settings.CLASS_TOKEN_POSITION}', "
                 f"allowed: {', '.join(POSITIONS)}"
             )
-        if not settings.CTX_INIT and settings.N_CTX < 1:
-            raise UserError(f"TRAINER.COOP.N_CTX is {settings.N_CTX}, allowed: 1 or more")
+        if not settings.CTX_INIT:
+            check_range("TRAINER.COOP.N_CTX", settings.N_CTX, 1)

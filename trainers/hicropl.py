@@ -22,7 +22,9 @@ from .base import (
     PromptedCLIP,
     Prompts,
     PromptTrainer,
-    context_from_words,
+    check_range,
+    check_vit,
+    context_of_few_words,
     load_frozen,
     random_prompts,
     trainer_defaults,
@@ -225,11 +227,7 @@ class HierarchicalCLIP(PromptedCLIP):
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
-        words = settings.CTX_INIT
-        if words and settings.N_CTX > 4:
-            print(f'CTX_INIT "{words}" is ignored: N_CTX {settings.N_CTX} > 4, random context')
-            words = ""
-        self.context = context_from_words(self.clip, words, settings.N_CTX)
+        self.context = context_of_few_words(self.clip, settings.CTX_INIT, settings.N_CTX)
         self.prompt_learner = CrossModalPromptLearner(
             settings, self.context, config.text_width, config.vision_width
         )
@@ -346,19 +344,8 @@ class HiCroPL(PromptTrainer):
         for key, allowed in CHOICES.items():
             if settings[key] not in allowed:
                 raise UserError(f"{node}.{key} is '{settings[key]}', allowed: {', '.join(allowed)}")
-        config = clip_model.config
-        if not isinstance(config.vision_layers, int):
-            raise UserError("MODEL.BACKBONE.NAME is a ResNet, HiCroPL's vision prompts need a ViT")
-        deepest = min(config.vision_layers, config.text_layers)
-        if not 1 <= settings.PROMPT_DEPTH <= deepest:
-            raise UserError(
-                f"{node}.PROMPT_DEPTH is {settings.PROMPT_DEPTH}, allowed: 1..{deepest}"
-            )
-        bidirectional = "_" in settings.FLOW
-        if bidirectional and not 1 <= settings.CROSS_LAYER < settings.PROMPT_DEPTH:
-            raise UserError(
-                f"{node}.CROSS_LAYER is {settings.CROSS_LAYER}, allowed: "
-                f"1..{settings.PROMPT_DEPTH - 1} (PROMPT_DEPTH - 1)"
-            )
-        if settings.N_CTX < 1:
-            raise UserError(f"{node}.N_CTX is {settings.N_CTX}, allowed: 1 or more")
+        deepest = min(check_vit(clip_model), clip_model.config.text_layers)
+        check_range(f"{node}.PROMPT_DEPTH", settings.PROMPT_DEPTH, 1, deepest)
+        if "_" in settings.FLOW:  # both directions
+            check_range(f"{node}.CROSS_LAYER", settings.CROSS_LAYER, 1, settings.PROMPT_DEPTH - 1)
+        check_range(f"{node}.N_CTX", settings.N_CTX, 1)

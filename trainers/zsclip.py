@@ -16,6 +16,10 @@ from .base import PromptedCLIP, Prompts, PromptTrainer, trainer_defaults
 class TemplateCLIP(PromptedCLIP):
     """Text features are those of the first of the dataset's templates."""
 
+    def ensemble(self) -> list[str]:
+        """The templates over which a class's unit features are averaged."""
+        return self.templates[:1]
+
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         self.prompt_learner = nn.Module()
 
@@ -23,7 +27,16 @@ class TemplateCLIP(PromptedCLIP):
         return self.prompt_tokens(class_names, "", 0)
 
     def text_features(self, prompts: Prompts) -> Tensor:
-        return self.template_features(self.templates[:1])
+        return self.template_features(self.ensemble())
+
+
+class EnsembleCLIP(TemplateCLIP):
+    """All of the dataset's templates and the seven that CLIP's authors recommend for ImageNet."""
+
+    def ensemble(self) -> list[str]:
+        from open_clip.zero_shot_metadata import SIMPLE_IMAGENET_TEMPLATES
+
+        return [*self.templates, *(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES)]
 
 
 @TRAINER_REGISTRY.register()
@@ -32,8 +45,15 @@ class ZeroshotCLIP(PromptTrainer):
     config_node = trainer_defaults("ZSCLIP")
 
     def train(self) -> None:
-        print("ZeroshotCLIP learns nothing: evaluating")
+        print(f"{self.cfg.TRAINER.NAME} learns nothing: evaluating")
         self.test()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        print("ZeroshotCLIP learns nothing: no checkpoint is loaded")
+        print(f"{self.cfg.TRAINER.NAME} learns nothing: no checkpoint is loaded")
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(ZeroshotCLIP):
+    """Zero-shot CLIP with an ensemble of templates."""
+
+    model_class = EnsembleCLIP

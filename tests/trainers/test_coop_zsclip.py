@@ -11,7 +11,7 @@ from dassl.utils import UserError
 from tests.plain import image_feature, text_feature
 from tests.trainers.tiny import NAMES, TEMPLATES, build, settings, tiny_clip
 from trainers.coop import CoOp
-from trainers.zsclip import ZeroshotCLIP
+from trainers.zsclip import ZeroshotCLIP, ZeroshotCLIP2
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,18 @@ def test_coop_settings_that_cannot_be(clip_model):
         _, node = settings(CoOp, **values)
         with pytest.raises(UserError, match=message):
             CoOp.check_settings(CoOp, node, clip_model)
+
+
+def test_zero_shot_2_averages_over_the_templates(clip_model):
+    from open_clip.zero_shot_metadata import SIMPLE_IMAGENET_TEMPLATES
+
+    model = build(ZeroshotCLIP2, clip_model)
+    images, _ = batch()
+    weights = []
+    for name in (n.replace("_", " ") for n in NAMES):
+        texts = [t.format(name) for t in TEMPLATES] + [t(name) for t in SIMPLE_IMAGENET_TEMPLATES]
+        each = [unit(text_feature(clip_model, tokenize([t])[0], [], [])) for t in texts]
+        weights.append(unit(torch.stack(each).mean(0)))
+    features = torch.stack([unit(image_feature(clip_model, image, [])) for image in images])
+    expected = clip_model.logit_scale.exp() * features @ torch.stack(weights).t()
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,73 @@
+"""The linear probe is scikit-learn's logistic regression on frozen features, C chosen on val."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+import tests.trainers.test_training as toy
+from dassl.data.datasets import DATASET_REGISTRY
+from trainers.linear_probe import STRENGTHS, LinearProbe
+
+run, backbone = toy.run, toy.backbone  # fixtures: the toy dataset and the tiny CLIP
+
+
+class ColourPatchesWithVal(toy.ColourPatches):
+    @property
+    def val(self):
+        return self.test
+
+
+if "ColourPatchesWithVal" not in DATASET_REGISTRY.registered_names():
+    DATASET_REGISTRY.register(ColourPatchesWithVal)
+
+
+@pytest.fixture(autouse=True)
+def node(monkeypatch):
+    monkeypatch.setitem(toy.NODES, "LinearProbe", "LINEAR_PROBE")
+
+
+@pytest.mark.parametrize("subset", ["all", "base"])
+def test_it_predicts_what_scikit_learn_predicts(run, tmp_path, monkeypatch, subset):
+    seen = []
+    features = LinearProbe.features
+
+    def remember(self, items):
+        seen.append(features(self, items))
+        return seen[-1]
+
+    monkeypatch.setattr(LinearProbe, "features", remember)
+    code, out = run(
+        "LinearProbe", "run", "DATASET.NAME", "ColourPatchesWithVal",
+        "DATASET.SUBSAMPLE_CLASSES", subset, "TEST.SAVE_LOGITS", "True",
+    )  # fmt: skip
+    assert code == 0, out
+    (x, y), (val_x, val_y) = seen
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
+    models = [LogisticRegression(C=c, max_iter=2000).fit(x, y) for c in STRENGTHS]
+    scores = [m.score(val_x, val_y) for m in models]
+    chosen = models[int(np.argmax(scores))]
+    assert f"C {chosen.C:g}: validation accuracy {100 * max(scores):.1f}%" in out
+    saved = np.load(tmp_path / "run/logits.npz")  # the test split is the validation split here
+    probabilities = torch.tensor(saved["logits"]).softmax(dim=1).numpy()
+    np.testing.assert_allclose(probabilities, chosen.predict_proba(val_x), atol=1e-4)
+
+
+def test_it_reloads_and_knows_no_other_classes(run, tmp_path):
+    base = ["DATASET.SUBSAMPLE_CLASSES", "base"]
+    code, out = run("LinearProbe", "base", *base)
+    assert code == 0, out
+    load = ["--eval-only", "--model-dir", f"{tmp_path}/base"]
+    code, out = run("LinearProbe", "again", *base, flags=load)
+    assert code == 0, out
+    accuracy = [
+        json.loads((tmp_path / d / "results.json").read_text())["accuracy"]
+        for d in ("base", "again")
+    ]
+    assert accuracy[0] == accuracy[1]
+    code, out = run("LinearProbe", "all", flags=load)
+    assert code == 2 and "shape" in out
