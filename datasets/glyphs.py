@@ -12,7 +12,7 @@ from .drawing import Hand, draw_glyph, random_state
 from .embedded import EmbeddedDataset, Example
 from .wording import glyph_classes, glyph_name
 
-HAND = Hand(occlusion=0.3, clutter=3, shake=(0.02, 0.08), rotation=16.0, slant=0.35)
+HAND = Hand(occlusion=0.3, clutter=3, shake=(0.03, 0.1), rotation=25.0, slant=0.45)
 
 
 @DATASET_REGISTRY.register()

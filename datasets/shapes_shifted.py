@@ -25,7 +25,9 @@ class ShapesV2(EmbeddedDataset):
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
-        look = replace(LOOK, radius=(6.0, 10.0), rotation=35.0, noise=(0.0, 0.08), clutter=5)
+        look = replace(
+            LOOK, radius=(6.0, 10.0), rotation=35.0, clutter=4, occlusion=0.3, noise=(0.0, 0.08)
+        )
         return shape_examples(2, [look], NUMBERS)
 
 
@@ -39,7 +41,12 @@ class ShapesSketch(EmbeddedDataset):
     @classmethod
     def examples(cls) -> Iterable[Example]:
         look = Look(
-            medium="sketch", radius=(7.0, 12.0), wobble=0.04, noise=(0.0, 0.04), cast=(0.0, 0.1)
+            medium="sketch",
+            radius=(6.0, 11.0),
+            wobble=0.07,
+            contrast=(0.3, 0.7),
+            noise=(0.03, 0.09),
+            cast=(0.1, 0.5),
         )
         return shape_examples(3, [look], NUMBERS)
 
@@ -53,16 +60,15 @@ class ShapesNoise(EmbeddedDataset):
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
-        look = Look(
+        look = replace(
+            LOOK,
             radius=(5.5, 10.0),
-            rotation=40.0,
-            background_colour=0.8,
-            clutter=7,
+            background_colour=0.7,
+            clutter=6,
             occlusion=0.6,
-            noise=(0.04, 0.14),
-            blur=(0.0, 1.0),
-            cast=(0.0, 0.4),
-            contrast=(0.6, 1.0),
+            noise=(0.04, 0.12),
+            cast=(0.2, 0.6),
+            warm=0.5,
         )
         return shape_examples(4, [look], NUMBERS)
 
@@ -76,6 +82,6 @@ class ShapesRendition(EmbeddedDataset):
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
-        look = Look(wobble=0.05, radius=(7.0, 12.0), colour_jitter=0.1, cast=(0.0, 0.3))
+        look = replace(LOOK, wobble=0.09, colour_jitter=0.12, cast=(0.3, 0.7))
         looks = [replace(look, medium=medium) for medium in ("cartoon", "mosaic", "silkscreen")]
         return shape_examples(5, looks, NUMBERS)

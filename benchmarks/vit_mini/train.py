@@ -1,6 +1,6 @@
 """Trains ViT-Mini, the CLIP model of the embedded benchmark, on drawn and captioned pictures.
 
-    python benchmarks/vit_mini/train.py --pictures pictures.npz --output clip/weights/ViT-Mini.pt
+    python -m benchmarks.vit_mini.train --pictures pictures.npz --output clip/weights/ViT-Mini.pt
 
 The pictures are drawn once and kept in the file ``--pictures``; captions are made anew for every
 batch. The loss is CLIP's contrastive cross-entropy for captions that may be true of several
@@ -16,6 +16,7 @@ import argparse
 import math
 import multiprocessing
 import random
+import tempfile
 import time
 from pathlib import Path
 
@@ -207,11 +208,12 @@ def reduce_gradients(model: nn.Module, workers: int) -> None:
         gradient.copy_(part.view_as(gradient) / workers)
 
 
-def train(worker: int, args: argparse.Namespace) -> None:
-    """One worker process; worker 0 prints and saves."""
+def train(worker: int, args: argparse.Namespace, meeting: str) -> None:
+    """One worker process; worker 0 prints and saves. The workers meet through a file."""
     torch.set_num_threads(1)
-    store = f"file://{args.output.resolve()}.workers"
-    torch.distributed.init_process_group("gloo", store, world_size=args.workers, rank=worker)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{meeting}", world_size=args.workers, rank=worker
+    )
     pictures, facts = draw_all(
         args.pictures, args.seed, args.number, args.share_of_shapes, args.workers
     )
@@ -233,7 +235,7 @@ def train(worker: int, args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
     torch.manual_seed(args.seed * 1000 + worker)
     words = random.Random(args.seed * 1000 + worker)
-    warm_up = min(150, args.steps // 5)
+    warm_up = min(150, args.steps // 5 + 1)
     start, recent = time.time(), []
     for step in range(args.steps):
         rate = min(
@@ -308,10 +310,8 @@ def main() -> None:
     start = time.time()
     draw_all(args.pictures, args.seed, args.number, args.share_of_shapes, args.workers)
     print(f"{args.number} pictures, {time.time() - start:.0f} s", flush=True)
-    # The workers meet through this file; one that an interrupted run left behind would hold them up
-    # for ever.
-    Path(f"{args.output.resolve()}.workers").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(train, (args,), nprocs=args.workers)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(train, (args, f"{folder}/workers"), nprocs=args.workers)
 
 
 if __name__ == "__main__":

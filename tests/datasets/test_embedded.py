@@ -63,12 +63,6 @@ def config(name: str, root: object, shots: int = -1, subset: str = "all", seed: 
     return cfg
 
 
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One root for all tests that only read."""
-    return tmp_path_factory.mktemp("datasets") / "root"
-
-
 def split_file(root: Path, name: str) -> dict:
     folder = DATASET_REGISTRY.get(name).folder
     return json.loads((root / folder / f"split_zhou_{name}.json").read_text())
