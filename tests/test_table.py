@@ -118,3 +118,11 @@ def test_checkpoint_of_the_base_classes_is_loaded_for_base_and_novel():
 def test_harmonic_mean():
     assert table.harmonic_mean(80.0, 40.0) == pytest.approx(2 / (1 / 80 + 1 / 40))
     assert table.harmonic_mean(0.0, 0.0) == 0.0
+
+
+def test_a_closed_set_method_is_not_asked_for_novel_classes(tmp_path):
+    job = table.Job("LinearProbe", "shapes", 1, "base", "data", tmp_path)
+    assert [folder.name for folder, _ in job.runs()] == ["train_base", "base"]
+    job.folder("base").mkdir(parents=True)
+    (job.folder("base") / "results.json").write_text('{"accuracy": 70.0}')
+    assert table.rows([job]) == [("shapes", "LinearProbe", "70.0", "-", "-", "-")]

@@ -214,6 +214,12 @@ class Context(NamedTuple):
     n_prompts: int
     init: Tensor | None  # (n_prompts, text width), or None for a random start
 
+    def start(self, text_width: int, *leading: int) -> Tensor:
+        """The words' embeddings, or normal(0, 0.02) of shape (*leading, n_prompts, text width)."""
+        if self.init is not None:
+            return self.init.clone()
+        return random_prompts(*leading, self.n_prompts, text_width).data
+
 
 def context_from_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
     """The first ``n_prompts`` tokens of ``words`` as a start; without words "X" placeholders."""
@@ -223,6 +229,13 @@ def context_from_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
     ids = tokenizer().encode(words)[:n_prompts]
     weight = clip_model.token_embedding.weight
     return Context(words, n_prompts, weight[torch.tensor(ids, device=weight.device)].float())
+
+
+def context_of_all_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
+    """As ``context_from_words``, but words also say how many prompts there are (CoOp, CoCoOp)."""
+    if words:
+        n_prompts = len(tokenizer().encode(words.replace("_", " ")))
+    return context_from_words(clip_model, words, n_prompts)
 
 
 def context_of_few_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:

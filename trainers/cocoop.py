@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
-from clip.tokens import tokenizer
 from dassl.engine import TRAINER_REGISTRY
 
 from .base import (
@@ -20,8 +19,7 @@ from .base import (
     Prompts,
     PromptTrainer,
     check_range,
-    context_from_words,
-    random_prompts,
+    context_of_all_words,
     trainer_defaults,
 )
 
@@ -61,13 +59,8 @@ class ConditionalCLIP(PromptedCLIP):
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
-        n_ctx = settings.N_CTX
-        if settings.CTX_INIT:
-            n_ctx = len(tokenizer().encode(settings.CTX_INIT.replace("_", " ")))
-        self.context = context_from_words(self.clip, settings.CTX_INIT, n_ctx)
-        ctx = self.context.init
-        if ctx is None:
-            ctx = random_prompts(n_ctx, self.clip.config.text_width).data
+        self.context = context_of_all_words(self.clip, settings.CTX_INIT, settings.N_CTX)
+        ctx = self.context.start(self.clip.config.text_width)
         self.prompt_learner = ConditionalContextLearner(ctx, self.clip.config.embed_dim)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
-from clip.tokens import tokenizer
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 
@@ -17,8 +16,7 @@ from .base import (
     Prompts,
     PromptTrainer,
     check_range,
-    context_from_words,
-    random_prompts,
+    context_of_all_words,
     trainer_defaults,
 )
 
@@ -44,14 +42,9 @@ class ContextCLIP(PromptedCLIP):
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
-        n_ctx = settings.N_CTX
-        if settings.CTX_INIT:
-            n_ctx = len(tokenizer().encode(settings.CTX_INIT.replace("_", " ")))
-        self.context = context_from_words(self.clip, settings.CTX_INIT, n_ctx)
-        ctx = self.context.init
-        if ctx is None:
-            per_class = (len(class_names),) if settings.CSC else ()
-            ctx = random_prompts(*per_class, n_ctx, self.clip.config.text_width).data
+        self.context = context_of_all_words(self.clip, settings.CTX_INIT, settings.N_CTX)
+        per_class = (len(class_names),) if settings.CSC else ()
+        ctx = self.context.start(self.clip.config.text_width, *per_class)
         self.prompt_learner = ContextLearner(ctx)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:

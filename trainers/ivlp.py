@@ -67,10 +67,7 @@ class IndependentCLIP(PromptedCLIP):
         settings, config = self.settings, self.clip.config
         m = settings.N_CTX_TEXT
         self.context = context_of_few_words(self.clip, settings.CTX_INIT, m)
-        ctx = self.context.init
-        if ctx is None:
-            ctx = random_prompts(m, config.text_width).data
-        self.prompt_learner = ContextLearner(ctx)
+        self.prompt_learner = ContextLearner(self.context.start(config.text_width))
         self.text_encoder = TowerPrompts(
             settings.PROMPT_DEPTH_TEXT, m, config.text_width, first_layer=False
         )

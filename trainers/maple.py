@@ -69,9 +69,7 @@ class MultiModalCLIP(PromptedCLIP):
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
         self.context = context_of_few_words(self.clip, settings.CTX_INIT, settings.N_CTX)
-        ctx = self.context.init
-        if ctx is None:
-            ctx = random_prompts(settings.N_CTX, config.text_width).data
+        ctx = self.context.start(config.text_width)
         self.prompt_learner = MultiModalPromptLearner(
             ctx, settings.PROMPT_DEPTH, config.vision_width
         )

@@ -1,7 +1,7 @@
 #!/bin/sh
 # CLIP as it comes, nothing trained. Argument: DATASET
 # From the environment: DATA, CFG and PYTHON, see scripts/common.sh; SUB: all, base or new classes.
-TRAINER=ZeroshotCLIP
+TRAINER=${TRAINER:-ZeroshotCLIP} # or ZeroshotCLIP2, the template ensemble
 . "$(dirname "$0")/../common.sh"
 arguments DATASET 1 $#
 DATASET=$1

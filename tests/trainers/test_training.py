@@ -52,9 +52,27 @@ if "ColourPatches" not in DATASET_REGISTRY.registered_names():
 
 HICROPL = ["TRAINER.HICROPL.PROMPT_DEPTH", "4", "TRAINER.HICROPL.CROSS_LAYER", "2"]
 HICROPL += ["TRAINER.HICROPL.N_CTX", "2", "TRAINER.HICROPL.FROZEN_TEXT", "template"]
-OPTIONS = {"HiCroPL": HICROPL, "CoOp": ["TRAINER.COOP.N_CTX", "3"], "ZeroshotCLIP": []}
-NODES = {"ZeroshotCLIP": "ZSCLIP"}  # config nodes that are not the trainer's name
-CHECKPOINT = {"HiCroPL": "VLPromptLearner", "CoOp": "prompt_learner"}
+OPTIONS = {
+    "HiCroPL": HICROPL,
+    "CoOp": ["TRAINER.COOP.N_CTX", "3"],
+    "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "3"],
+    "IVLP": ["TRAINER.IVLP.PROMPT_DEPTH_VISION", "3", "TRAINER.IVLP.PROMPT_DEPTH_TEXT", "3"],
+    "PromptSRC": [
+        *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "3"),
+        *("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
+    ],
+}
+NODES = {"ZeroshotCLIP": "ZSCLIP", "KgCoOp": "COOP"}  # config nodes that are not the trainer's name
+CHECKPOINT = {
+    "CoOp": "prompt_learner",
+    "CoCoOp": "prompt_learner",
+    "KgCoOp": "prompt_learner",
+    "VPT": "prompt_learner",
+    "MaPLe": "MultiModalPromptLearner",
+    "IVLP": "VLPromptLearner",
+    "PromptSRC": "VLPromptLearner",
+    "HiCroPL": "VLPromptLearner",
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +108,7 @@ def checkpoint(folder: Path, trainer: str, epoch: int) -> dict:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("trainer", ["CoOp", "HiCroPL"])
+@pytest.mark.parametrize("trainer", CHECKPOINT)
 def test_train_save_and_reload_for_other_classes(run, tmp_path, trainer, backbone):
     code, out = run(
         trainer, "base", "DATASET.SUBSAMPLE_CLASSES", "base", "TEST.SAVE_LOGITS", "True"
@@ -103,7 +121,9 @@ def test_train_save_and_reload_for_other_classes(run, tmp_path, trainer, backbon
 
     # The checkpoint holds what was learned and nothing of CLIP.
     state = checkpoint(tmp_path / "base", trainer, 2)
-    assert all(("ctx" in name) or name.startswith("prompt_learner.") for name in state)
+    frozen = set(tiny_clip().state_dict())
+    frozen |= {name.replace("visual", "image_encoder") for name in frozen}
+    assert state and not frozen & {name.removeprefix("clip.") for name in state}
     code, out = run(
         trainer, "again", "DATASET.SUBSAMPLE_CLASSES", "base", "TEST.SAVE_LOGITS", "True",
         flags=["--eval-only", "--model-dir", f"{tmp_path}/base"],

@@ -1,0 +1,36 @@
+"""Every method learns on Shapes with ViT-Mini: better after training than before."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import train
+
+METHODS = ["CoOp", "CoCoOp", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "HiCroPL"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")  # drawn by the first test, read by the others
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_on_shapes_improves_on_its_starting_point(method, root, tmp_path):
+    def accuracy(output: str, *flags: str) -> float:
+        code = train.main(
+            ["--trainer", method, "--seed", "1", "--root", str(root), *flags]
+            + ["--dataset-config-file", "configs/datasets/shapes.yaml"]
+            + ["--config-file", f"configs/trainers/{method}/vit_mini.yaml"]
+            + ["--output-dir", str(tmp_path / output), "DATASET.SUBSAMPLE_CLASSES", "base"]
+            + ["DATASET.NUM_SHOTS", "8", "OPTIM.MAX_EPOCH", "6", "TRAIN.PRINT_FREQ", "100"]
+        )
+        assert code == 0
+        return json.loads((tmp_path / output / "results.json").read_text())["accuracy"]
+
+    start = accuracy("start", "--eval-only")
+    trained = accuracy("trained")
+    assert trained > start
+    reloaded = accuracy("reloaded", "--eval-only", "--model-dir", str(tmp_path / "trained"))
+    assert reloaded == pytest.approx(trained)
