@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import clip
 from clip import CLIP, ClipError, PromptTokens
+from clip.clip import OPEN_CLIP
 from clip.tokens import tokenizer
 from dassl.config import register_defaults
 from dassl.engine import TrainerX
@@ -60,11 +61,15 @@ def load_clip(cfg: Any) -> CLIP:
 def load_frozen(key: str, name: str) -> CLIP:
     """The CLIP that the config's ``key`` names, frozen, in fp32 on the CPU."""
     known = clip.available_models()
+    if not (name in known or name.startswith(OPEN_CLIP) or osp.exists(name)):
+        raise UserError(
+            f"{key}: unknown backbone '{name}'; {nearest(name, known)}, a weights file, "
+            f"or {OPEN_CLIP}<model>/<tag>"
+        )
     try:
         model = clip.load(name)
     except ClipError as error:
-        hint = "" if name in known or osp.exists(name) else nearest(name, known)
-        raise UserError(f"{key}: {error}{hint and '; ' + hint}") from error
+        raise UserError(f"{key}: {error}") from error
     return model.requires_grad_(False)
 
 

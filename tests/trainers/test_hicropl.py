@@ -335,3 +335,16 @@ def test_template_features_are_means_of_unit_features(clip_model, small):
         ]
         expected = unit(torch.stack(each).mean(0))
         torch.testing.assert_close(model.frozen_text[k], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resnet_has_no_tokens_for_vision_prompts(small):
+    import open_clip
+
+    from clip.clip import from_open_clip
+
+    vision = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 64, "head_width": 32}
+    text = {"width": 32, "layers": 4, "heads": 2, "vocab_size": 49408, "context_length": 77}
+    resnet = from_open_clip(open_clip.CLIP(24, vision, text, quick_gelu=True))
+    _, node = settings(HiCroPL, **small)
+    with pytest.raises(UserError, match="ResNet, vision prompts need a ViT"):
+        HiCroPL.check_settings(HiCroPL, node, resnet)
