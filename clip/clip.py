@@ -12,6 +12,7 @@ import os
 import re
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -157,7 +158,9 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         if _is_jit(path):
-            return torch.jit.load(str(path), map_location="cpu").state_dict()
+            with warnings.catch_warnings():  # OpenAI's files are archives, deprecated or not
+                warnings.simplefilter("ignore", FutureWarning)
+                return torch.jit.load(str(path), map_location="cpu").state_dict()
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own family of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

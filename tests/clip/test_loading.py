@@ -53,7 +53,7 @@ def test_plain_state_dict_nested_state_dict_and_safetensors(model, tmp_path):
         same_weights(loaded, model)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of making one, not of reading it
 def test_openai_s_jit_archive_in_fp16(model, tmp_path):
     class Holder(torch.nn.Module):
         """Carries the parameters of ``model`` as OpenAI's archives do: with forward code."""

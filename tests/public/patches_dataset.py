@@ -34,14 +34,11 @@ class PublicPatches(DatasetBase):
 
     def paint(self):
         rng = np.random.RandomState(0)
-        for name, colour in (
-            ("dark_red", (150, 0, 0)),
-            ("blue", (0, 0, 230)),
-            ("green", (0, 200, 0)),
-        ):
+        colours = {"red": (200, 70, 40), "orange": (190, 95, 45), "yellow": (195, 120, 50)}
+        for name, colour in colours.items():
             mkdir_if_missing(os.path.join(self.image_dir, name))
-            for i in range(12):
-                pixels = np.clip(np.array(colour) + rng.randint(-30, 30, (32, 32, 3)), 0, 255)
+            for i in range(20):
+                pixels = np.clip(np.array(colour) + rng.randint(-60, 60, (32, 32, 3)), 0, 255)
                 path = os.path.join(self.image_dir, name, f"{i:02d}.jpg")
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
 
@@ -51,7 +48,7 @@ class PublicPatches(DatasetBase):
             images = sorted(listdir_nohidden(os.path.join(self.image_dir, name)))
             random.shuffle(images)
             for i, image in enumerate(images):
-                part = "train" if i < 6 else "val" if i < 8 else "test"
+                part = "train" if i < 8 else "val" if i < 10 else "test"
                 split[part].append((os.path.join(name, image), label, name))
         write_json(split, self.split_path)
 
