@@ -10,6 +10,7 @@ import os.path as osp
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ NOT_LEARNED = re.compile(
     r"|^(image|text)_encoder\.(?!.*VPT)"
 )
 TEXT_BATCH = 256  # texts that one frozen forward encodes at a time
+TEXT_TOKENS = 2**14  # tokens that image-conditional text takes at a time, over images and classes
 
 
 class Prompts(NamedTuple):
@@ -177,6 +179,38 @@ class PromptedCLIP(nn.Module):
     def text_features(self, prompts: Prompts) -> Tensor:
         """Unit text features (K, d), or (B, K, d) where the prompts depend on the image; fp32."""
         return F.normalize(self.clip.encode_text(self.tokens, prompts.text).float(), dim=-1)
+
+    # Image-conditional text: B * K texts are too many for one pass where batch or classes are
+    # many.  Images, and where need be classes, are taken in groups of at most TEXT_TOKENS tokens:
+    # without gradients memory does not grow with the batch, and with K by the features alone.
+
+    @property
+    def classes_per_pass(self) -> int:
+        """How many of the K classes the text tower takes at a time."""
+        length = self.tokens.ids.shape[1] - self.tokens.prefix
+        return max(1, min(len(self.tokens.ids), (TEXT_TOKENS - self.tokens.prefix) // length))
+
+    @property
+    def images_per_pass(self) -> int:
+        """How many images ``conditional_text_features`` should get at a time."""
+        length = self.tokens.ids.shape[1] - self.tokens.prefix
+        return max(1, TEXT_TOKENS // (self.tokens.prefix + self.classes_per_pass * length))
+
+    def conditional_text_features(self, context: Tensor) -> Tensor:
+        """Unit features (n, K, d), fp32, of all classes for each of n images' first-layer context.
+
+        Args:
+            context: (n, 1, m, d_t), of at most ``images_per_pass`` images.
+        """
+        size, tokens = self.classes_per_pass, self.tokens
+        groups = zip(
+            tokens.ids.split(size), tokens.eot.split(size), tokens.slots.split(size), strict=True
+        )
+        features = [
+            self.clip.encode_text(replace(tokens, ids=ids, eot=eot, slots=slots), [context])
+            for ids, eot, slots in groups
+        ]
+        return F.normalize(torch.cat(features, dim=1).float(), dim=-1)
 
     def image_features(self, images: Tensor, prompts: Prompts) -> Tensor:
         """Unit image features (B, d), fp32."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from .base import (
 )
 
 REDUCTION = 16  # of the meta-net's hidden layer
-TEXT_TOKENS = 2**14  # tokens that the text tower computes at a time, over images and classes
 
 
 class ConditionalContextLearner(nn.Module):
@@ -78,32 +76,12 @@ class ConditionalCLIP(PromptedCLIP):
         return logits, {"loss_ce": F.cross_entropy(logits, labels)}
 
     def similarities(self, image: Tensor, context: Tensor) -> Tensor:
-        """Cosines (B, K) of unit image features (B, d) with the texts of their own context.
-
-        B * K texts are too many for one pass where batch or classes are many.  Images, and where
-        need be classes, are taken in groups of at most ``TEXT_TOKENS`` tokens, so that memory
-        without gradients does not grow with either.
-        """
-        tokens = self.tokens
-        length = tokens.ids.shape[1] - tokens.prefix
-        n_classes = max(1, min(len(tokens.ids), (TEXT_TOKENS - tokens.prefix) // length))
-        n_images = max(1, TEXT_TOKENS // (tokens.prefix + n_classes * length))
-        groups = [
-            replace(tokens, ids=ids, eot=eot, slots=slots)
-            for ids, eot, slots in zip(
-                tokens.ids.split(n_classes),
-                tokens.eot.split(n_classes),
-                tokens.slots.split(n_classes),
-                strict=True,
-            )
+        """Cosines (B, K) of unit image features (B, d) with the texts of their own context."""
+        size = self.images_per_pass
+        rows = [
+            (self.conditional_text_features(shifted) @ features[:, :, None]).squeeze(-1)
+            for features, shifted in zip(image.split(size), context.split(size), strict=True)
         ]
-        rows = []
-        for features, shifted in zip(image.split(n_images), context.split(n_images), strict=True):
-            parts = []
-            for group in groups:
-                text = F.normalize(self.clip.encode_text(group, [shifted]).float(), dim=-1)
-                parts.append((text @ features[:, :, None]).squeeze(-1))
-            rows.append(torch.cat(parts, dim=1))
         return torch.cat(rows)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import trainers.base as base
 import trainers.cocoop as cocoop
 from clip import CLIP, tokenize
 from dassl.utils import UserError
@@ -119,7 +120,7 @@ def test_text_tower_gets_no_more_tokens_at_once_than_the_limit(clip_model, monke
         return encode_text(self, tokens, prompts)
 
     monkeypatch.setattr(CLIP, "encode_text", spy)
-    monkeypatch.setattr(cocoop, "TEXT_TOKENS", limit)
+    monkeypatch.setattr(base, "TEXT_TOKENS", limit)
     with torch.no_grad():
         torch.testing.assert_close(model(images), whole, rtol=1e-4, atol=1e-4)
     # One image against one class is the least there is.
