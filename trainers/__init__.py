@@ -1,6 +1,6 @@
 """Registered trainers, one file each."""
 
-from . import cocoop, coop, hicropl, ivlp, kgcoop, linear_probe, maple, promptsrc, zsclip
+from . import cocoop, coop, hicropl, ivlp, kgcoop, linear_probe, maple, promp, promptsrc, zsclip
 
 __all__ = [
     "cocoop",
@@ -10,6 +10,7 @@ __all__ = [
     "kgcoop",
     "linear_probe",
     "maple",
+    "promp",
     "promptsrc",
     "zsclip",
 ]

@@ -314,7 +314,8 @@ def trainer_defaults(node: str, **defaults: Any) -> str:
 class PromptTrainer(TrainerX):
     """Trains and evaluates one ``PromptedCLIP``.
 
-    A method's trainer sets the three class attributes below and nothing else.
+    A method's trainer sets the three class attributes below and nothing else.  Where settings
+    leave nothing to learn, training is an evaluation.
     """
 
     model_class: type[PromptedCLIP]
@@ -400,6 +401,19 @@ class PromptTrainer(TrainerX):
         if len(terms) > 1:
             summary.update({name: term.item() for name, term in terms.items()})
         return summary
+
+    def train(self) -> None:
+        if self.optim is None:
+            print(f"{self.cfg.TRAINER.NAME} learns nothing: evaluating")
+            self.test()
+        else:
+            super().train()
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        if self.optim is None:
+            print(f"{self.cfg.TRAINER.NAME} learns nothing: no checkpoint is loaded")
+        else:
+            super().load_model(directory, epoch)
 
     def parse_batch_train(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         return batch["img"].to(self.device), batch["label"].to(self.device)

@@ -44,13 +44,6 @@ class ZeroshotCLIP(PromptTrainer):
     model_class = TemplateCLIP
     config_node = trainer_defaults("ZSCLIP")
 
-    def train(self) -> None:
-        print(f"{self.cfg.TRAINER.NAME} learns nothing: evaluating")
-        self.test()
-
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        print(f"{self.cfg.TRAINER.NAME} learns nothing: no checkpoint is loaded")
-
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP2(ZeroshotCLIP):

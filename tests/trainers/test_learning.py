@@ -8,7 +8,7 @@ import pytest
 
 import train
 
-METHODS = ["CoOp", "CoCoOp", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "HiCroPL"]
+METHODS = ["CoOp", "CoCoOp", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "HiCroPL", "ProMPT"]
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,7 @@ OPTIONS = {
     "CoOp": ["TRAINER.COOP.N_CTX", "3"],
     "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "3"],
     "IVLP": ["TRAINER.IVLP.PROMPT_DEPTH_VISION", "3", "TRAINER.IVLP.PROMPT_DEPTH_TEXT", "3"],
+    "ProMPT": ["TRAINER.PROMPT.PROMPT_DEPTH_VISION", "3", "TRAINER.PROMPT.N_CTX_VISION", "2"],
     "PromptSRC": [
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "3"),
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
@@ -72,6 +73,7 @@ CHECKPOINT = {
     "IVLP": "VLPromptLearner",
     "PromptSRC": "VLPromptLearner",
     "HiCroPL": "VLPromptLearner",
+    "ProMPT": "VLPromptLearner",
 }
 
 

@@ -1,0 +1,6 @@
+#!/bin/sh
+# ProMPT, cross-dataset: test what SOURCE taught on another dataset. Arguments: DATASET SEED
+# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
+TRAINER=ProMPT
+. "$(dirname "$0")/../common.sh"
+xd_test vit_b16_ep2_batch4_8+5ctx_cross_datasets scripts/promp/xd_train.sh "$@"

@@ -1,0 +1,239 @@
+"""ProMPT against a plain computation: one image, one class, 77 tokens at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import trainers.base as base
+import trainers.promp as promp
+from clip import CLIP, tokenize
+from dassl.utils import UserError
+from tests.plain import image_feature, text_feature
+from tests.trainers.tiny import NAMES, build, settings, tiny_clip
+from trainers.promp import ProMPT
+from trainers.zsclip import ZeroshotCLIP
+
+SMALL = {"PROMPT_DEPTH_VISION": 2, "N_CTX_VISION": 2, "N_CTX_TEXT": 5}
+
+
+@pytest.fixture(scope="module")
+def clip_model():
+    return tiny_clip(layers=3)
+
+
+@pytest.fixture(autouse=True)
+def wider_generators(monkeypatch):
+    # Of the tiny model's 24 features a sixteenth would be one unit, and that may be a dead one.
+    monkeypatch.setattr(promp, "REDUCTION", 3)
+
+
+def batch():
+    torch.manual_seed(5)
+    return torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1])
+
+
+def unit(x):
+    return x / x.norm()
+
+
+def plain_steps(model, clip_model, images, names, words="a photo of a X"):
+    """Logits of the initialisation and of every iteration: a list of (B, K)."""
+    s, p = model.settings, dict(model.prompt_learner.named_parameters())
+    steps = [[] for _ in range(s.ITERATIONS + 1)]
+
+    def generate(kind, j, feature):
+        hidden = p[f"{kind}.weight1"] @ feature + p[f"{kind}.bias1"][j]
+        return p[f"{kind}.weight2"] @ hidden.clamp(min=0) + p[f"{kind}.bias2"][j]
+
+    def scores(x, texts):
+        return torch.stack([clip_model.logit_scale.exp() * (x @ z) for z in texts])
+
+    def kept(row, texts):
+        if not s.FEATURE_FILTER:
+            return texts
+        order = sorted(range(len(texts)), key=lambda k: -row[k].item())
+        return [texts[k] for k in order[: s.N_CTX_VISION]]
+
+    for image in images:
+        x = unit(image_feature(clip_model, image, []))
+        texts = []
+        for name in names:
+            ids = tokenize([f"a photo of a {name.replace('_', ' ')}."])[0]
+            texts.append(unit(text_feature(clip_model, ids, [], [])))
+        row = scores(x, texts)
+        steps[0].append(row)
+        vision, context = None, p.get("ctx")
+        for n in range(1, s.ITERATIONS + 1):
+            if s.VISION_GENERATOR:
+                chosen = kept(row, texts)
+                new = [
+                    torch.stack([generate("vision_generator", j, z) for z in chosen])
+                    for j in range(s.PROMPT_DEPTH_VISION)
+                ]
+                vision = (
+                    new if vision is None else [a + b for a, b in zip(vision, new, strict=True)]
+                )
+                x = unit(image_feature(clip_model, image, vision))
+            if s.TEXT_GENERATOR:
+                shift = generate("text_generator", 0, x)
+                context = torch.stack([token + shift for token in context])
+            texts = []
+            for name in names:
+                ids = tokenize([f"{words} {name.replace('_', ' ')}."])[0]
+                slots = list(range(1, 1 + s.N_CTX_TEXT))
+                texts.append(unit(text_feature(clip_model, ids, slots, [context])))
+            row = scores(x, texts)
+            steps[n].append(row)
+    return [torch.stack(rows) for rows in steps]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"ITERATIONS": 3, "LAMBD": 0.5},
+        {"ITERATIONS": 1, "N_CTX_VISION": 8, "N_CTX_TEXT": 2},  # more prompts than classes
+        {"VISION_GENERATOR": False},
+        {"TEXT_GENERATOR": False},
+        {"VISION_GENERATOR": False, "TEXT_GENERATOR": False},
+        {"FEATURE_FILTER": False},
+    ],
+)
+def test_every_iteration_loss_and_gradients_equal_the_plain_computation(clip_model, values):
+    model = build(ProMPT, clip_model, **{**SMALL, **values})
+    images, labels = batch()
+    words = "a photo of a" if values.get("N_CTX_TEXT") == 2 else "a photo of a X"
+    expected = plain_steps(model, clip_model, images, NAMES, words)
+    steps = model.evolve(images)
+    assert len(steps) == len(expected) == model.settings.ITERATIONS + 1
+    for fast, slow in zip(steps, expected, strict=True):
+        torch.testing.assert_close(fast.softmax(dim=1), slow.softmax(dim=1), rtol=1e-4, atol=1e-5)
+    logits, terms = model(images, labels)
+    torch.testing.assert_close(logits, expected[-1], rtol=1e-4, atol=1e-4)
+    n_last = model.settings.ITERATIONS
+    loss = torch.zeros(())
+    for n in range(1, n_last + 1):
+        for row, label in zip(expected[n], labels, strict=True):
+            log_p = row[label] - row.exp().sum().log()
+            loss = loss - model.settings.LAMBD ** (n_last - n) * log_p / len(labels)
+    total = sum(terms.values())
+    torch.testing.assert_close(total, loss, rtol=1e-4, atol=1e-5)
+    learned = dict(model.prompt_learner.named_parameters())
+    fast = torch.autograd.grad(total, learned.values())
+    slow = torch.autograd.grad(loss, learned.values())
+    for name, a, b in zip(learned, fast, slow, strict=True):
+        assert b.abs().max() > 0, name
+        assert (a - b).abs().max() <= 1e-3 * b.abs().max(), name
+
+
+def test_learnable_tensors_and_their_start():
+    model = build(ProMPT, tiny_clip(), PROMPT_DEPTH_VISION=4)
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+    assert shapes == {
+        "prompt_learner.ctx": (5, 32),
+        "prompt_learner.vision_generator.weight1": (8, 24),
+        "prompt_learner.vision_generator.bias1": (4, 8),
+        "prompt_learner.vision_generator.weight2": (48, 8),
+        "prompt_learner.vision_generator.bias2": (4, 48),
+        "prompt_learner.text_generator.weight1": (8, 24),
+        "prompt_learner.text_generator.bias1": (1, 8),
+        "prompt_learner.text_generator.weight2": (32, 8),
+        "prompt_learner.text_generator.bias2": (1, 32),
+    }
+    words = model.clip.token_embedding(tokenize(["a photo of a"])[0, 1:5])
+    assert torch.equal(model.prompt_learner.ctx[:4], words)
+    assert 0 < model.prompt_learner.ctx[4].std() < 0.05
+
+
+def test_no_iteration_is_zero_shot_clip_exactly(clip_model):
+    images, _ = batch()
+    model, plain = build(ProMPT, clip_model, ITERATIONS=0), build(ZeroshotCLIP, clip_model)
+    assert not [p for p in model.parameters() if p.requires_grad]
+    for names in (NAMES, ["cat", "small_red bus", "fern", "pot"]):
+        model.set_classes(names)
+        plain.set_classes(names)
+        with model.fixed_classes(), plain.fixed_classes(), torch.no_grad():
+            assert torch.equal(model(images), plain(images))
+
+
+def test_initialisation_is_that_of_zero_shot_clip_at_any_number_of_iterations(clip_model):
+    images, _ = batch()
+    model = build(ProMPT, clip_model, **SMALL)
+    assert torch.equal(model.evolve(images)[0], build(ZeroshotCLIP, clip_model)(images))
+
+
+@pytest.mark.parametrize("text_generator", [True, False])
+def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model, text_generator):
+    model = build(ProMPT, clip_model, **SMALL, TEXT_GENERATOR=text_generator)
+    images, _ = batch()
+    names = ["cat", "small_red bus", "fern", "pot"]
+    model.set_classes(names)
+    with torch.no_grad():
+        expected = plain_steps(model, clip_model, images, names)[-1]
+        with model.fixed_classes():
+            for order in ([0, 1, 2], [2, 0, 1]):
+                torch.testing.assert_close(
+                    model(images[order]), expected[order], rtol=1e-4, atol=1e-4
+                )
+            split = torch.cat([model(part) for part in images.split(2)])
+    torch.testing.assert_close(split, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("limit", [1, 12, 50])
+def test_evaluation_in_chunks_of_any_size_gives_the_same(clip_model, monkeypatch, limit):
+    model = build(ProMPT, clip_model, **SMALL)
+    names = [f"thing number {word}" for word in "one two three four five six seven".split()]
+    model.set_classes(names)
+    images = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        whole = model(images)
+    passes = []
+    encode_text = CLIP.encode_text
+
+    def spy(self, tokens, prompts):
+        length = tokens.ids.shape[1] - tokens.prefix
+        passes.append(len(prompts[0]) * (tokens.prefix + len(tokens.ids) * length))
+        return encode_text(self, tokens, prompts)
+
+    monkeypatch.setattr(CLIP, "encode_text", spy)
+    monkeypatch.setattr(base, "TEXT_TOKENS", limit)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), whole, rtol=1e-4, atol=1e-4)
+    # One image against one class is the least there is.
+    assert max(passes) <= max(limit, model.tokens.ids.shape[1])
+    assert len(passes) > 2
+
+
+def test_frozen_clip_stays_untouched():
+    model = build(ProMPT, tiny_clip(layers=3), **SMALL)
+    before = {name: t.clone() for name, t in model.clip.state_dict().items()}
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learned, lr=0.1)
+    images, labels = batch()
+    start = model(images).detach()
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(model(images, labels)[1].values()).backward()
+        optimizer.step()
+    assert all(torch.equal(t, before[name]) for name, t in model.clip.state_dict().items())
+    assert all(p.grad is None for p in model.clip.parameters())
+    loss = F.cross_entropy(model(images), labels)
+    assert loss < F.cross_entropy(start, labels)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"PROMPT_DEPTH_VISION": 4}, "PROMPT_DEPTH_VISION is 4, allowed: 1..3"),
+        ({"ITERATIONS": -1}, "ITERATIONS is -1, allowed: 0 or more"),
+        ({"N_CTX_VISION": 0}, "N_CTX_VISION is 0"),
+        ({"N_CTX_TEXT": 0}, "N_CTX_TEXT is 0"),
+        ({"LAMBD": -0.5}, "LAMBD is -0.5, allowed: 0 or more"),
+    ],
+)
+def test_settings_that_cannot_be(clip_model, values, message):
+    _, node = settings(ProMPT, **{"PROMPT_DEPTH_VISION": 3, **values})
+    with pytest.raises(UserError, match=f"TRAINER.PROMPT.{message}"):
+        ProMPT.check_settings(ProMPT, node, clip_model)

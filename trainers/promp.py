@@ -1,0 +1,228 @@
+"""ProMPT: Progressive Multi-modal conditional Prompt Tuning (Qiu et al., ICMR 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip import CLIP, PromptTokens
+from clip.tokens import tokenizer
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
+
+from .base import (
+    Context,
+    PromptedCLIP,
+    Prompts,
+    PromptTrainer,
+    check_range,
+    check_vit,
+    context_from_words,
+    random_prompts,
+    trainer_defaults,
+)
+
+REDUCTION = 16  # of the generators' hidden layer, d -> d/16
+TEMPLATE = "a photo of a {}."  # of the initialisation (section 3.3), with CLIP's full stop
+
+
+class Generator(nn.Module):
+    """G_1..G_J of section 3.4: Linear-ReLU-Linear, weights shared, biases of both linears not.
+
+    The paper says only that biases belong to a layer; both are taken.  They start as
+    ``nn.Linear`` starts them.
+    """
+
+    def __init__(self, width_in: int, width_out: int, n_layers: int):
+        super().__init__()
+        hidden = max(1, width_in // REDUCTION)
+        layers = [
+            (nn.Linear(width_in, hidden), nn.Linear(hidden, width_out)) for _ in range(n_layers)
+        ]
+        self.weight1, self.weight2 = layers[0][0].weight, layers[0][1].weight
+        self.bias1 = nn.Parameter(torch.stack([first.bias.data for first, _ in layers]))
+        self.bias2 = nn.Parameter(torch.stack([second.bias.data for _, second in layers]))
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """Features (..., d) -> for each of the J layers (..., width_out)."""
+        hidden = F.linear(features, self.weight1)
+        return [
+            F.linear(F.relu(hidden + bias1), self.weight2, bias2)
+            for bias1, bias2 in zip(self.bias1, self.bias2, strict=True)
+        ]
+
+
+class ProgressivePromptLearner(nn.Module):
+    """The learnable context P^0 (b, d_t) and the generators G_V and G_T, where there are any.
+
+    Args:
+        settings: ``TRAINER.PROMPT``.
+        context: start of P^0.
+        clip_model: says the widths.
+    """
+
+    def __init__(self, settings: Any, context: Context, clip_model: CLIP):
+        super().__init__()
+        config = clip_model.config
+        self.ctx = nn.Parameter(context.start(config.text_width))
+        self.vision_generator: Generator | None = None
+        self.text_generator: Generator | None = None
+        if settings.VISION_GENERATOR:
+            self.vision_generator = Generator(
+                config.embed_dim, config.vision_width, settings.PROMPT_DEPTH_VISION
+            )
+        if settings.TEXT_GENERATOR:
+            self.text_generator = Generator(config.embed_dim, config.text_width, 1)
+
+
+class ProgressiveCLIP(PromptedCLIP):
+    """Text features make vision prompts, image features make text prompts, N times over.
+
+    What the paper leaves open:
+    - Generators read unit features, as CoCoOp's meta-net does, so that what they start from does
+      not depend on the scale of a backbone's features.
+    - The filtered features stand in order of falling probability; the i-th makes the i-th vision
+      prompt.  With fewer than a classes there are as many prompts as classes.
+    - G_T makes one vector for each image, which all b tokens are shifted by, as in CoCoOp.
+    - The recurrence is part of the graph: gradients of L_n reach all earlier iterations.
+    - Without G_V eq. 8 leaves O^n = O^0, nothing: no vision prompts.  Without G_T eq. 10 leaves
+      P^n = P^0, a context that is learned and the same for all images.
+    - Without the filter all K text features, in the order of the classes, make vision prompts.
+    - Where CTX_INIT has more tokens than b, those left over stay between prompts and class name;
+      where it has fewer, the rest start from normal(0, 0.02).
+    """
+
+    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
+        settings = self.settings
+        self.context = padded_context(self.clip, settings.CTX_INIT, settings.N_CTX_TEXT)
+        self.prompt_learner: Any = nn.Module()
+        if settings.ITERATIONS > 0:
+            self.prompt_learner = ProgressivePromptLearner(settings, self.context, self.clip)
+        self.text_depends_on_image = settings.ITERATIONS > 0 and settings.TEXT_GENERATOR
+
+    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
+
+    def set_classes(self, class_names: Sequence[str]) -> None:
+        super().set_classes(class_names)
+        self.frozen_text = self.template_features([TEMPLATE])  # Z^0 (eq. 7): (K, d)
+
+    def prompts(self) -> Prompts:
+        """P^0, the same for all images: what there is without G_T."""
+        return Prompts([self.prompt_learner.ctx] if self.settings.ITERATIONS > 0 else [])
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, K) of iteration N; with labels also lambda^(N-n) L_n (eq. 13, 14)."""
+        steps = self.evolve(images)
+        if labels is None:
+            return steps[-1]
+        last = len(steps) - 1
+        return steps[-1], {
+            f"loss_iteration{n}": self.settings.LAMBD ** (last - n)
+            * F.cross_entropy(steps[n], labels)
+            for n in range(1, last + 1)
+        }
+
+    def evolve(self, images: Tensor) -> list[Tensor]:
+        """Logits (B, K) after the initialisation and after each of the N iterations.
+
+        Their softmax over the classes is p^0..p^N (eq. 5, 12).
+        """
+        learner = self.prompt_learner
+        image = self.image_features(images, Prompts())  # x^0, eq. 6
+        logits, filtered = self.match(image, self.frozen_text)
+        steps = [logits]
+        if self.settings.ITERATIONS == 0:
+            return steps
+        # Without G_T the texts of all images and iterations are the same.
+        text = self.class_features()[1] if learner.text_generator is None else None
+        context: Tensor | None = None  # P^n, where it depends on the image: (B, 1, b, d_t)
+        vision: list[Tensor] = []  # O^n of the layers 1..J, each (B, a, d_v)
+        for _ in range(self.settings.ITERATIONS):
+            if learner.vision_generator is not None:
+                generated = learner.vision_generator(filtered)
+                if vision:
+                    generated = [g + o for g, o in zip(generated, vision, strict=True)]
+                vision = generated  # eq. 8
+                image = self.image_features(images, Prompts(vision=vision))  # eq. 9
+            if text is not None:
+                logits, filtered = self.match(image, text)
+            else:
+                (shift,) = learner.text_generator(image)
+                # eq. 10
+                context = (learner.ctx if context is None else context) + shift[:, None, None]
+                logits, filtered = self.match_conditional(image, context)
+            steps.append(logits)
+        return steps
+
+    def match(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and filtered text features (B, a, d) of image features (B, d).
+
+        ``text`` is (K, d) for all images or (B, K, d).
+        """
+        scale = self.clip.logit_scale.exp().float()
+        if text.dim() == 2:
+            logits = scale * image @ text.t()
+        else:
+            logits = scale * (text @ image[:, :, None]).squeeze(-1)
+        text = text.expand(len(image), -1, -1)
+        if not self.settings.FEATURE_FILTER:
+            return logits, text
+        top = logits.topk(min(self.settings.N_CTX_VISION, logits.shape[1]), dim=1).indices
+        return logits, text.gather(1, top[:, :, None].expand(-1, -1, text.shape[-1]))
+
+    def match_conditional(self, image: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """``match`` with the texts (eq. 11) of each image's own context (B, 1, b, d_t)."""
+        size = self.images_per_pass
+        groups = zip(image.split(size), context.split(size), strict=True)
+        matched = [self.match(x, self.conditional_text_features(p)) for x, p in groups]
+        logits, filtered = zip(*matched, strict=True)
+        return torch.cat(logits), torch.cat(filtered)
+
+
+def padded_context(clip_model: CLIP, words: str, n_prompts: int) -> Context:
+    """``context_from_words`` whose missing words are "X" placeholders with a random start."""
+    words = words.replace("_", " ")
+    missing = n_prompts - len(tokenizer().encode(words))
+    if not words or missing <= 0:
+        return context_from_words(clip_model, words, n_prompts)
+    init = context_from_words(clip_model, words, n_prompts - missing).init
+    assert init is not None
+    random = random_prompts(missing, init.shape[1]).data.to(init.device)
+    return Context(" ".join([words, *["X"] * missing]), n_prompts, torch.cat([init, random]))
+
+
+@TRAINER_REGISTRY.register()
+class ProMPT(PromptTrainer):
+    """With no iterations (Table 5's "-Iter") this is zero-shot CLIP and learns nothing."""
+
+    model_class = ProgressiveCLIP
+    config_node = trainer_defaults(
+        "PROMPT",
+        ITERATIONS=2,  # N
+        N_CTX_VISION=8,  # a: text features that the filter keeps, and vision prompts
+        N_CTX_TEXT=5,  # b
+        CTX_INIT="a photo of a",  # P^0 starts from its embeddings
+        PROMPT_DEPTH_VISION=9,  # J
+        LAMBD=1.0,
+        VISION_GENERATOR=True,  # G_V
+        TEXT_GENERATOR=True,  # G_T
+        FEATURE_FILTER=True,  # F
+    )
+
+    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
+        node = "TRAINER.PROMPT"
+        check_range(
+            f"{node}.PROMPT_DEPTH_VISION", settings.PROMPT_DEPTH_VISION, 1, check_vit(clip_model)
+        )
+        check_range(f"{node}.ITERATIONS", settings.ITERATIONS, 0)
+        check_range(f"{node}.N_CTX_VISION", settings.N_CTX_VISION, 1)
+        check_range(f"{node}.N_CTX_TEXT", settings.N_CTX_TEXT, 1)
+        if settings.LAMBD < 0:
+            raise UserError(f"{node}.LAMBD is {settings.LAMBD}, allowed: 0 or more")
