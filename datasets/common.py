@@ -1,0 +1,322 @@
+"""What the datasets that CoOp's users have on disk share: split files, and how splits are made.
+
+A split file is JSON, {"train": [[path, label, class name], ...], "val": ..., "test": ...}, its
+paths relative to the folder of the images. Where it is missing, the split is made by the rule and
+the draws of CoOp's public code, from Python's global ``random``, so the same seed gives the same
+split. The images of a class folder are taken in the order in which the disk lists them, as there;
+the saved file is what carries a split to another disk.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from yacs.config import CfgNode
+
+from dassl.data.datasets import DatasetBase, Datum, subsample_classes
+from dassl.data.datasets.base_dataset import Split
+from dassl.errors import UserError
+from dassl.utils import listdir_nohidden, read_json, write_json
+
+SPLITS = ("train", "val", "test")
+Splits = tuple[Split, Split, Split]
+
+
+class PublicDataset(DatasetBase):
+    """A dataset with the folders and file names of CoOp's public code.
+
+    A subclass gives ``dataset_dir``, ``image_dir`` and ``split_file``, whose class values are
+    relative (to the root, and to ``dataset_dir``) and whose values in an instance are whole paths,
+    its ``templates``, and ``make_split`` for where the split file is missing. It has no split file
+    (``split_file`` is empty) where its publishers list all three parts.
+
+    Args:
+        cfg: the config; ``DATASET.ROOT``, ``DATASET.NUM_SHOTS``, ``DATASET.SUBSAMPLE_CLASSES`` and
+            ``SEED`` are used.
+
+    Raises:
+        UserError: a folder, file or image is missing or not in its form.
+    """
+
+    dataset_dir: str
+    image_dir = "images"
+    split_file = ""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.dataset_dir = dataset_folder(cfg, type(self))
+        self.image_dir = os.path.join(self.dataset_dir, self.image_dir)
+        train, val, test = self._splits()
+        train, val = self.sample_few_shot(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        subsample = cfg.DATASET.SUBSAMPLE_CLASSES
+        train, val, test = subsample_classes(train, val, test, subsample=subsample)
+        super().__init__(train_x=train, val=val, test=test)
+
+    def make_split(self) -> Splits:
+        """Training, validation and test images from the publishers' own files."""
+        raise NotImplementedError
+
+    def _splits(self) -> Splits:
+        if not self.split_file:
+            return self.make_split()
+        self.split_file = os.path.join(self.dataset_dir, self.split_file)
+        if os.path.exists(self.split_file):
+            return read_split(self.split_file, self.image_dir)
+        splits = self.make_split()
+        try:
+            save_split(*splits, self.split_file, self.image_dir)
+        except (OSError, UserError) as error:  # a read-only folder; the seed gives the split again
+            print(f"The split was not saved: {error}")
+        return splits
+
+
+def dataset_folder(cfg: CfgNode, dataset: type[DatasetBase]) -> str:
+    """The folder of a dataset, below ``DATASET.ROOT``.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+    folder = os.path.join(root, dataset.dataset_dir)
+    if not os.path.isdir(folder):
+        raise UserError(f"dataset {dataset.__name__} is not there: no folder '{folder}'")
+    return folder
+
+
+def image(path: str, label: int, classname: str, named_by: str) -> Datum:
+    """One image that a file, ``named_by``, names.
+
+    Raises:
+        UserError: the image is missing.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"image '{path}' is missing, which '{named_by}' names")
+    return Datum(impath=path, label=label, classname=classname)
+
+
+def read_fields(path: str, count: int, separator: str | None = None) -> Iterator[list[str]]:
+    """The lines of a text file, each cut into ``count`` fields; the last one may hold blanks.
+
+    Raises:
+        UserError: the file cannot be read, or a line has fewer fields.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise UserError(f"cannot read '{path}': {reason}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fields = line.strip().split(separator, count - 1)
+        if len(fields) < count:
+            raise UserError(f"'{path}', line {number}: '{line}' has fewer than {count} fields")
+        yield fields
+
+
+def label_from_1(text: str, path: str) -> int:
+    """The label, from 0, where the file ``path`` counts from 1.
+
+    Raises:
+        UserError: ``text`` is no such number.
+    """
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"'{path}' has '{text}' where a class number, from 1, should be")
+    return int(text) - 1
+
+
+def label_of(classname: str, labels: Mapping[str, int], path: str) -> int:
+    """The label of a class that the file ``path`` names.
+
+    Raises:
+        UserError: it has none.
+    """
+    if classname not in labels:
+        raise UserError(f"'{path}' names the unknown class '{classname}'")
+    return labels[classname]
+
+
+def read_split(filepath: str, path_prefix: str) -> Splits:
+    """The parts of a split file, whose paths are relative to ``path_prefix``.
+
+    Raises:
+        UserError: the file is damaged, names a missing image, or its labels are not 0..n-1 with
+            one name each.
+    """
+    print(f"Reading split from {filepath}")
+    content = read_json(filepath)
+    names: dict[int, str] = {}
+    parts: list[Split] = []
+    for part in SPLITS:
+        try:
+            rows = [(str(path), int(label), str(name)) for path, label, name in content[part]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"split file '{filepath}' is damaged: '{part}' is no list of "
+                "[path, label, class name]"
+            ) from error
+        for _, label, name in rows:
+            if names.setdefault(label, name) != name:
+                raise UserError(
+                    f"split file '{filepath}' is damaged: label {label} is both "
+                    f"'{names[label]}' and '{name}'"
+                )
+        parts.append(
+            [
+                image(os.path.join(path_prefix, path), label, name, filepath)
+                for path, label, name in rows
+            ]
+        )
+    for expected, label in enumerate(sorted(names)):
+        if label != expected:
+            raise UserError(
+                f"split file '{filepath}' is damaged: its labels should be 0 to "
+                f"{len(names) - 1}, but {expected} is missing and {label} is there"
+            )
+    return parts[0], parts[1], parts[2]
+
+
+def save_split(
+    train: Sequence[Datum],
+    val: Sequence[Datum],
+    test: Sequence[Datum],
+    filepath: str,
+    path_prefix: str,
+) -> None:
+    """Writes a split file; its paths become relative to ``path_prefix``."""
+    content = {
+        part: [
+            (
+                os.path.relpath(item.impath, path_prefix).replace(os.sep, "/"),
+                item.label,
+                item.classname,
+            )
+            for item in items
+        ]
+        for part, items in zip(SPLITS, (train, val, test), strict=True)
+    }
+    write_json(content, filepath)
+    print(f"Saved split to {filepath}")
+
+
+def split_trainval(trainval: Sequence[Datum], p_val: float = 0.2) -> tuple[Split, Split]:
+    """Splits the share ``p_val`` of each class off for validation.
+
+    Classes come in the order in which they first appear; the first images of a shuffled class are
+    its validation images.
+
+    Raises:
+        UserError: a class has too few images.
+    """
+    print(f"Splitting trainval into {1 - p_val:.0%} train and {p_val:.0%} val")
+    train: Split = []
+    val: Split = []
+    for items in DatasetBase.split_dataset_by_label(trainval).values():
+        count = round(len(items) * p_val)
+        if count == 0:
+            raise UserError(
+                f"class '{items[0].classname}' has {len(items)} training images: too few to "
+                f"split {p_val:.0%} off for validation"
+            )
+        random.shuffle(items)
+        val.extend(items[:count])
+        train.extend(items[count:])
+    return train, val
+
+
+def split_class(items: Split, p_trn: float = 0.5, p_val: float = 0.2) -> Splits:
+    """Shuffles the images of one class, and cuts them into training, validation and test images.
+
+    Args:
+        items: one image or more.
+        p_trn, p_val: shares of them.
+
+    Raises:
+        UserError: one of the parts would be empty.
+    """
+    random.shuffle(items)
+    end_train = round(len(items) * p_trn)
+    end_val = end_train + round(len(items) * p_val)
+    parts = items[:end_train], items[end_train:end_val], items[end_val:]
+    if not all(parts):
+        raise UserError(
+            f"class '{items[0].classname}' has {len(items)} images: too few for {p_trn:.0%} "
+            f"training, {p_val:.0%} validation and test images"
+        )
+    return parts
+
+
+def read_and_split_data(
+    image_dir: str,
+    p_trn: float = 0.5,
+    p_val: float = 0.2,
+    ignored: Sequence[str] = (),
+    new_cnames: Mapping[str, str] | None = None,
+) -> Splits:
+    """Splits ``image_dir/<class>/<image>``; labels follow the sorted folder names.
+
+    Args:
+        image_dir: the folder of the class folders.
+        p_trn, p_val: shares of each class; the rest is for testing.
+        ignored: folders to leave out.
+        new_cnames: class names of folders whose name is not to be used.
+
+    Raises:
+        UserError: a folder is missing, or has too few images.
+    """
+    print(f"Splitting into {p_trn:.0%} train, {p_val:.0%} val, and {1 - p_trn - p_val:.0%} test")
+    splits: Splits = ([], [], [])
+    folders = [folder for folder in class_folders(image_dir) if folder not in ignored]
+    for label, folder in enumerate(folders):
+        items = list_images(os.path.join(image_dir, folder), label, (new_cnames or {}).get(folder))
+        if not items:
+            raise UserError(f"class folder '{os.path.join(image_dir, folder)}' is empty")
+        for part, more in zip(splits, split_class(items, p_trn, p_val), strict=True):
+            part.extend(more)
+    return splits
+
+
+def class_folders(image_dir: str) -> list[str]:
+    """The names of the folders in ``image_dir``, sorted.
+
+    Raises:
+        UserError: there is no such folder, or there are none in it.
+    """
+    if not os.path.isdir(image_dir):
+        raise UserError(f"image folder '{image_dir}' is missing")
+    with os.scandir(image_dir) as entries:
+        folders = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    if not folders:
+        raise UserError(f"image folder '{image_dir}' holds no class folders")
+    return sorted(folders)
+
+
+def list_images(folder: str, label: int, classname: str | None = None) -> Split:
+    """The images of a class folder, in the order of the disk; the folder's name is the class's
+    unless another one is given.
+    """
+    classname = classname or os.path.basename(folder)
+    return [
+        Datum(impath=os.path.join(folder, name), label=label, classname=classname)
+        for name in listdir_nohidden(folder)
+    ]
+
+
+def read_mat(path: str, name: str) -> Any:
+    """The first row of the array ``name`` in a MATLAB file.
+
+    Raises:
+        UserError: the file is missing, or is none with such an array.
+    """
+    from scipy.io import loadmat  # scikit-learn brings it; here, because it takes time to import
+
+    if not os.path.isfile(path):
+        raise UserError(f"cannot read '{path}': there is no such file")
+    try:
+        return loadmat(path)[name][0]
+    # scipy raises errors of many types for damaged files
+    except Exception as error:
+        raise UserError(f"'{path}' is no MATLAB file with an array '{name}'") from error

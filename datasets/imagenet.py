@@ -1,0 +1,132 @@
+"""ImageNet, and what its four versions share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from yacs.config import CfgNode
+
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, subsample_classes
+from dassl.data.datasets.base_dataset import Split
+from dassl.errors import UserError
+
+from .common import class_folders, dataset_folder, list_images, read_fields
+
+
+@DATASET_REGISTRY.register()
+class ImageNet(DatasetBase):
+    """``images/train/<folder>/*`` and ``images/val/<folder>/*``.
+
+    The validation images are both validation and test images, as is the custom. Labels follow the
+    sorted folders of ``train``. ``templates`` of an instance are the 80 of CLIP's authors, "a photo
+    of a {}." first.
+
+    Args:
+        cfg: the config; ``DATASET.ROOT``, ``DATASET.NUM_SHOTS``, ``DATASET.SUBSAMPLE_CLASSES`` and
+            ``SEED`` are used.
+
+    Raises:
+        UserError: a folder or a class name is missing.
+    """
+
+    dataset_dir = "imagenet"
+    templates = ["a photo of a {}."]
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.dataset_dir = dataset_folder(cfg, type(self))
+        self.image_dir = os.path.join(self.dataset_dir, "images")
+        self.templates = imagenet_templates()
+        train_dir, val_dir = (os.path.join(self.image_dir, part) for part in ("train", "val"))
+        folders = class_folders(train_dir)
+        names = class_names(self.dataset_dir)
+        for folder in class_folders(val_dir):
+            if folder not in folders:
+                raise UserError(f"class folder '{folder}' is in '{val_dir}', not in '{train_dir}'")
+        train = read_folders(train_dir, folders, names)
+        test = read_folders(val_dir, folders, names)
+        # The public code draws no validation images here, so none are drawn.
+        train, _ = self.sample_few_shot(train, [], cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        subsample = cfg.DATASET.SUBSAMPLE_CLASSES
+        train, test = subsample_classes(train, test, subsample=subsample)
+        super().__init__(train_x=train, val=test, test=test)
+
+    @staticmethod
+    def read_classnames(text_file: str) -> dict[str, str]:
+        """Class name by folder from lines "n01440764 tench", in their order."""
+        return {folder: name for folder, name in read_fields(text_file, 2, " ")}
+
+
+class ImageNetVersion(DatasetBase):
+    """A version of ImageNet that is for testing a model trained on ImageNet.
+
+    Its images are also its training images, from which a run takes the class names; so
+    ``DATASET.NUM_SHOTS`` does not count. A subclass gives ``dataset_dir`` and ``image_dir``,
+    relative to the root and to ``dataset_dir`` in the class, whole in an instance.
+
+    Args:
+        cfg: the config; ``DATASET.ROOT`` and ``DATASET.SUBSAMPLE_CLASSES`` are used.
+
+    Raises:
+        UserError: a folder or a class name is missing.
+    """
+
+    image_dir: str
+    templates = ImageNet.templates
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.dataset_dir = dataset_folder(cfg, type(self))
+        self.image_dir = os.path.join(self.dataset_dir, self.image_dir)
+        self.templates = imagenet_templates()
+        items = self.read_images(class_names(self.dataset_dir))
+        (items,) = subsample_classes(items, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
+        super().__init__(train_x=items, test=items)
+
+    def read_images(self, names: Mapping[str, str]) -> Split:
+        """All images, labelled by the sorted folders.
+
+        Args:
+            names: class name by folder of ImageNet, in the order of ImageNet's labels.
+        """
+        return read_folders(self.image_dir, class_folders(self.image_dir), names)
+
+
+def read_folders(image_dir: str, folders: Sequence[str], names: Mapping[str, str]) -> Split:
+    """The images of class folders; a folder's place in ``folders`` is its label.
+
+    Raises:
+        UserError: a folder has no class name, or is missing.
+    """
+    items: Split = []
+    for label, folder in enumerate(folders):
+        path = os.path.join(image_dir, folder)
+        if folder not in names:
+            raise UserError(f"no class name is known for the folder '{path}'")
+        if not os.path.isdir(path):
+            raise UserError(f"class folder '{path}' is missing")
+        items.extend(list_images(path, label, names[folder]))
+    return items
+
+
+def class_names(dataset_dir: str) -> dict[str, str]:
+    """Class name by folder ("n01440764"), in the order of the labels.
+
+    They are those of ``classnames.txt`` in the dataset's folder, or else open_clip's, which are
+    CLIP's with later corrections.
+    """
+    path = os.path.join(dataset_dir, "classnames.txt")
+    if os.path.exists(path):
+        return ImageNet.read_classnames(path)
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo  # open_clip brings timm, which knows the folders
+
+    folders = ImageNetInfo("imagenet-1k").label_names()
+    return dict(zip(folders, IMAGENET_CLASSNAMES, strict=True))
+
+
+def imagenet_templates() -> list[str]:
+    """The 80 templates of CLIP's authors, "a photo of a {}." first."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    return list(dict.fromkeys([*ImageNet.templates, *templates]))

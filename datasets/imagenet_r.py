@@ -1,0 +1,15 @@
+"""ImageNet-R: paintings, toys, tattoos and the like, of 200 classes of ImageNet."""
+
+from __future__ import annotations
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from .imagenet import ImageNetVersion
+
+
+@DATASET_REGISTRY.register()
+class ImageNetR(ImageNetVersion):
+    """``imagenet-r/<folder>/*``; its 200 classes, labelled 0 to 199, are the only candidates."""
+
+    dataset_dir = "imagenet-rendition"
+    image_dir = "imagenet-r"

@@ -1,0 +1,644 @@
+"""The fifteen public datasets, on miniature trees in the layout that their users have on disk.
+
+The expected splits and samples are worked out here a second time, from the rules alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from scipy.io import savemat
+from yacs.config import CfgNode
+
+import datasets
+from dassl.config import get_cfg_default
+from dassl.data.datasets import DATASET_REGISTRY, build_dataset
+from dassl.errors import UserError
+from dassl.utils import set_random_seed
+
+Row = tuple[str, int, str]  # path in the image folder, label, class name
+Splits = dict[str, list[Row]]
+PARTS = ("train", "val", "test")
+PER_CLASS = 11
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), 120, np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+JPEG = jpeg()
+
+
+def put(path: Path, content: str | bytes = JPEG) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+# ---------------------------------------------------------------------------------- the rules
+
+
+def cut_in_three(classes: list[list[Row]]) -> Splits:
+    """Half for training, a fifth for validation, the rest for testing, class by class."""
+    splits: Splits = {part: [] for part in PARTS}
+    for rows in classes:
+        rows = list(rows)
+        random.shuffle(rows)
+        train, val = round(0.5 * len(rows)), round(0.2 * len(rows))
+        splits["train"] += rows[:train]
+        splits["val"] += rows[train : train + val]
+        splits["test"] += rows[train + val :]
+    return splits
+
+
+def cut_in_two(trainval: list[Row], test: list[Row]) -> Splits:
+    """A fifth of the training images of each class for validation."""
+    splits: Splits = {"train": [], "val": [], "test": test}
+    for label in dict.fromkeys(row[1] for row in trainval):
+        rows = [row for row in trainval if row[1] == label]
+        random.shuffle(rows)
+        splits["val"] += rows[: round(0.2 * len(rows))]
+        splits["train"] += rows[round(0.2 * len(rows)) :]
+    return splits
+
+
+def few_shot(rows: list[Row], shots: int) -> list[Row]:
+    sample = []
+    for label in dict.fromkeys(row[1] for row in rows):
+        sample += random.sample([row for row in rows if row[1] == label], shots)
+    return sample
+
+
+# ---------------------------------------------------------------------------------- the trees
+# Each function writes one dataset and returns what gives its split, after random was seeded.
+
+Rule = Callable[[], Splits]
+
+
+def class_folders(images: Path, names: dict[str, str]) -> Rule:
+    """Folders of images; ``names`` is {folder: class name}, written in another order."""
+    for folder in sorted(names, reverse=True):
+        for number in range(PER_CLASS):
+            put(images / folder / f"image_{number:04d}.jpg")
+
+    def rule() -> Splits:
+        return cut_in_three(
+            [
+                [
+                    (f"{folder}/{file}", label, names[folder])
+                    for file in os.listdir(images / folder)
+                    if not file.startswith(".")
+                ]
+                for label, folder in enumerate(sorted(names))
+            ]
+        )
+
+    return rule
+
+
+def dtd(folder: Path) -> Rule:
+    rule = class_folders(folder / "images", {name: name for name in ("banded", "lined", "woven")})
+    put(folder / "images" / "banded" / ".directory", "[Dolphin]")
+    return rule
+
+
+def eurosat(folder: Path) -> Rule:
+    names = {
+        "SeaLake": "Sea or Lake",
+        "AnnualCrop": "Annual Crop Land",
+        "Highway": "Highway or Road",
+        "Forest": "Forest",
+        "HerbaceousVegetation": "Herbaceous Vegetation Land",
+        "Industrial": "Industrial Buildings",
+        "Pasture": "Pasture Land",
+        "PermanentCrop": "Permanent Crop Land",
+        "Residential": "Residential Buildings",
+        "River": "River",
+    }
+    return class_folders(folder / "2750", names)
+
+
+def food101(folder: Path) -> Rule:
+    put(folder / "meta" / "train.txt", "not used")
+    names = ("apple_pie", "waffles", "baby_back_ribs")
+    return class_folders(folder / "images", {name: name for name in names})
+
+
+def caltech101(folder: Path) -> Rule:
+    images = folder / "101_ObjectCategories"
+    for ignored in ("BACKGROUND_Google", "Faces_easy"):
+        put(images / ignored / "image_0001.jpg")
+    names = {
+        "Faces": "face",
+        "Leopards": "leopard",
+        "Motorbikes": "motorbike",
+        "accordion": "accordion",
+        "airplanes": "airplane",
+    }
+    return class_folders(images, names)
+
+
+def oxford_pets(folder: Path) -> Rule:
+    breeds = ["Abyssinian", "american_bulldog", "Egyptian_Mau"]
+    rows = []
+    for number in range(20, 20 + PER_CLASS):  # breeds in turn
+        for label, breed in enumerate(breeds):
+            put(folder / "images" / f"{breed}_{number}.jpg")
+            rows.append((f"{breed}_{number}.jpg", label, breed.lower()))
+    trainval, test = rows[: 8 * len(breeds)], rows[8 * len(breeds) :]
+    for name, part in (("trainval", trainval), ("test", test)):
+        lines = [f"{path[:-4]} {label + 1} 1 {label + 1}\n" for path, label, _ in part]
+        put(folder / "annotations" / f"{name}.txt", "".join(lines))
+    return lambda: cut_in_two(trainval, test)
+
+
+def oxford_flowers(folder: Path) -> Rule:
+    names = {"1": "pink primrose", "2": "hard-leaved pocket orchid", "3": "sweet pea"}
+    put(folder / "cat_to_name.json", json.dumps(names))
+    labels = [(3, 1, 2)[number % 3] for number in range(3 * PER_CLASS)]  # class 3 comes first
+    (folder / "imagelabels.mat").parent.mkdir(exist_ok=True)
+    savemat(folder / "imagelabels.mat", {"labels": np.array([labels], np.uint8)})
+    classes: list[list[Row]] = [[], [], []]
+    for number, label in enumerate(labels):
+        put(folder / "jpg" / f"image_{number + 1:05d}.jpg")
+        row = (f"image_{number + 1:05d}.jpg", label - 1, names[str(label)])
+        classes[(label + 3) % 3].append(row)
+    return lambda: cut_in_three(classes)
+
+
+def stanford_cars(folder: Path) -> Rule:
+    models = ["AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Audi TTS Coupe 2012"]
+    names = ["2000 AM General Hummer SUV", "2012 Acura RL Sedan", "2012 Audi TTS Coupe"]
+    put(folder / "devkit" / "README.txt", "")
+    savemat(
+        folder / "devkit" / "cars_meta.mat",
+        {"class_names": np.array([models], dtype=object)},
+    )
+    fields = [(name, object) for name in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class")]
+    parts = []
+    for images, file_name, count in (
+        ("cars_train", "devkit/cars_train_annos.mat", 3 * 8),
+        ("cars_test", "cars_test_annos_withlabels.mat", 3 * 3),
+    ):
+        table = np.zeros((1, count), dtype=[*fields, ("fname", object)])
+        part = []
+        for number in range(count):
+            label, file = (2, 0, 1)[number % 3], f"{number + 1:05d}.jpg"
+            put(folder / images / file)
+            table[0, number] = (1, 1, 8, 8, label + 1, file)
+            part.append((f"{images}/{file}", label, names[label]))
+        savemat(folder / file_name, {"annotations": table})
+        parts.append(part)
+    return lambda: cut_in_two(parts[0], parts[1])
+
+
+def fgvc_aircraft(folder: Path) -> Rule:
+    variants = ["707-320", "A340 300", "DH-82"]
+    put(folder / "variants.txt", "".join(f"{name}\n" for name in variants))
+    splits: Splits = {}
+    for start, (part, count) in enumerate(zip(PARTS, (18, 9, 6), strict=True)):
+        splits[part] = []
+        for number in range(count):
+            label, file = (1, 2, 0)[number % 3], f"{start}{number:06d}"
+            put(folder / "images" / f"{file}.jpg")
+            splits[part].append((f"{file}.jpg", label, variants[label]))
+        lines = [f"{path[:-4]} {name}\n" for path, _, name in splits[part]]
+        put(folder / f"images_variant_{part}.txt", "".join(lines))
+    return lambda: splits
+
+
+def sun397(folder: Path) -> Rule:
+    scenes = {
+        "/a/abbey": "abbey",
+        "/c/church/indoor": "indoor church",
+        "/y/youth_hostel": "youth_hostel",
+    }
+    put(folder / "ClassName.txt", "".join(f"{scene}\n" for scene in scenes))
+    parts: list[list[Row]] = [[], []]
+    for number in range(PER_CLASS):
+        for label, (scene, name) in enumerate(scenes.items()):
+            path = f"{scene[1:]}/sun_{number:03d}.jpg"
+            put(folder / "SUN397" / path)
+            parts[number >= 8].append((path, label, name))
+    for name, part in zip(("Training_01.txt", "Testing_01.txt"), parts, strict=True):
+        put(folder / name, "".join(f"/{path}\n" for path, _, _ in part))
+    return lambda: cut_in_two(parts[0], parts[1])
+
+
+def ucf101(folder: Path) -> Rule:
+    actions = {
+        "ApplyEyeMakeup": "Apply_Eye_Makeup",
+        "YoYo": "Yo_Yo",
+        "HandstandPushups": "Handstand_Pushups",
+    }
+    lists = folder / "ucfTrainTestlist"
+    lines = [f"{number} {action}\n" for number, action in enumerate(actions, start=1)]
+    put(lists / "classInd.txt", "".join(lines))
+    parts: list[list[Row]] = [[], []]
+    text = ["", ""]
+    for number in range(PER_CLASS):
+        for label, (action, name) in enumerate(actions.items()):
+            video = f"v_{action}_g{number:02d}_c01"
+            put(folder / "UCF-101-midframes" / name / f"{video}.jpg")
+            later = number >= 8
+            parts[later].append((f"{name}/{video}.jpg", label, name))
+            text[later] += f"{action}/{video}.avi" + ("\n" if later else f" {label + 1}\n")
+    put(lists / "trainlist01.txt", text[0])
+    put(lists / "testlist01.txt", text[1])
+    return lambda: cut_in_two(parts[0], parts[1])
+
+
+@dataclass
+class Layout:
+    name: str
+    config: str
+    folder: str
+    images: str
+    write: Callable[[Path], Rule]
+    template: str = "a photo of a {}."
+
+    @property
+    def split_file(self) -> str:
+        return f"{self.folder}/split_zhou_{self.name}.json"
+
+
+A = "a photo of a {}, a type of "
+DOING = "a photo of a person doing {}."
+LAYOUTS = [
+    Layout("OxfordPets", "oxford_pets", "oxford_pets", "images", oxford_pets, A + "pet."),
+    Layout(
+        "OxfordFlowers", "oxford_flowers", "oxford_flowers", "jpg", oxford_flowers, A + "flower."
+    ),
+    Layout(
+        "FGVCAircraft", "fgvc_aircraft", "fgvc_aircraft", "images", fgvc_aircraft, A + "aircraft."
+    ),
+    Layout("DescribableTextures", "dtd", "dtd", "images", dtd, "{} texture."),
+    Layout("EuroSAT", "eurosat", "eurosat", "2750", eurosat, "a centered satellite photo of {}."),
+    Layout("StanfordCars", "stanford_cars", "stanford_cars", "", stanford_cars),
+    Layout("Food101", "food101", "food-101", "images", food101, "a photo of {}, a type of food."),
+    Layout("SUN397", "sun397", "sun397", "SUN397", sun397),
+    Layout("Caltech101", "caltech101", "caltech-101", "101_ObjectCategories", caltech101),
+    Layout("UCF101", "ucf101", "ucf101", "UCF-101-midframes", ucf101, DOING),
+]
+
+each = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+each_split = pytest.mark.parametrize(
+    "layout",
+    [layout for layout in LAYOUTS if layout.name != "FGVCAircraft"],
+    ids=lambda layout: layout.name,
+)
+VERSIONS = {
+    "ImageNetV2": ("imagenetv2", "imagenetv2", "imagenetv2-matched-frequency-format-val"),
+    "ImageNetSketch": ("imagenet_sketch", "imagenet-sketch", "images"),
+    "ImageNetA": ("imagenet_a", "imagenet-adversarial", "imagenet-a"),
+    "ImageNetR": ("imagenet_r", "imagenet-rendition", "imagenet-r"),
+}
+
+
+def config(name: str, root: Path, shots: int = -1, subset: str = "all", seed: int = 1) -> CfgNode:
+    cfg = get_cfg_default()
+    cfg.merge_from_list(
+        ["DATASET.NAME", name, "DATASET.ROOT", str(root), "DATASET.NUM_SHOTS", shots]
+        + ["DATASET.SUBSAMPLE_CLASSES", subset, "SEED", seed]
+    )
+    return cfg
+
+
+def build(name: str, root: Path, shots: int = -1, subset: str = "all", seed: int = 1):
+    set_random_seed(seed)
+    return build_dataset(config(name, root, shots, subset, seed))
+
+
+def rows(items, images: Path) -> list[Row]:
+    return [(Path(d.impath).relative_to(images).as_posix(), d.label, d.classname) for d in items]
+
+
+def parts(dataset, layout: Layout, root: Path) -> Splits:
+    images = root / layout.folder / layout.images
+    lists = (dataset.train_x, dataset.val, dataset.test)
+    return {part: rows(items, images) for part, items in zip(PARTS, lists, strict=True)}
+
+
+@each
+def test_the_split_is_the_public_one_for_the_seed(tmp_path: Path, layout: Layout) -> None:
+    rule = layout.write(tmp_path / layout.folder)
+    random.seed(7)
+    expected = rule()
+    assert all(len(expected[part]) >= 3 for part in PARTS)
+    dataset = build(layout.name, tmp_path, seed=7)
+    assert parts(dataset, layout, tmp_path) == expected
+    names = {label: name for split in expected.values() for _, label, name in split}
+    assert dataset.lab2cname == names
+    assert dataset.classnames == [names[label] for label in range(len(names))]
+
+
+@each_split
+def test_a_made_split_is_kept(tmp_path: Path, layout: Layout) -> None:
+    layout.write(tmp_path / layout.folder)
+    first = parts(build(layout.name, tmp_path, seed=1), layout, tmp_path)
+    saved = json.loads((tmp_path / layout.split_file).read_text())
+    assert {part: [tuple(row) for row in saved[part]] for part in saved} == first
+    assert parts(build(layout.name, tmp_path, seed=2), layout, tmp_path) == first
+    (tmp_path / layout.split_file).unlink()
+    assert parts(build(layout.name, tmp_path, seed=2), layout, tmp_path) != first
+
+
+@each_split
+def test_a_split_file_is_used_without_annotations(tmp_path: Path, layout: Layout) -> None:
+    splits = layout.write(tmp_path / layout.folder)()
+    for path in (tmp_path / layout.folder).rglob("*"):
+        if path.suffix in (".txt", ".mat", ".json"):
+            path.unlink()
+    # other names and another order than any rule would give
+    given = {
+        part: [(path, label, f"class {label}") for path, label, _ in sorted(split, key=str)]
+        for part, split in splits.items()
+    }
+    put(tmp_path / layout.split_file, json.dumps(given))
+    text = (tmp_path / layout.split_file).read_text()
+    assert parts(build(layout.name, tmp_path), layout, tmp_path) == given
+    assert (tmp_path / layout.split_file).read_text() == text
+
+
+@each
+def test_few_shot_samples_are_the_public_ones(tmp_path: Path, layout: Layout) -> None:
+    rule = layout.write(tmp_path / layout.folder)
+    build(layout.name, tmp_path)  # a split is on disk from here on
+    random.seed(1)
+    whole = rule()
+    # what the public code leaves: never to be opened
+    put(tmp_path / layout.folder / "split_fewshot" / "shot_2-seed_3.pkl", b"not to be opened")
+    random.seed(3)
+    expected = (few_shot(whole["train"], 2), few_shot(whole["val"], 2))
+    cache = tmp_path / layout.folder / "split_fewshot" / "shot_2-seed_3.json"
+    for _ in ("drawn", "read"):
+        found = parts(build(layout.name, tmp_path, shots=2, seed=3), layout, tmp_path)
+        assert (found["train"], found["val"]) == expected
+        assert found["test"] == whole["test"]
+        assert cache.exists()
+    # a sample is drawn before classes are left out
+    base = build(layout.name, tmp_path, shots=2, seed=3, subset="base")
+    paths = {path for path, label, _ in expected[0] if label < base.num_classes}
+    assert {path for path, _, _ in parts(base, layout, tmp_path)["train"]} == paths
+    assert len(paths) == 2 * base.num_classes
+
+
+@each
+def test_base_and_new_halves(tmp_path: Path, layout: Layout) -> None:
+    layout.write(tmp_path / layout.folder)
+    whole, base, new = (build(layout.name, tmp_path, subset=s) for s in ("all", "base", "new"))
+    assert base.num_classes == math.ceil(whole.num_classes / 2)
+    assert base.classnames + new.classnames == whole.classnames
+    for part in (base, new):
+        assert {item.label for item in part.test} == set(range(part.num_classes))
+        assert all(part.classnames[item.label] == item.classname for item in part.test)
+    assert len(base.test) + len(new.test) == len(whole.test)
+
+
+def test_config_files_and_templates() -> None:
+    configs = Path(datasets.__file__).parents[1] / "configs" / "datasets"
+    expected = {layout.name: (layout.config, layout.template) for layout in LAYOUTS}
+    expected["ImageNet"] = ("imagenet", "a photo of a {}.")
+    expected.update({name: (where[0], "a photo of a {}.") for name, where in VERSIONS.items()})
+    assert len(expected) == 15
+    for name, (file, template) in expected.items():
+        assert yaml.safe_load((configs / f"{file}.yaml").read_text()) == {"DATASET": {"NAME": name}}
+        assert DATASET_REGISTRY.get(name).templates[0] == template
+
+
+def test_a_class_with_few_images_gives_all_of_them(tmp_path: Path, capsys) -> None:
+    dtd(tmp_path / "dtd")
+    dataset = build("DescribableTextures", tmp_path, shots=16)
+    assert len({item.impath for item in dataset.train_x}) == len(dataset.train_x) == 3 * 6
+    assert "banded (6), lined (6), woven (6)" in capsys.readouterr().out
+
+
+def test_files_written_for_the_public_code_find_what_they_look_for(tmp_path: Path) -> None:
+    pets = DATASET_REGISTRY.get("OxfordPets")
+    textures = DATASET_REGISTRY.get("DescribableTextures")
+    rule = dtd(tmp_path)
+    random.seed(1)
+    expected = rule()
+    random.seed(1)
+    images = str(tmp_path / "images")
+    splits = textures.read_and_split_data(images, ignored=["lined"], new_cnames={"woven": "wicker"})
+    assert {item.classname for item in splits[2]} == {"banded", "wicker"}
+    random.seed(1)
+    splits = textures.read_and_split_data(images)
+    pets.save_split(*splits, str(tmp_path / "split.json"), images)
+    read = pets.read_split(str(tmp_path / "split.json"), images)
+    for part, items in zip(PARTS, read, strict=True):
+        assert rows(items, tmp_path / "images") == expected[part]
+    train, val = pets.split_trainval(splits[0])
+    assert (len(train), len(val)) == (15, 3)
+    (base,) = pets.subsample_classes(train, subsample="base")
+    assert {item.classname for item in base} == {"banded", "lined"}
+
+
+# ----------------------------------------------------------------------------------- damage
+
+
+def one_line_about(name: str, root: Path, *parts: str) -> None:
+    with pytest.raises(UserError, match=".*".join(map(re.escape, parts))) as caught:
+        build(name, root)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_split_files(tmp_path: Path) -> None:
+    dtd(tmp_path / "dtd")
+    build("DescribableTextures", tmp_path)
+    file = tmp_path / "dtd" / "split_zhou_DescribableTextures.json"
+    good = json.loads(file.read_text())
+
+    def damage(*message: str, **changed) -> None:
+        file.write_text(json.dumps({**good, **changed}))
+        one_line_about("DescribableTextures", tmp_path, str(file), *message)
+
+    damage("'val'", val=None)
+    damage("'test'", test=[["banded/image_0000.jpg", "banded"]])
+    damage("'train'", train=[["banded/image_0000.jpg", "first", "banded"]])
+    damage("label 0", "'banded'", "'lined'", test=[["banded/image_0000.jpg", 0, "lined"]])
+    gap = {part: [row for row in good[part] if row[1] != 1] for part in PARTS}
+    damage("1 is missing and 2 is there", **gap)
+    file.write_text(json.dumps(good)[:100])
+    one_line_about("DescribableTextures", tmp_path, str(file))
+
+    file.write_text(json.dumps(good))
+    lost = tmp_path / "dtd" / "images" / good["test"][2][0]
+    lost.unlink()
+    one_line_about("DescribableTextures", tmp_path, str(lost), "is missing", str(file))
+
+
+def test_missing_folders(tmp_path: Path) -> None:
+    for layout in LAYOUTS:
+        one_line_about(layout.name, tmp_path, f"no folder '{tmp_path / layout.folder}'")
+    for name, (_, folder, _) in {**VERSIONS, "ImageNet": ("", "imagenet", "")}.items():
+        one_line_about(name, tmp_path, f"no folder '{tmp_path / folder}'")
+    (tmp_path / "dtd").mkdir()
+    one_line_about("DescribableTextures", tmp_path, "images' is missing")
+    (tmp_path / "dtd" / "images").mkdir()
+    one_line_about("DescribableTextures", tmp_path, "images' holds no class folders")
+    (tmp_path / "dtd" / "images" / "banded").mkdir()
+    one_line_about("DescribableTextures", tmp_path, "banded' is empty")
+    put(tmp_path / "dtd" / "images" / "banded" / "1.jpg")
+    one_line_about("DescribableTextures", tmp_path, "'banded' has 1 images: too few")
+    assert not (tmp_path / "dtd" / "split_zhou_DescribableTextures.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("write", "file", "content", "message"),
+    [
+        (oxford_pets, "annotations/test.txt", None, "No such file"),
+        (oxford_pets, "annotations/test.txt", "Abyssinian_20\n", "line 1"),
+        (oxford_pets, "annotations/test.txt", "Abyssinian_20 x 1 1\n", "'x'"),
+        (oxford_pets, "annotations/test.txt", "Abyssinian_99 1 1 1\n", "Abyssinian_99.jpg"),
+        (oxford_pets, "annotations/trainval.txt", "Abyssinian_20 1 1 1\n", ""),
+        (oxford_flowers, "imagelabels.mat", None, "no such file"),
+        (oxford_flowers, "imagelabels.mat", b"MATLAB 5.0", "no MATLAB file"),
+        (oxford_flowers, "cat_to_name.json", "{}", "no name for class 3"),
+        (stanford_cars, "devkit/cars_meta.mat", b"", "no MATLAB file"),
+        (stanford_cars, "cars_test_annos_withlabels.mat", None, "no such file"),
+        (fgvc_aircraft, "images_variant_val.txt", "1000000 DH\n", "unknown class 'DH'"),
+        (fgvc_aircraft, "images_variant_val.txt", b"\xff\xfe", "no text in UTF-8"),
+        (sun397, "Testing_01.txt", "/z/zoo/sun_1.jpg\n", "unknown class 'z/zoo'"),
+        (ucf101, "ucfTrainTestlist/classInd.txt", "0 YoYo\n", "'0'"),
+        (ucf101, "ucfTrainTestlist/trainlist01.txt", "YoYo 2\n", "'YoYo 2'"),
+    ],
+)
+def test_damaged_annotations(tmp_path: Path, write, file, content, message) -> None:
+    (layout,) = [layout for layout in LAYOUTS if layout.write is write]
+    write(tmp_path / layout.folder)
+    path = tmp_path / layout.folder / file
+    path.unlink()
+    if content is not None:
+        put(path, content)
+    if message:
+        with pytest.raises(UserError) as caught:
+            build(layout.name, tmp_path)
+        assert str(path) in str(caught.value) and message in str(caught.value)
+    else:
+        one_line_about(layout.name, tmp_path, "'abyssinian' has 1 training images: too few")
+    assert not (tmp_path / layout.split_file).exists()
+
+
+# ---------------------------------------------------------------------------------- ImageNet
+
+FOLDERS = ["n01440764", "n01443537", "n01484850", "n02123045", "n15075141"]
+KNOWN = ["tench", "goldfish", "great white shark", "tabby cat", "toilet paper"]
+NAMES = ["first", "second fish", "third", "fourth", "fifth"]
+CLASSNAMES = "".join(f"{folder} {name}\n" for folder, name in zip(FOLDERS, NAMES, strict=True))
+
+
+def imagenet(folder: Path, images: str, folders: list[str], count: int) -> None:
+    for name in reversed(folders):
+        for number in range(count):
+            put(folder / images / name / f"{name}_{number}.JPEG")
+
+
+@pytest.fixture
+def imagenet_root(tmp_path: Path) -> Path:
+    imagenet(tmp_path / "imagenet", "images/train", FOLDERS, 6)
+    imagenet(tmp_path / "imagenet", "images/val", FOLDERS, 2)
+    put(tmp_path / "imagenet" / "preprocessed.pkl", b"not to be opened")
+    put(tmp_path / "imagenet" / "split_fewshot" / "shot_2-seed_1.pkl", b"not to be opened")
+    return tmp_path
+
+
+@pytest.mark.parametrize("names", [KNOWN, NAMES])
+def test_imagenet(imagenet_root: Path, names: list[str]) -> None:
+    if names is NAMES:
+        put(imagenet_root / "imagenet" / "classnames.txt", CLASSNAMES)
+    images = imagenet_root / "imagenet" / "images"
+    expected = {
+        part: [
+            (f"{part}/{folder}/{file}", label, names[label])
+            for label, folder in enumerate(FOLDERS)
+            for file in os.listdir(images / part / folder)
+        ]
+        for part in ("train", "val")
+    }
+    dataset = build("ImageNet", imagenet_root)
+    assert dataset.classnames == names
+    assert rows(dataset.train_x, images) == expected["train"]
+    assert rows(dataset.val, images) == rows(dataset.test, images) == expected["val"]
+    random.seed(1)
+    sample = few_shot(expected["train"], 2)
+    for _ in ("drawn", "read"):
+        dataset = build("ImageNet", imagenet_root, shots=2)
+        assert rows(dataset.train_x, images) == sample
+        assert rows(dataset.val, images) == expected["val"]
+    assert build("ImageNet", imagenet_root, shots=2, subset="base").classnames == names[:3]
+    new = build("ImageNet", imagenet_root, shots=2, subset="new")
+    assert new.classnames == names[3:]
+    assert {item.label for item in new.test} == {0, 1}
+
+
+def test_imagenet_has_the_80_templates(imagenet_root: Path) -> None:
+    templates = build("ImageNet", imagenet_root).templates
+    assert templates[0] == "a photo of a {}."
+    assert len(set(templates)) == 80
+    assert {"itap of a {}.", "a low resolution photo of the {}."} <= set(templates)
+
+
+def test_imagenet_with_damage(imagenet_root: Path) -> None:
+    names = imagenet_root / "imagenet" / "classnames.txt"
+    put(names, CLASSNAMES.split("\n")[0] + "\n")
+    one_line_about("ImageNet", imagenet_root, "no class name", FOLDERS[1])
+    put(names, "n01440764\n")
+    one_line_about("ImageNet", imagenet_root, str(names), "line 1")
+    names.unlink()
+    imagenet(imagenet_root / "imagenet", "images/val", ["n02000000"], 1)
+    one_line_about("ImageNet", imagenet_root, "'n02000000'", "not in")
+    shutil.rmtree(imagenet_root / "imagenet" / "images" / "val")
+    one_line_about("ImageNet", imagenet_root, "val' is missing")
+
+
+@pytest.mark.parametrize("names", [KNOWN, NAMES])
+@pytest.mark.parametrize("name", VERSIONS)
+def test_versions_of_imagenet(tmp_path: Path, name: str, names: list[str]) -> None:
+    _, folder, images = VERSIONS[name]
+    folders, expected = FOLDERS, names
+    if name == "ImageNetV2":
+        folders = [str(label) for label in range(12)]  # 10 comes after 9
+        if names is KNOWN:
+            expected = [*KNOWN[:3], "tiger shark", "hammerhead shark"]
+        else:
+            folders = folders[:5]
+    elif name in ("ImageNetA", "ImageNetR"):
+        folders, expected = FOLDERS[1::2], names[1::2]  # its own classes, labelled from 0
+        put(tmp_path / folder / images / "README.txt", "read me")
+    imagenet(tmp_path / folder, images, folders, 3)
+    if names is NAMES:
+        put(tmp_path / folder / "classnames.txt", CLASSNAMES)
+    dataset = build(name, tmp_path, shots=1)
+    assert dataset.classnames[: len(expected)] == expected
+    assert dataset.num_classes == len(folders)
+    found = rows(dataset.test, tmp_path / folder / images)
+    assert [(Path(path).parts[0], label) for path, label, _ in found] == [
+        (class_folder, label) for label, class_folder in enumerate(folders) for _ in range(3)
+    ]
+    assert rows(dataset.train_x, tmp_path / folder / images) == found
+    assert not dataset.val
+    base, new = (build(name, tmp_path, subset=subset) for subset in ("base", "new"))
+    assert base.classnames + new.classnames == dataset.classnames
+    assert base.num_classes == math.ceil(len(folders) / 2)
+
+
+def test_folders_of_imagenetv2_are_labels(tmp_path: Path) -> None:
+    folder, images = VERSIONS["ImageNetV2"][1:]
+    imagenet(tmp_path / folder, images, ["0", "1000"], 1)
+    one_line_about("ImageNetV2", tmp_path, "1000' is no label of the 1000 classes")
