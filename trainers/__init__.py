@@ -1,11 +1,24 @@
 """Registered trainers, one file each."""
 
-from . import cocoop, coop, hicropl, ivlp, kgcoop, linear_probe, maple, promp, promptsrc, zsclip
+from . import (
+    cocoop,
+    coop,
+    hicropl,
+    hisf,
+    ivlp,
+    kgcoop,
+    linear_probe,
+    maple,
+    promp,
+    promptsrc,
+    zsclip,
+)
 
 __all__ = [
     "cocoop",
     "coop",
     "hicropl",
+    "hisf",
     "ivlp",
     "kgcoop",
     "linear_probe",

@@ -346,18 +346,23 @@ class PromptTrainer(TrainerX):
         dataset = self.dm.dataset
         templates = getattr(dataset, "templates", ["a photo of a {}."])
         self.model = self.model_class(cfg, self.settings, clip_model, dataset.classnames, templates)
-        learned = [p for p in self.model.parameters() if p.requires_grad]
+        learned = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         scope = self.model.get_submodule(self.checkpoint_scope)
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(scope, cfg.MODEL.INIT_WEIGHTS)
         self.optim = self.sched = None
         if learned:
-            print(f"Learnable tensors: {len(learned)} ({sum(p.numel() for p in learned):,} values)")
-            self.optim = build_optimizer(self.model, cfg.OPTIM, [{"params": learned}])
+            n_values = sum(tensor.numel() for tensor in learned.values())
+            print(f"Learnable tensors: {len(learned)} ({n_values:,} values)")
+            self.optim = build_optimizer(self.model, cfg.OPTIM, self.param_groups(learned))
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model(self.checkpoint_name, scope, self.optim, self.sched)
         uses_fp16 = torch.float16 in (dtype, self.autocast_dtype)
         self.scaler = torch.amp.GradScaler(self.device.type) if uses_fp16 else None
+
+    def param_groups(self, learned: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+        """The optimizer's groups of the learnable tensors (under their names in the model)."""
+        return [{"params": list(learned.values())}]
 
     def _precision(self) -> tuple[torch.dtype, torch.dtype | None]:
         """Type of the frozen weights and of autocast; learnable tensors are always fp32."""

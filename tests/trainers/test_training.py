@@ -58,6 +58,7 @@ OPTIONS = {
     "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "3"],
     "IVLP": ["TRAINER.IVLP.PROMPT_DEPTH_VISION", "3", "TRAINER.IVLP.PROMPT_DEPTH_TEXT", "3"],
     "ProMPT": ["TRAINER.PROMPT.PROMPT_DEPTH_VISION", "3", "TRAINER.PROMPT.N_CTX_VISION", "2"],
+    "HISF": ["TRAINER.HISF.FUSION_LAYERS", "(1, 3)"],
     "PromptSRC": [
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "3"),
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
@@ -74,6 +75,7 @@ CHECKPOINT = {
     "PromptSRC": "VLPromptLearner",
     "HiCroPL": "VLPromptLearner",
     "ProMPT": "VLPromptLearner",
+    "HISF": "VLPromptLearner",
 }
 
 

@@ -1,0 +1,228 @@
+"""HISF against a plain computation: one class, one token, one label at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clip import tokenize
+from dassl.utils import UserError
+from tests.plain import image_feature, text_feature
+from tests.trainers.tiny import NAMES, TEMPLATES, build, settings, tiny_clip
+from trainers.hisf import HISF
+
+SMALL = {"N_CTX": 2, "FUSION_LAYERS": (1, 3), "LAMBDA_LE": 0.3, "LAMBDA_SA": 0.7}
+
+
+@pytest.fixture(scope="module")
+def clip_model():
+    return tiny_clip(layers=3)
+
+
+def batch():
+    torch.manual_seed(5)
+    return torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1])
+
+
+def unit(x):
+    return x / x.norm()
+
+
+def plain_labels(clip_model, names):
+    rows = []
+    for name in names:
+        ids = tokenize([TEMPLATES[0].format(name.replace("_", " "))])[0]
+        rows.append(unit(text_feature(clip_model, ids, [], [])))
+    return rows
+
+
+def plain_fusion(p, name, prompts, labels, own):
+    """Eq. 3-8 on the tokens of one tower: (m, d_p)."""
+    tokens = []
+    for token in prompts:
+        centred = token - token.mean()
+        normal = centred / (centred.pow(2).mean() + 1e-5).sqrt()
+        query = p[f"{name}.query.weight"] @ (
+            normal * p[f"{name}.norm.weight"] + p[f"{name}.norm.bias"]
+        )
+        keys = [p[f"{name}.key.weight"] @ e for e in labels]
+        values = [p[f"{name}.value.weight"] @ e for e in labels]
+        exponents = [((query @ key) / len(query) ** 0.5).exp() for key in keys]
+        attended = sum(x * v for x, v in zip(exponents, values, strict=True)) / sum(exponents)
+        fused = token + attended
+        hidden = p[f"{name}.mlp.0.weight"] @ torch.cat([fused, own]) + p[f"{name}.mlp.0.bias"]
+        hidden = hidden / (1 + (-1.702 * hidden).exp())
+        tokens.append(fused + p[f"{name}.mlp.2.weight"] @ hidden + p[f"{name}.mlp.2.bias"])
+    return torch.stack(tokens)
+
+
+def plain(model, clip_model, images, names):
+    """Logits (B, K), unit image features, unit text features and each class's last P_final."""
+    s, p = model.settings, dict(model.prompt_learner.named_parameters())
+    labels = plain_labels(clip_model, names)
+
+    def tower(kind, own):
+        if s.PROMPT_INIT:
+            prompts = torch.stack([p[f"project_{kind}.weight"] @ token for token in p["ctx"]])
+        else:
+            prompts = p[f"ctx_{kind}"]
+        layers = [prompts] + [None] * 2
+        for i, layer in enumerate(s.FUSION_LAYERS):
+            if s.SEMANTIC_FUSION:
+                prompts = plain_fusion(p, f"fuse_{kind}.{i}", prompts, labels, own)
+            layers[layer - 1] = prompts
+        return layers, prompts
+
+    texts, final = [], []
+    for name, label in zip(names, labels, strict=True):
+        layers, last = tower("text", label)
+        ids = tokenize([f"X X {name.replace('_', ' ')}."])[0]
+        texts.append(unit(text_feature(clip_model, ids, [1, 2], layers)))
+        final.append(last)
+    layers, _ = tower("vision", sum(labels) / len(labels))
+    features = [unit(image_feature(clip_model, image, layers)) for image in images]
+    scale = clip_model.logit_scale.exp()
+    logits = torch.stack([torch.stack([scale * (x @ z) for z in texts]) for x in features])
+    return logits, features, texts, final
+
+
+def plain_loss(model, clip_model, targets, logits, features, texts, final):
+    s = model.settings
+    loss = torch.zeros(())
+    for row, x, target in zip(logits, features, targets, strict=True):
+        if s.LOSS_CLS:
+            loss = loss - (row[target] - row.exp().sum().log()) / len(targets)
+        loss = loss + s.LAMBDA_SA * (1 - x @ texts[target]) / len(targets)
+    labels = plain_labels(clip_model, NAMES)
+    for prompts, label in zip(final, labels, strict=True):
+        # The tiny model's text width is not its joint width.
+        gap = (prompts[0] + prompts[1]) / 2 @ clip_model.text_projection - label
+        loss = loss + s.LAMBDA_LE * gap.pow(2).sum().sqrt() / len(labels)
+    return loss
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"FUSION_LAYERS": (2, 3)},  # the first layer gets the prompts unfused
+        {"FUSION_LAYERS": (1,)},
+        {"PROMPT_INIT": False},
+        {"SEMANTIC_FUSION": False},
+        {"PROMPT_INIT": False, "SEMANTIC_FUSION": False},
+        {"LAMBDA_LE": 0.0},
+        {"LAMBDA_SA": 0.0},
+        {"LOSS_CLS": False},
+    ],
+)
+def test_logits_loss_and_gradients_equal_the_plain_computation(clip_model, values):
+    model = build(HISF, clip_model, **{**SMALL, **values})
+    images, targets = batch()
+    expected = plain(model, clip_model, images, NAMES)
+    logits, terms = model(images, targets)
+    torch.testing.assert_close(logits, expected[0], rtol=1e-4, atol=1e-4)
+    s = model.settings
+    on = {"loss_cls": s.LOSS_CLS, "loss_le": s.LAMBDA_LE, "loss_sa": s.LAMBDA_SA}
+    assert set(terms) == {name for name, value in on.items() if value}
+    loss, total = plain_loss(model, clip_model, targets, *expected), sum(terms.values())
+    torch.testing.assert_close(total, loss, rtol=1e-4, atol=1e-5)
+    learned = dict(model.prompt_learner.named_parameters())
+    fast = torch.autograd.grad(total, learned.values())
+    slow = torch.autograd.grad(loss, learned.values())
+    for name, a, b in zip(learned, fast, slow, strict=True):
+        assert b.abs().max() > 0, name
+        assert (a - b).abs().max() <= 2e-3 * b.abs().max(), name
+
+
+def test_label_distance_is_direct_where_the_widths_agree(clip_model):
+    model = build(HISF, clip_model, **SMALL)
+    prompts = torch.randn(3, 2, 24)  # as wide as the labels
+    expected = sum((prompts[i].mean(0) - model.labels[i]).norm() for i in range(3)) / 3
+    torch.testing.assert_close(model.label_distance(prompts), expected)
+
+
+def test_learnable_tensors_of_each_module():
+    model = build(HISF, tiny_clip(layers=3), **SMALL)
+    shapes = {n: tuple(p.shape) for n, p in model.prompt_learner.named_parameters()}
+    assert shapes["ctx"] == (2, 24)
+    assert shapes["project_text.weight"] == (32, 24)
+    assert shapes["project_vision.weight"] == (48, 24)
+    assert shapes["fuse_vision.1.key.weight"] == (48, 24)
+    assert shapes["fuse_vision.0.mlp.0.weight"] == (48 // 16, 48 + 24)
+    assert shapes["fuse_text.1.mlp.2.weight"] == (32, 32 // 16)
+    plain = build(HISF, model.clip, **SMALL | {"PROMPT_INIT": False, "SEMANTIC_FUSION": False})
+    assert {n: tuple(p.shape) for n, p in plain.prompt_learner.named_parameters()} == {
+        "ctx_text": (2, 32),
+        "ctx_vision": (2, 48),
+    }
+
+
+def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model):
+    model = build(HISF, clip_model, **SMALL)
+    images, _ = batch()
+    names = ["cat", "small_red bus", "fern", "pot"]
+    model.set_classes(names)
+    with torch.no_grad():
+        expected = plain(model, clip_model, images, names)[0]
+        with model.fixed_classes():
+            for order in ([0, 1, 2], [2, 0, 1]):
+                torch.testing.assert_close(
+                    model(images[order]), expected[order], rtol=1e-4, atol=1e-4
+                )
+            split = torch.cat([model(part) for part in images.split(2)])
+    torch.testing.assert_close(split, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_clip_stays_untouched():
+    model = build(HISF, tiny_clip(layers=3), **SMALL)
+    before = {name: t.clone() for name, t in model.clip.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    images, targets = batch()
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = sum(model(images, targets)[1].values())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(torch.equal(t, before[name]) for name, t in model.clip.state_dict().items())
+    assert all(p.grad is None for p in model.clip.parameters())
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("decay", ["all", "projections"])
+def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_model, decay):
+    model = build(HISF, clip_model, **SMALL)
+    trainer = HISF.__new__(HISF)
+    trainer.cfg, trainer.settings = settings(HISF, PROMPT_LR_FACTOR=5.0, DECAY=decay)
+    trainer.cfg.OPTIM.LR, trainer.cfg.OPTIM.WEIGHT_DECAY = 0.01, 0.1
+    learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    groups = trainer.param_groups(learned)
+    found = {id(p): group for group in groups for p in group["params"]}
+    assert len(found) == len(learned)
+    for name, tensor in learned.items():
+        group = found[id(tensor)]
+        is_prompt = name == "prompt_learner.ctx"
+        assert group["lr"] == pytest.approx(0.05 if is_prompt else 0.01)
+        is_projection = tensor.dim() == 2 and not is_prompt
+        assert group["weight_decay"] == (0.1 if decay == "all" or is_projection else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"FUSION_LAYERS": (1, 4)}, r"FUSION_LAYERS is \(1, 4\), allowed: rising layers in 1..3"),
+        ({"FUSION_LAYERS": (3, 1)}, "FUSION_LAYERS"),
+        ({"FUSION_LAYERS": (0, 1)}, "FUSION_LAYERS"),
+        ({"FUSION_LAYERS": ()}, "FUSION_LAYERS"),
+        ({"N_CTX": 0}, "N_CTX is 0"),
+        ({"LAMBDA_LE": -1.0}, "LAMBDA_LE is -1.0, allowed: 0 or more"),
+        ({"LOSS_CLS": False, "LAMBDA_LE": 0.0, "LAMBDA_SA": 0.0}, "at least one on"),
+        ({"PROMPT_LR_FACTOR": 0.0}, "PROMPT_LR_FACTOR is 0.0, allowed: above 0"),
+        ({"DECAY": "none"}, "DECAY is 'none', allowed: all, projections"),
+    ],
+)
+def test_settings_that_cannot_be(clip_model, values, message):
+    _, node = settings(HISF, **{**SMALL, **values})
+    with pytest.raises(UserError, match=message):
+        HISF.check_settings(HISF, node, clip_model)

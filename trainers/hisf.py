@@ -1,0 +1,250 @@
+"""HISF: Hierarchical Interactive Semantic Fusion (Feng and Li, preprint 202511.0717, 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip import CLIP, PromptTokens
+from clip.model import QuickGELU
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
+
+from .base import (
+    PromptedCLIP,
+    Prompts,
+    PromptTrainer,
+    check_range,
+    check_vit,
+    random_prompts,
+    trainer_defaults,
+)
+
+REDUCTION = 16  # of the bottleneck's hidden layer
+DECAYED = ("all", "projections")
+
+
+class SemanticFusion(nn.Module):
+    """Label-guided cross-attention and bottleneck of one tower at one layer, eq. 3-8.
+
+    The paper names neither heads nor the MLP's layers: one head as wide as the tower (the d of
+    eq. 6), and Linear-QuickGELU-Linear with a sixteenth of its output's width between.
+
+    Args:
+        width: of the prompts, d_p.
+        label_width: of the label embeddings, d.
+    """
+
+    def __init__(self, width: int, label_width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(label_width, width, bias=False)
+        self.value = nn.Linear(label_width, width, bias=False)
+        hidden = max(1, width // REDUCTION)
+        self.mlp = nn.Sequential(
+            nn.Linear(width + label_width, hidden), QuickGELU(), nn.Linear(hidden, width)
+        )
+
+    def forward(self, prompts: Tensor, labels: Tensor, own: Tensor) -> Tensor:
+        """P_final of prompts (m, d_p), or (K, m, d_p) where they are class-specific.
+
+        Args:
+            labels: E (K, d), what the prompts attend to.
+            own: the label beside each prompt in eq. 8, (1, d), or (K, 1, d) for one of each
+                class, which makes the result class-specific.
+        """
+        query = self.query(self.norm(prompts))  # eq. 3
+        key, value = self.key(labels), self.value(labels)  # eq. 4, 5
+        weights = (query @ key.t() / key.shape[-1] ** 0.5).softmax(dim=-1)
+        fused = prompts + weights @ value  # eq. 6, 7
+        shape = torch.broadcast_shapes(fused.shape[:-1], own.shape[:-1])
+        joined = torch.cat([fused.expand(*shape, -1), own.expand(*shape, -1)], dim=-1)
+        return fused + self.mlp(joined)  # eq. 8
+
+
+class FusedPromptLearner(nn.Module):
+    """Prompts of both towers and their fusion with the labels.
+
+    With prompt initialisation (PI) both towers' prompts are projections of one matrix (eq. 2);
+    without it each tower has its own.  All start from normal(0, 0.02).
+
+    What the paper leaves open: P_s is as wide as the label embeddings; each fusion layer has
+    modules of its own in each tower; the P of a fusion layer is the P_final of the one before
+    ("progressive", section 3.3), that of the first is P_t or P_v.  Without semantic fusion (SF)
+    P_final is P.
+    """
+
+    def __init__(self, settings: Any, clip_model: CLIP):
+        super().__init__()
+        config, m = clip_model.config, settings.N_CTX
+        width = config.embed_dim
+        self.layers: list[int] = list(settings.FUSION_LAYERS)
+        self.shared = settings.PROMPT_INIT
+        if self.shared:
+            self.ctx = random_prompts(m, width)
+            self.project_text = nn.Linear(width, config.text_width, bias=False)
+            self.project_vision = nn.Linear(width, config.vision_width, bias=False)
+        else:
+            self.ctx_text = random_prompts(m, config.text_width)
+            self.ctx_vision = random_prompts(m, config.vision_width)
+        n_fusions = len(self.layers) if settings.SEMANTIC_FUSION else 0
+        self.fuse_text = nn.ModuleList(
+            SemanticFusion(config.text_width, width) for _ in range(n_fusions)
+        )
+        self.fuse_vision = nn.ModuleList(
+            SemanticFusion(config.vision_width, width) for _ in range(n_fusions)
+        )
+
+    def forward(self, labels: Tensor) -> Prompts:
+        """Label embeddings E (K, d) -> prompts of the first layers of both towers.
+
+        Text prompts carry their class's own label and are (K, m, d_t).  An image's class is not
+        known, so vision prompts carry the mean of the labels and are (m, d_v) for all images.
+        """
+        if self.shared:
+            text, vision = self.project_text(self.ctx), self.project_vision(self.ctx)
+        else:
+            text, vision = self.ctx_text, self.ctx_vision
+        mean = labels.mean(dim=0, keepdim=True)
+        return Prompts(
+            self._at_layers(self.fuse_text, text, labels, labels[:, None]),
+            self._at_layers(self.fuse_vision, vision, labels, mean),
+        )
+
+    def _at_layers(
+        self, fusions: nn.ModuleList, prompts: Tensor, labels: Tensor, own: Tensor
+    ) -> list[Tensor | None]:
+        """Prompts enter the first layer, as they are if it is no fusion layer, and are replaced
+        by P_final at each fusion layer: the towers take prompts from the start or not at all."""
+        at: list[Tensor | None] = [prompts] + [None] * (self.layers[-1] - 1)
+        for i, layer in enumerate(self.layers):
+            if len(fusions) > 0:
+                prompts = fusions[i](prompts, labels, own)
+            at[layer - 1] = prompts
+        return at
+
+
+class FusedCLIP(PromptedCLIP):
+    """Class-specific text prompts, vision prompts for all images.
+
+    f(P_final + E_i) of eq. 11 is read as the text tower over prompts followed by the class name;
+    no words stand in front of it.
+    """
+
+    prompt_learner: FusedPromptLearner
+
+    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
+        self.prompt_learner = FusedPromptLearner(self.settings, self.clip)
+
+    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        m = self.settings.N_CTX
+        return self.prompt_tokens(class_names, " ".join(["X"] * m), m)
+
+    def set_classes(self, class_names: Sequence[str]) -> None:
+        super().set_classes(class_names)
+        # E: unit features (K, d) of the first template, which novel classes have, too.
+        self.labels = self.template_features(self.templates[:1])
+
+    def prompts(self) -> Prompts:
+        return self.prompt_learner(self.labels)
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, K); with labels also the terms of eq. 12 that are on."""
+        prompts, text = self.class_features()
+        image = self.image_features(images, prompts)
+        logits = self.clip.logit_scale.exp().float() * image @ text.t()
+        if labels is None:
+            return logits
+        settings, terms = self.settings, {}
+        if settings.LOSS_CLS:
+            terms["loss_cls"] = F.cross_entropy(logits, labels)  # eq. 11
+        if settings.LAMBDA_LE > 0:
+            final = prompts.text[-1]
+            assert final is not None
+            terms["loss_le"] = settings.LAMBDA_LE * self.label_distance(final)
+        if settings.LAMBDA_SA > 0:
+            cosines = (image * text[labels]).sum(dim=-1)
+            terms["loss_sa"] = settings.LAMBDA_SA * (1 - cosines).mean()  # eq. 10
+        return logits, terms
+
+    def label_distance(self, prompts: Tensor) -> Tensor:
+        """Eq. 9, text side: mean over classes of || mean over tokens of P_final,i - E_i ||_2.
+
+        P_final is that of the last fusion layer.  In the paper's ViT-B/16 d_t equals d; where
+        they differ, the frozen text projection takes the prompts to the width of the labels.
+        """
+        mean = prompts.mean(dim=-2)
+        if mean.shape[-1] != self.labels.shape[-1]:
+            mean = mean @ self.clip.text_projection.float()
+        return (mean - self.labels).norm(dim=-1).mean()
+
+
+@TRAINER_REGISTRY.register()
+class HISF(PromptTrainer):
+    """Section 4.1 trains with SGD, section 3.5 speaks of AdamW with weight decay on projection
+    matrices only and a higher rate for prompts: ``OPTIM.NAME``, ``DECAY``, ``PROMPT_LR_FACTOR``."""
+
+    model_class = FusedCLIP
+    config_node = trainer_defaults(
+        "HISF",
+        N_CTX=2,  # L_p, not in the paper; MaPLe's
+        FUSION_LAYERS=(1, 5, 9),  # counted from 1; not in the paper: shallow to deep in MaPLe's 9
+        PROMPT_INIT=True,  # PI
+        SEMANTIC_FUSION=True,  # SF
+        LOSS_CLS=True,
+        LAMBDA_LE=0.1,  # lambda_1, 0: off
+        LAMBDA_SA=0.1,  # lambda_2, 0: off
+        PROMPT_LR_FACTOR=1.0,  # of OPTIM.LR, for the prompts
+        DECAY="all",  # what OPTIM.WEIGHT_DECAY acts on: all or projections
+    )
+
+    def param_groups(self, learned: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+        """Prompts, matrices, and the vectors of norms and biases, which are no projections."""
+        lr, decay = self.cfg.OPTIM.LR, self.cfg.OPTIM.WEIGHT_DECAY
+        other = decay if self.settings.DECAY == "all" else 0.0
+        groups: dict[str, list[nn.Parameter]] = {"prompts": [], "matrices": [], "vectors": []}
+        for name, tensor in learned.items():
+            if name.split(".")[1].startswith("ctx"):
+                groups["prompts"].append(tensor)
+            else:
+                groups["matrices" if tensor.dim() == 2 else "vectors"].append(tensor)
+        options: dict[str, dict[str, float]] = {
+            "prompts": {"lr": lr * self.settings.PROMPT_LR_FACTOR, "weight_decay": other},
+            "matrices": {"lr": lr, "weight_decay": decay},
+            "vectors": {"lr": lr, "weight_decay": other},
+        }
+        return [{"params": group, **options[kind]} for kind, group in groups.items() if group]
+
+    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
+        node = "TRAINER.HISF"
+        check_range(f"{node}.N_CTX", settings.N_CTX, 1)
+        deepest = min(check_vit(clip_model), clip_model.config.text_layers)
+        layers = list(settings.FUSION_LAYERS)
+        if (
+            not layers
+            or layers != sorted(set(layers))
+            or not 1 <= layers[0] <= layers[-1] <= deepest
+        ):
+            raise UserError(
+                f"{node}.FUSION_LAYERS is {tuple(layers)}, allowed: rising layers in 1..{deepest}"
+            )
+        for key in ("LAMBDA_LE", "LAMBDA_SA"):
+            if settings[key] < 0:
+                raise UserError(f"{node}.{key} is {settings[key]}, allowed: 0 or more")
+        if not (settings.LOSS_CLS or settings.LAMBDA_LE or settings.LAMBDA_SA):
+            raise UserError(
+                f"{node}: LOSS_CLS, LAMBDA_LE and LAMBDA_SA are all off, allowed: at least one on"
+            )
+        if settings.PROMPT_LR_FACTOR <= 0:
+            raise UserError(
+                f"{node}.PROMPT_LR_FACTOR is {settings.PROMPT_LR_FACTOR}, allowed: above 0"
+            )
+        if settings.DECAY not in DECAYED:
+            raise UserError(f"{node}.DECAY is '{settings.DECAY}', allowed: {', '.join(DECAYED)}")
