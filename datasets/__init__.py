@@ -8,6 +8,7 @@ from . import (
     fgvc_aircraft,
     food101,
     glyphs,
+    image_folder,
     imagenet,
     imagenet_a,
     imagenet_r,

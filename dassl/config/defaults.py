@@ -1,8 +1,8 @@
 """Default config keys: those of the public toolbox that concern supervised training, and ours.
 
-Ours are ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``TEST.SAVE_LOGITS``
-and ``OPTIM.EPS``. The keys of a trainer or dataset live in its own file and arrive here by
-``register_defaults``.
+Ours are ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
+``DATALOADER.ON_ERROR``, ``TEST.SAVE_LOGITS`` and ``OPTIM.EPS``. The keys of a trainer or dataset
+live in its own file and arrive here by ``register_defaults``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _C.INPUT = CN()
 _C.INPUT.SIZE = (224, 224)
 # bilinear, bicubic or nearest
 _C.INPUT.INTERPOLATION = "bilinear"
+# Turn images as their EXIF data say; the public toolbox does not
+_C.INPUT.UPRIGHT = False
 # Names from dassl.data.transforms.CHOICES
 _C.INPUT.TRANSFORMS = ()
 # Hand out PIL images
@@ -82,6 +84,8 @@ _C.DATASET.CIFAR_C_LEVEL = 1
 # ----------------------------------------------------------------------------------- dataloader
 _C.DATALOADER = CN()
 _C.DATALOADER.NUM_WORKERS = 4
+# At images that cannot be read: stop, or skip (leave them out)
+_C.DATALOADER.ON_ERROR = "stop"
 # Views of each training image; more than one makes batch["img"] a list
 _C.DATALOADER.K_TRANSFORMS = 1
 # Also give the image without augmentation, as batch["img0"]

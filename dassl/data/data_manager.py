@@ -14,12 +14,14 @@ from dassl.data.datasets import Datum, build_dataset
 from dassl.data.samplers import build_sampler
 from dassl.data.transforms import build_transform
 from dassl.data.transforms.transforms import plain_transform
-from dassl.errors import UserError
+from dassl.errors import UserError, check_choice
 from dassl.utils.tools import check_image_file, read_image
 
 # Larger sets are not looked through beforehand: it would take minutes on a network drive. An
 # image of theirs that is broken is named when its turn comes.
 MAX_CHECKED_IMAGES = 100_000
+
+ON_ERROR = ("stop", "skip")  # what to do at an image that cannot be read
 
 
 def build_data_loader(
@@ -85,7 +87,14 @@ class DataManager:
         dataset_wrapper: Callable[..., Dataset[Any]] | None = None,
     ) -> None:
         dataset = build_dataset(cfg)
-        check_images(dataset)
+        check_choice("DATALOADER.ON_ERROR", cfg.DATALOADER.ON_ERROR, ON_ERROR)
+        if cfg.DATALOADER.ON_ERROR == "skip":
+            for name in ("_train_x", "_val", "_test"):
+                split = getattr(dataset, name)
+                if split:
+                    setattr(dataset, name, leave_out_broken(split, "skip"))
+        else:
+            check_images(dataset)
 
         if custom_tfm_train is None:
             tfm_train = build_transform(cfg, is_train=True)
@@ -175,6 +184,44 @@ def check_images(dataset: Any) -> None:
             pass
 
 
+def leave_out_broken(items: Sequence[Datum], on_error: str) -> list[Datum]:
+    """The images that can be read, unless there are very many, which are not looked at.
+
+    Args:
+        items: images.
+        on_error: "skip" prints which ones cannot be read, and their number; "stop" raises.
+
+    Raises:
+        UserError: an image cannot be read, and ``on_error`` is "stop" or there is no other one.
+    """
+    check_choice("DATALOADER.ON_ERROR", on_error, ON_ERROR)
+    if len(items) > MAX_CHECKED_IMAGES:
+        return list(items)
+
+    def complaint(item: Datum) -> str:
+        try:
+            check_image_file(item.impath)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(8) as pool:
+        complaints = list(pool.map(complaint, items))
+    broken = [text for text in complaints if text]
+    if not broken:
+        return list(items)
+    if on_error == "stop" or len(broken) == len(items):
+        named = "; ".join(broken[:10]) + ("; ..." if len(broken) > 10 else "")
+        raise UserError(
+            f"{len(broken)} of {len(items)} images cannot be read: {named}; remove them, or set "
+            "DATALOADER.ON_ERROR skip to leave them out"
+        )
+    print(f"Left out {len(broken)} of {len(items)} images, which cannot be read:")
+    for text in broken:
+        print(f"  {text}")
+    return [item for item, text in zip(items, complaints, strict=True) if not text]
+
+
 class DatasetWrapper(Dataset[dict[str, Any]]):
     """Reads and transforms images.
 
@@ -220,7 +267,7 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
             "impath": item.impath,
             "index": idx,
         }
-        image = read_image(item.impath)
+        image = read_image(item.impath, upright=self.cfg.INPUT.UPRIGHT)
         if isinstance(self.transform, (list, tuple)):
             for number, transform in enumerate(self.transform, start=1):
                 key = "img" if number == 1 else f"img{number}"

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dassl.errors import UserError
 
@@ -98,14 +98,22 @@ def set_random_seed(seed: int) -> None:
     torch.cuda.manual_seed_all(seed)
 
 
-def read_image(path: str) -> Image.Image:
-    """The image as RGB.
+def read_image(path: str, upright: bool = False) -> Image.Image:
+    """The image as RGB with 8 bits a colour.
+
+    Args:
+        path: of the file.
+        upright: turn the image as its EXIF data say. The public toolbox does not.
 
     Raises:
         UserError: the file is missing, no image or truncated.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file) if upright else file
+            if image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
+                pixels = np.asarray(image).astype(np.float64) / 257
+                image = Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"image '{path}' does not exist") from error

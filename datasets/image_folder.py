@@ -1,0 +1,234 @@
+"""ImageFolder: any folder of images, one folder for each class."""
+
+from __future__ import annotations
+
+import os
+import random
+import unicodedata
+
+from yacs.config import CfgNode
+
+from dassl.data.data_manager import leave_out_broken
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, subsample_classes
+from dassl.data.datasets.base_dataset import Split
+from dassl.errors import UserError
+from dassl.utils import read_json
+
+from .common import SPLITS, class_folders, read_fields, save_split
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+TEST_SHARE = 0.2
+
+
+@DATASET_REGISTRY.register()
+class ImageFolder(DatasetBase):
+    """``DATASET.ROOT/<class>/...``, or the same below ``train``, ``val`` and ``test``.
+
+    The folders of the root are the parts where they are called so, all of them, and the classes
+    otherwise. Folders within a class folder belong to the class. Labels follow the sorted class
+    folders. Beside the folders may lie:
+
+    - ``classnames.json``, {folder: class name}; a folder that it lacks has its own name;
+    - ``templates.txt``, a prompt template with "{}" in each line; the first is *the* template.
+
+    A part that has no folder is split off the training images, class by class: a fifth of them is
+    for testing, ``DATASET.VAL_PERCENT`` of the rest for validation, at least one each. The draw
+    depends on ``SEED`` alone and is kept in ``split_image_folder.json``, whatever the seed of later
+    runs, so that no image that a model was trained on tests it. Images that are added afterwards
+    are training images, unless their class is new.
+
+    Args:
+        cfg: the config; ``DATASET.ROOT``, ``DATASET.NUM_SHOTS``, ``DATASET.SUBSAMPLE_CLASSES``,
+            ``DATASET.VAL_PERCENT``, ``DATALOADER.ON_ERROR`` and ``SEED`` are used.
+
+    Raises:
+        UserError: a folder or file is not in its form, two classes have one name, a class has too
+            few images, or an image cannot be read and ``DATALOADER.ON_ERROR`` is "stop".
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.dataset_dir = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
+        self.split_file = os.path.join(self.dataset_dir, "split_image_folder.json")
+        self.templates = self._templates()
+        # sample_few_shot keeps its files beside the class folders
+        folders = [name for name in class_folders(self.dataset_dir) if name != "split_fewshot"]
+        in_parts = self._has_parts(folders)
+        train_dir = os.path.join(self.dataset_dir, "train") if in_parts else self.dataset_dir
+        classes = class_folders(train_dir) if in_parts else folders
+        names = self._class_names(classes)
+
+        items = {"train": self._images(train_dir, classes, names)}
+        for part in ("val", "test"):
+            if in_parts and part in folders:
+                place = os.path.join(self.dataset_dir, part)
+                for name in class_folders(place):
+                    if name not in classes:
+                        raise UserError(
+                            f"class folder '{name}' is in '{place}', but not in 'train'"
+                        )
+                items[part] = self._images(place, classes, names)
+        everything = [item for split in items.values() for item in split]
+        whole = {item.impath for item in leave_out_broken(everything, cfg.DATALOADER.ON_ERROR)}
+        splits = {
+            part: [item for item in split if item.impath in whole] for part, split in items.items()
+        }
+        trained = {item.label for item in splits["train"]}
+        for label, folder in enumerate(classes):
+            if label not in trained:
+                raise UserError(f"class folder '{os.path.join(train_dir, folder)}' has no image")
+        self._split_off(splits, cfg.DATASET.VAL_PERCENT, cfg.SEED)
+
+        train, val = self.sample_few_shot(
+            splits["train"], splits["val"], cfg.DATASET.NUM_SHOTS, cfg.SEED
+        )
+        subsample = cfg.DATASET.SUBSAMPLE_CLASSES
+        train, val, test = subsample_classes(train, val, splits["test"], subsample=subsample)
+        super().__init__(train_x=train, val=val, test=test)
+
+    def _has_parts(self, folders: list[str]) -> bool:
+        """Whether the folders are the parts and not classes; a class may be called "train"."""
+        parts = [name for name in folders if name in SPLITS]
+        others = [name for name in folders if name not in SPLITS]
+        if not folders:
+            raise UserError(f"image folder '{self.dataset_dir}' holds no class folders")
+        if parts and not others and "train" not in parts:
+            raise UserError(f"'{self.dataset_dir}' has a folder '{parts[0]}', but no 'train'")
+        if len(parts) > 1 and others:
+            raise UserError(
+                f"'{self.dataset_dir}' has folders '{parts[0]}' and '{parts[1]}' beside "
+                f"'{others[0]}': it should hold parts or classes, not both"
+            )
+        return bool(parts) and not others
+
+    def _templates(self) -> list[str]:
+        path = os.path.join(self.dataset_dir, "templates.txt")
+        if not os.path.exists(path):
+            return list(DatasetBase.templates)
+        templates = [line for (line,) in read_fields(path, 1)]
+        for template in templates:
+            if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+                raise UserError(f"'{path}': '{template}' should have one {{}} and no other braces")
+        if not templates:
+            raise UserError(f"'{path}' has no template")
+        return templates
+
+    def _class_names(self, folders: list[str]) -> dict[str, str]:
+        """{folder: class name}; accents are compared as they look, however they are encoded."""
+        path = os.path.join(self.dataset_dir, "classnames.json")
+        given: dict[str, str] = {}
+        if os.path.exists(path):
+            content = read_json(path)
+            if not isinstance(content, dict) or not all(
+                isinstance(name, str) and name.strip() for name in content.values()
+            ):
+                raise UserError(f"'{path}' is not {{folder: class name}}")
+            given = {composed(folder): name.strip() for folder, name in content.items()}
+        names = {folder: composed(given.pop(composed(folder), folder)) for folder in folders}
+        if given:
+            raise UserError(f"'{path}' names the folder '{next(iter(given))}', which is not there")
+        by_name: dict[str, str] = {}
+        for folder, name in names.items():
+            # the methods write blanks for underscores
+            other = by_name.setdefault(name.replace("_", " "), folder)
+            if other != folder:
+                raise UserError(f"the folders '{other}' and '{folder}' have one class name: {name}")
+        return names
+
+    def _images(self, folder: str, classes: list[str], names: dict[str, str]) -> Split:
+        """The images of a folder of class folders, sorted by path within a class."""
+        items = []
+        for label, name in enumerate(classes):
+            paths = []
+            for place, below, files in os.walk(os.path.join(folder, name)):
+                below[:] = [other for other in below if not other.startswith(".")]
+                paths += [
+                    os.path.join(place, file)
+                    for file in files
+                    if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+                ]
+            items += [Datum(path, label, classname=names[name]) for path in sorted(paths)]
+        return items
+
+    def _split_off(self, splits: dict[str, Split], val_share: float, seed: int) -> None:
+        """Adds the parts that are missing in ``splits``, from its training images."""
+        missing = [part for part in ("test", "val") if part not in splits]
+        if not missing:
+            return
+        kept = self._kept_parts(missing)
+        # A generator of its own: the split depends on nothing that was drawn before.
+        generator = random.Random(max(seed, 0))
+        by_class = self.split_dataset_by_label(splits["train"]).values()
+        splits.update({part: [] for part in ("train", *missing)})
+        gone = len(kept)
+        for items in by_class:
+            parts = {item.impath: kept.get(self._relative(item)) for item in items}
+            gone -= sum(part is not None for part in parts.values())
+            if not any(parts.values()):
+                parts = draw_parts(items, missing, val_share, generator)
+            for item in items:
+                splits[parts[item.impath] or "train"].append(item)
+        if gone:
+            print(f"{gone} images of '{self.split_file}' are not there any more, or not readable")
+        if kept.keys() == {self._relative(item) for split in splits.values() for item in split}:
+            return
+        try:
+            save_split(
+                splits["train"],
+                splits["val"] if "val" in missing else [],
+                splits["test"] if "test" in missing else [],
+                self.split_file,
+                self.dataset_dir,
+            )
+        except (OSError, UserError) as error:  # a read-only folder; the seed gives the split again
+            print(f"The split was not saved: {error}")
+
+    def _relative(self, item: Datum) -> str:
+        return os.path.relpath(item.impath, self.dataset_dir).replace(os.sep, "/")
+
+    def _kept_parts(self, missing: list[str]) -> dict[str, str]:
+        """{path: part} of the split file, if there is one."""
+        if not os.path.exists(self.split_file):
+            return {}
+        content = read_json(self.split_file)
+        try:
+            return {str(path): part for part in ("train", *missing) for path, _, _ in content[part]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"split file '{self.split_file}' is damaged; delete it") from error
+
+
+def composed(text: str) -> str:
+    """The text with accents in the letters: some file systems write them apart."""
+    return unicodedata.normalize("NFC", text)
+
+
+def draw_parts(
+    items: Split, missing: list[str], val_share: float, generator: random.Random
+) -> dict[str, str | None]:
+    """{path: part} of the images of one class.
+
+    Args:
+        items: all training images of the class.
+        missing: the parts to split off, "test" or "val" or both.
+        val_share: of the images that are not for testing.
+        generator: of the draw.
+
+    Raises:
+        UserError: no image would be left for training.
+    """
+    order = list(items)
+    generator.shuffle(order)
+    tests = max(1, round(TEST_SHARE * len(order))) if "test" in missing else 0
+    left = len(order) - tests
+    if left < 1:
+        raise UserError(
+            f"class '{items[0].classname}' has {len(order)} images: too few to train and to test"
+        )
+    vals = 0
+    if "val" in missing and val_share > 0:
+        vals = min(max(1, round(val_share * left)), left - 1)
+    parts: dict[str, str | None] = {}
+    for number, item in enumerate(order):
+        parts[item.impath] = (
+            "test" if number < tests else "val" if number < tests + vals else "train"
+        )
+    return parts
