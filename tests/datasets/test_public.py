@@ -25,6 +25,7 @@ from yacs.config import CfgNode
 
 import datasets
 from dassl.config import get_cfg_default
+from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from dassl.errors import UserError
 from dassl.utils import set_random_seed
@@ -642,3 +643,23 @@ def test_folders_of_imagenetv2_are_labels(tmp_path: Path) -> None:
     folder, images = VERSIONS["ImageNetV2"][1:]
     imagenet(tmp_path / folder, images, ["0", "1000"], 1)
     one_line_about("ImageNetV2", tmp_path, "1000' is no label of the 1000 classes")
+
+
+def test_broken_images_of_any_dataset_can_be_left_out(tmp_path: Path, capsys) -> None:
+    dtd(tmp_path / "dtd")
+    dataset = build("DescribableTextures", tmp_path)
+    broken = [dataset.train_x[3].impath, dataset.test[2].impath]
+    for path in broken:
+        Path(path).write_bytes(JPEG[:60])
+    cfg = config("DescribableTextures", tmp_path)
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0])
+    with pytest.raises(UserError, match=re.escape(broken[0])):
+        DataManager(cfg)
+    cfg.merge_from_list(["DATALOADER.ON_ERROR", "skip"])
+    found = DataManager(cfg).dataset
+    assert [len(split) for split in (found.train_x, found.val, found.test)] == [17, 6, 8]
+    printed = capsys.readouterr().out
+    assert all(path in printed for path in broken)
+    cfg.merge_from_list(["DATALOADER.ON_ERROR", "Skip"])
+    with pytest.raises(UserError, match="DATALOADER.ON_ERROR 'Skip'; did you mean 'skip'"):
+        DataManager(cfg)
