@@ -408,14 +408,14 @@ class PromptTrainer(TrainerX):
         return summary
 
     def train(self) -> None:
-        if self.optim is None:
+        if not self.learned_state_dict(self.checkpoint_name):
             print(f"{self.cfg.TRAINER.NAME} learns nothing: evaluating")
             self.test()
         else:
             super().train()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        if self.optim is None:
+        if not self.learned_state_dict(self.checkpoint_name):
             print(f"{self.cfg.TRAINER.NAME} learns nothing: no checkpoint is loaded")
         else:
             super().load_model(directory, epoch)
