@@ -11,6 +11,7 @@ from . import (
     maple,
     promp,
     promptsrc,
+    vpt,
     zsclip,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "maple",
     "promp",
     "promptsrc",
+    "vpt",
     "zsclip",
 ]

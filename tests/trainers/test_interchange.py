@@ -25,9 +25,10 @@ from trainers.base import PromptTrainer
 from trainers.cocoop import CoCoOp
 from trainers.coop import CoOp
 from trainers.hicropl import HiCroPL
-from trainers.ivlp import IVLP, VPT
+from trainers.ivlp import IVLP
 from trainers.maple import MaPLe
 from trainers.promptsrc import PromptSRC
+from trainers.vpt import VPT
 
 D_T, D_V, D = 32, 48, 24  # widths of the tiny CLIP: text, vision, joint
 CLIP_MODEL = tiny_clip()

@@ -10,7 +10,8 @@ from clip import CLIP, CLIPConfig, tokenize
 from dassl.utils import UserError
 from tests.plain import image_feature, text_feature
 from tests.trainers.tiny import NAMES, build, settings, tiny_clip
-from trainers.ivlp import IVLP, VPT
+from trainers.ivlp import IVLP
+from trainers.vpt import VPT
 
 SHALLOW = {"PROMPT_DEPTH_TEXT": 1, "PROMPT_DEPTH_VISION": 1}
 TEXT_ONLY = {"PROMPT_DEPTH_VISION": 0, "N_CTX_VISION": 0}
