@@ -1,15 +1,24 @@
 """Default config keys: those of the public toolbox that concern supervised training, and ours.
 
 Ours are ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
-``DATALOADER.ON_ERROR``, ``TEST.SAVE_LOGITS`` and ``OPTIM.EPS``. The keys of a trainer or dataset
-live in its own file and arrive here by ``register_defaults``.
+``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``, ``TEST.SAVE_LOGITS`` and ``OPTIM.EPS``. The keys
+of a trainer or dataset live in its own file and arrive here by ``register_defaults``.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from yacs.config import CfgNode as CN
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
 
 _C = CN()
 
@@ -83,7 +92,11 @@ _C.DATASET.CIFAR_C_LEVEL = 1
 
 # ----------------------------------------------------------------------------------- dataloader
 _C.DATALOADER = CN()
-_C.DATALOADER.NUM_WORKERS = 4
+# Processes that read images (0: none but the main one); one for each core of this process, no
+# more than there are batches
+_C.DATALOADER.NUM_WORKERS = _cores()
+# Megabytes of memory for decoded training images (0: none), which are then read only once
+_C.DATALOADER.CACHE_MB = 2048
 # At images that cannot be read: stop, or skip (leave them out)
 _C.DATALOADER.ON_ERROR = "stop"
 # Views of each training image; more than one makes batch["img"] a list

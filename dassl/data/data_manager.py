@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
 from dassl.data.datasets import Datum, build_dataset
-from dassl.data.samplers import build_sampler
+from dassl.data.image_cache import ImageCache
+from dassl.data.samplers import SeededIndex, SeededSampler, build_sampler
 from dassl.data.transforms import build_transform
 from dassl.data.transforms.transforms import plain_transform
 from dassl.errors import UserError, check_choice
@@ -37,23 +44,33 @@ def build_data_loader(
 ) -> DataLoader[Any]:
     """A loader over the images.
 
-    In training the last batch is dropped if it is not full, unless it is the only one.
+    In training the last batch is dropped if it is not full, unless it is the only one. The
+    batches, augmentation included, are the same with any number of workers.
     """
     wrapper = DatasetWrapper if dataset_wrapper is None else dataset_wrapper
+    sampler = build_sampler(
+        sampler_type,
+        cfg=cfg,
+        data_source=data_source,
+        batch_size=batch_size,
+        n_domain=n_domain,
+        n_ins=n_ins,
+    )
+    if is_train:
+        sampler = SeededSampler(sampler)
+    workers = min(cfg.DATALOADER.NUM_WORKERS, math.ceil(len(data_source) / batch_size))
     loader = DataLoader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
-        sampler=build_sampler(
-            sampler_type,
-            cfg=cfg,
-            data_source=data_source,
-            batch_size=batch_size,
-            n_domain=n_domain,
-            n_ins=n_ins,
-        ),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        sampler=sampler,
+        num_workers=workers,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        # Its own, so that a loader that starts workers takes no number from the global one.
+        generator=torch.Generator(),
+        persistent_workers=is_train and workers > 0,
+        # Forked workers share the images in memory; elsewhere fork is missing or not safe.
+        multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
     )
     if len(loader) == 0:
         raise UserError(
@@ -225,6 +242,9 @@ def leave_out_broken(items: Sequence[Datum], on_error: str) -> list[Datum]:
 class DatasetWrapper(Dataset[dict[str, Any]]):
     """Reads and transforms images.
 
+    In training decoded images stay in memory, up to ``DATALOADER.CACHE_MB``, and an index with a
+    seed (``SeededIndex``) gives the same augmentation in whichever process it is made.
+
     An entry is a dict of label (int), domain (int), impath (str), index (int), img (what the
     transform gives; a list of K_TRANSFORMS of them in training where that is above 1; with a list
     of transforms also img2, img3, ...) and, with RETURN_IMG0, img0 without augmentation.
@@ -255,6 +275,11 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
                 f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat"
             )
         self.to_tensor = plain_transform(cfg) if self.return_img0 else None
+        self._images = ImageCache(
+            [item.impath for item in data_source],
+            cfg.DATALOADER.CACHE_MB * 2**20 if is_train else 0,
+            partial(read_image, upright=cfg.INPUT.UPRIGHT),
+        )
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -267,15 +292,16 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
             "impath": item.impath,
             "index": idx,
         }
-        image = read_image(item.impath, upright=self.cfg.INPUT.UPRIGHT)
-        if isinstance(self.transform, (list, tuple)):
-            for number, transform in enumerate(self.transform, start=1):
-                key = "img" if number == 1 else f"img{number}"
-                output[key] = self._transform_image(transform, image)
-        elif self.transform is not None:
-            output["img"] = self._transform_image(self.transform, image)
-        else:
-            output["img"] = image
+        image = self._images[idx]
+        with seeded(idx.seed if isinstance(idx, SeededIndex) else None):
+            if isinstance(self.transform, (list, tuple)):
+                for number, transform in enumerate(self.transform, start=1):
+                    key = "img" if number == 1 else f"img{number}"
+                    output[key] = self._transform_image(transform, image)
+            elif self.transform is not None:
+                output["img"] = self._transform_image(self.transform, image)
+            else:
+                output["img"] = image
         if self.to_tensor is not None:
             output["img0"] = self.to_tensor(image)
         return output
@@ -283,3 +309,23 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
     def _transform_image(self, transform: Callable[[Any], Any], image: Any) -> Any:
         views = [transform(image) for _ in range(self.k_tfm)]
         return views[0] if len(views) == 1 else views
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Starts Python's, numpy's and torch's random numbers at a seed, and afterwards puts back
+    what they were; None leaves them alone.
+    """
+    if seed is None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # that of the CPU; a worker must not touch CUDA's
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
 from dassl.data.datasets import Datum
@@ -155,6 +156,36 @@ class RandomClassSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self.length
+
+
+class SeededIndex(int):
+    """An index that carries the seed of what is drawn for its image."""
+
+    seed: int
+
+
+class SeededSampler(Sampler[int]):
+    """The indices of a sampler as ``SeededIndex``.
+
+    An epoch's indices and seeds are drawn when it begins, so that they do not depend on how far
+    worker processes read ahead.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[int]:
+        indices = list(self.sampler)
+        # numpy takes seeds of 32 bits; one number of the global generator is spent on all of them
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        seeds = torch.randint(2**32, (len(indices),), generator=generator).tolist()
+        for number, seed in zip(indices, seeds, strict=True):
+            index = SeededIndex(number)
+            index.seed = seed
+            yield index
+
+    def __len__(self) -> int:
+        return len(self.sampler)
 
 
 def build_sampler(

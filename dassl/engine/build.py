@@ -34,10 +34,9 @@ def check_cfg(cfg: CfgNode) -> None:
         if cfg.DATALOADER[key].BATCH_SIZE < 1:
             size = cfg.DATALOADER[key].BATCH_SIZE
             raise UserError(f"DATALOADER.{key}.BATCH_SIZE is {size}; allowed: 1 or more")
-    if cfg.DATALOADER.NUM_WORKERS < 0:
-        raise UserError(
-            f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}; allowed: 0 or more"
-        )
+    for key in ("NUM_WORKERS", "CACHE_MB"):
+        if cfg.DATALOADER[key] < 0:
+            raise UserError(f"DATALOADER.{key} is {cfg.DATALOADER[key]}; allowed: 0 or more")
     if len(cfg.INPUT.SIZE) != 2 or min(cfg.INPUT.SIZE) < 1:
         raise UserError(f"INPUT.SIZE is {cfg.INPUT.SIZE}; allowed: (height, width) in pixels")
     check_choice("OPTIM.NAME", cfg.OPTIM.NAME, OPTIMIZERS)

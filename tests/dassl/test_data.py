@@ -1,3 +1,5 @@
+import os
+import pickle
 import random
 import tarfile
 import zipfile
@@ -6,12 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dassl.config import get_cfg_default
 from dassl.data import DataManager, DatasetWrapper, build_data_loader
 from dassl.data.datasets import DatasetBase, Datum, subsample_classes
 from dassl.data.datasets.base_dataset import extract_archive
+from dassl.data.image_cache import ImageCache
 from dassl.data.samplers import RandomClassSampler, build_sampler
 from dassl.data.transforms import CHOICES, INTERPOLATION_MODES, Cutout, build_transform
 from dassl.utils import UserError, read_json, set_random_seed
@@ -209,6 +212,73 @@ def test_several_views_and_the_plain_image(cfg, pool):
     with pytest.raises(UserError, match="K_TRANSFORMS"):
         DatasetWrapper(cfg, pool, transform=None, is_train=True)
     assert isinstance(DatasetWrapper(cfg, pool)[0]["img"], Image.Image)
+
+
+def batches_of_two_epochs(cfg, workers, **settings):
+    """Paths and pixels of every batch; the state of torch's global numbers after each epoch."""
+    cfg.DATALOADER.NUM_WORKERS = workers
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 7
+    # of Python, numpy and torch
+    cfg.INPUT.TRANSFORMS = ("random_translation", "cutout", "gaussian_noise")
+    cfg.INPUT.CUTOUT_LEN = 2
+    for key, value in settings.items():
+        cfg.DATALOADER[key] = value
+    set_random_seed(3)
+    loader = DataManager(cfg).train_loader_x
+    found = []
+    for _ in range(2):
+        for batch in loader:
+            torch.rand(1)  # as a trainer that draws between batches
+            found.append((batch["impath"], batch["img"]))
+        found.append(([], torch.rand(1)))
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_workers(cfg, workers):
+    expected = batches_of_two_epochs(cfg, 0, CACHE_MB=0)
+    found = batches_of_two_epochs(cfg, workers)
+    assert [paths for paths, _ in found] == [paths for paths, _ in expected]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(found, expected, strict=True))
+    assert expected[0][0] != expected[6][0] and not torch.equal(expected[0][1], expected[6][1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_images_are_read_once(cfg, tmp_path, workers):
+    cfg.DATASET.ROOT = str(toys.draw(tmp_path))
+    cfg.DATALOADER.NUM_WORKERS = workers
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 8
+    manager = DataManager(cfg)
+    assert len(list(manager.train_loader_x)) == 5
+    for item in manager.dataset.train_x:
+        os.unlink(item.impath)
+    assert len(list(manager.train_loader_x)) == 5
+
+
+def test_image_cache_keeps_to_its_budget(tmp_path):
+    paths = []
+    for number, size in enumerate([(4, 2), (2, 4), (3, 3)]):
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.effect_noise(size, 90).convert("RGB").save(paths[-1])
+    (tmp_path / "1.png").write_bytes(b"nothing")
+    reads = []
+
+    def read(path):
+        reads.append(path)
+        with Image.open(path) as image:
+            # turned, as EXIF data may ask for
+            return image.transpose(Image.Transpose.ROTATE_90) if "0" in path else image.copy()
+
+    first = Image.open(paths[0]).transpose(Image.Transpose.ROTATE_90).tobytes()
+    cache = ImageCache(paths, 3 * 4 * 2 + 3 * 3 * 3 - 1, read)  # one byte too few for the last
+    for _ in range(2):
+        assert cache[0].tobytes() == first and cache[0].size == (2, 4)
+        assert cache[2].size == (3, 3)
+        with pytest.raises(UnidentifiedImageError):
+            cache[1]
+    assert reads == [paths[0], paths[2], paths[1], paths[2], paths[1]]
+    copy = pickle.loads(pickle.dumps(ImageCache(paths, 1000, Image.open)))
+    assert copy[0].size == (4, 2)
 
 
 # Transforms -------------------------------------------------------------------------------------
