@@ -101,6 +101,8 @@ def set_random_seed(seed: int) -> None:
 def read_image(path: str, upright: bool = False) -> Image.Image:
     """The image as RGB with 8 bits a colour.
 
+    What is transparent lies on white; the public toolbox shows the colours that it hides.
+
     Args:
         path: of the file.
         upright: turn the image as its EXIF data say. The public toolbox does not.
@@ -114,6 +116,9 @@ def read_image(path: str, upright: bool = False) -> Image.Image:
             if image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
                 pixels = np.asarray(image).astype(np.float64) / 257
                 image = Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+            if image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"image '{path}' does not exist") from error

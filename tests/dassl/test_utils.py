@@ -141,11 +141,14 @@ def test_seed_covers_all_generators():
     assert draw() == first
 
 
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
 def test_images_are_read_as_rgb_and_broken_ones_named(tmp_path, suffix):
     path = tmp_path / f"image{suffix}"
-    noise = np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
+    Image.fromarray(noise(20, 30)).save(path)
     assert read_image(str(path)).mode == "RGB" and read_image(str(path)).size == (30, 20)
     check_image_file(str(path))
     path.write_bytes(path.read_bytes()[:200])
@@ -155,6 +158,45 @@ def test_images_are_read_as_rgb_and_broken_ones_named(tmp_path, suffix):
     path.unlink()
     with pytest.raises(UserError, match="does not exist"):
         check_image_file(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.webp", "grey.png"])
+def test_what_is_transparent_lies_on_white(tmp_path, name):
+    pixels = noise(20, 30, 2 if name == "grey.png" else 4)
+    pixels[:5, :, -1], pixels[5:10, :, -1] = 0, 255
+    # "exact" keeps the hidden colours in a WebP, too
+    Image.fromarray(pixels).save(tmp_path / name, lossless=True, exact=True)
+    found = np.asarray(read_image(str(tmp_path / name))).astype(float)
+    alpha = pixels[:, :, -1:] / 255
+    expected = np.broadcast_to(alpha * pixels[:, :, :-1] + (1 - alpha) * 255, found.shape)
+    assert np.abs(found - expected).max() <= 1
+    assert (found[:5] == 255).all() and (found[5:10] == expected[5:10]).all()
+
+
+def test_a_transparent_colour_of_a_palette_or_key_is_white(tmp_path):
+    indices = noise(20, 30) % 3
+    colours = np.array([[200, 0, 0], [0, 100, 0], [0, 0, 50]], np.uint8)
+    palette = Image.fromarray(indices)
+    palette.putpalette(colours.tobytes())
+    grey, rgb = Image.fromarray(100 * indices), Image.fromarray(colours[indices])
+    shown = {"p": colours, "grey": np.repeat([[0], [100], [200]], 3, axis=1), "rgb": colours}
+    palette.save(tmp_path / "p.png", transparency=bytes([255, 0, 255]))
+    grey.save(tmp_path / "grey.png", transparency=100)
+    rgb.save(tmp_path / "rgb.png", transparency=(0, 100, 0))
+    for name, row in shown.items():
+        expected = row.copy()
+        expected[1] = 255
+        found = np.asarray(read_image(str(tmp_path / f"{name}.png")))
+        assert (found == expected[indices]).all(), name
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "L", "RGB"])
+def test_opaque_images_are_what_pillow_converts(tmp_path, mode):
+    options = {"transparency": bytes([255] * 256)} if mode == "P" else {}
+    path = tmp_path / ("image.tiff" if mode == "CMYK" else "image.png")
+    image = Image.fromarray(noise(20, 30, 3)).convert(mode)
+    image.save(path, **options)
+    assert read_image(str(path)).tobytes() == image.convert("RGB").tobytes()
 
 
 def test_jpeg_with_bytes_behind_its_end_is_good(tmp_path):
