@@ -40,7 +40,8 @@ class RunFailed(Exception):
 class Job:
     """One method on one dataset with one seed, under one of the two protocols.
 
-    ``subset`` is "base" for base-to-novel and "all" for few-shot.
+    ``subset`` is "base" for base-to-novel and "all" for few-shot; "val" trains on the base classes
+    and tests on their validation images. ``options`` are KEY VALUE pairs for the config.
     """
 
     method: str
@@ -49,14 +50,21 @@ class Job:
     subset: str
     root: str
     output_dir: Path
+    options: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> str:
+        """The method with its options, as a name for a folder."""
+        pairs = zip(self.options[::2], self.options[1::2], strict=True)
+        return ",".join([self.method, *(f"{key.rpartition('.')[2]}={v}" for key, v in pairs)])
 
     def __str__(self) -> str:
-        protocol = "base to novel" if self.subset == "base" else "few-shot"
-        return f"{self.method} on {self.dataset}, {protocol}, seed {self.seed}"
+        protocol = {"base": "base to novel", "all": "few-shot", "val": "validation"}[self.subset]
+        return f"{self.variant} on {self.dataset}, {protocol}, seed {self.seed}"
 
     def folder(self, part: str) -> Path:
-        """Where the run named ``part`` ("train_base", "base", "new" or "all") keeps its files."""
-        return self.output_dir / self.dataset / self.method / f"seed{self.seed}" / part
+        """Where the run ``part`` ("train_base", "base", "new", "all" or "val") keeps its files."""
+        return self.output_dir / self.dataset / self.variant / f"seed{self.seed}" / part
 
     def accuracy(self, part: str) -> float:
         """The accuracy, in percent, that the finished run ``part`` left."""
@@ -69,6 +77,8 @@ class Job:
             return [self._run(part, part, "--eval-only") for part in parts]
         if self.subset == "all":
             return [self._run("all", "all")]
+        if self.subset == "val":
+            return [self._run("val", "base", "TEST.SPLIT", "val")]
         model = ("--eval-only", "--model-dir", str(self.folder("train_base")))
         runs = [self._run("train_base", "base"), self._run("base", "base", *model)]
         if self.method not in CLOSED_SET:
@@ -87,6 +97,7 @@ class Job:
             *options,
             *("DATASET.NUM_SHOTS", str(SHOTS)),
             *("DATASET.SUBSAMPLE_CLASSES", classes),
+            *self.options,
         ]
         return folder, arguments
 
@@ -129,6 +140,25 @@ def prepare_worker(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+
+
+def run_all(jobs: Sequence[Job], workers: int) -> int:
+    """Does the jobs in ``workers`` processes; returns the exit code of a command that does that.
+
+    A job that fails, or a command that is told to stop, stops all; the line that says so is
+    printed here.
+    """
+    # Being told to stop is the same as Ctrl-C: no worker may be left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        do_all(jobs, workers)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except RunFailed as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def do_all(jobs: Sequence[Job], workers: int) -> None:
@@ -194,16 +224,16 @@ def rows(jobs: Sequence[Job]) -> list[tuple[str, ...]]:
     return table
 
 
-def render(table: Sequence[tuple[str, ...]]) -> str:
+def render(header: tuple[str, ...], table: Sequence[tuple[str, ...]]) -> str:
     """The table as Markdown, its columns padded so that it reads well on a terminal too."""
-    columns = list(zip(HEADER, *table, strict=True))
+    columns = list(zip(header, *table, strict=True))
     widths = [max(map(len, column)) for column in columns]
     rule = tuple("-" * width for width in widths)
     return "\n".join(
         "| "
         + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
         + " |"
-        for line in (HEADER, rule, *table)
+        for line in (header, rule, *table)
     )
 
 
@@ -222,6 +252,25 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
     return jobs
 
 
+def worker_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}', and must be at least 1")
+    return int(text)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that does jobs."""
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--root", default="data", help="folder of the datasets (default: data)")
+    parser.add_argument("--output-dir", default="output/table", help="folder of the runs")
+    parser.add_argument(
+        "--workers",
+        type=worker_count,
+        default=min(4, os.cpu_count() or 1),
+        help="runs at a time, which share the cores (default: one for each core, at most 4)",
+    )
+
+
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses and checks the command line; a wrong one ends with one line and exit code 2."""
     parser = argparse.ArgumentParser(
@@ -232,7 +281,6 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     known_datasets = sorted(path.stem for path in CONFIGS.glob("datasets/*.yaml"))
     parser.add_argument("--datasets", nargs="+", default=["shapes"], choices=known_datasets)
     parser.add_argument("--methods", nargs="+", default=known_methods, choices=known_methods)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument(
         "--few-shot",
         nargs="+",
@@ -240,17 +288,8 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=known_datasets,
         help="of the datasets: those on which to train on all classes too",
     )
-    parser.add_argument("--root", default="data", help="folder of the datasets (default: data)")
-    parser.add_argument("--output-dir", default="output/table", help="folder of the runs")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=min(4, os.cpu_count() or 1),
-        help="runs at a time, which share the cores (default: one for each core, at most 4)",
-    )
+    add_run_arguments(parser)
     arguments = parser.parse_args(argv)
-    if arguments.workers < 1:
-        parser.error(f"--workers is {arguments.workers}, and must be at least 1")
     if not set(arguments.few_shot) <= set(arguments.datasets):
         parser.error("--few-shot names a dataset that --datasets does not")
     return arguments
@@ -259,21 +298,14 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = read_arguments(argv)
     Path(arguments.root).mkdir(parents=True, exist_ok=True)
-    # Being told to stop is the same as Ctrl-C: no worker may be left behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     jobs = plan(arguments)
     start = time.monotonic()
-    try:
-        # Methods are usually named from the simplest to the slowest: the slowest start first, so
-        # that no core is idle at the end.
-        slowness = {method: number for number, method in enumerate(arguments.methods)}
-        do_all(sorted(jobs, key=lambda job: -slowness[job.method]), arguments.workers)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except RunFailed as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        return 1
+    # Methods are usually named from the simplest to the slowest: the slowest start first, so that
+    # no core is idle at the end.
+    slowness = {method: number for number, method in enumerate(arguments.methods)}
+    code = run_all(sorted(jobs, key=lambda job: -slowness[job.method]), arguments.workers)
+    if code != 0:
+        return code
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     seeds = " ".join(map(str, arguments.seeds))
     spread = ", mean ± standard deviation" if len(arguments.seeds) > 1 else ""
@@ -281,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"\nDone in {minutes} min {seconds} s. Accuracy in percent, ViT-Mini, {SHOTS} shots,",
         end="",
     )
-    print(f" seed {seeds}{spread}:\n\n{render(rows(jobs))}")
+    print(f" seed {seeds}{spread}:\n\n{render(HEADER, rows(jobs))}")
     return 0
 
 
