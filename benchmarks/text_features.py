@@ -39,8 +39,13 @@ def text_model() -> CLIP:
 
 
 def plain_features(model: CLIP, ids: Tensor, prompts: list[Tensor]) -> Tensor:
-    """Every class on all its tokens, as the public codebases compute it."""
-    m = len(prompts[0])
+    """Every text on all its tokens, as the public codebases compute it.
+
+    Args:
+        ids: (N, context length).
+        prompts: of the first layers, (m, d_t) for all texts or (N, m, d_t).
+    """
+    m = prompts[0].shape[-2]
     x = model.token_embedding(ids)
     for i, block in enumerate(model.transformer.blocks):
         if i < len(prompts):

@@ -1,0 +1,139 @@
+"""Cost of a ProMPT training step: shared prefix against all tokens for each image and class.
+
+    python -m benchmarks.promp_step
+
+Forward and backward at the size of ViT-B/16 (random weights, fp32, CPU), each way in a process of
+its own, one after the other: ratio of the times, ratio of the memory that the step takes beside
+the model, largest relative difference of a gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import trainers  # noqa: F401
+from benchmarks.text_features import NAMES, plain_features
+from clip import CLIP, CLIPConfig, tokenize
+from dassl.config import get_cfg_default
+from trainers.promp import ProgressiveCLIP
+
+
+class PlainProgressiveCLIP(ProgressiveCLIP):
+    """ProMPT whose every image takes every class through the text tower with all its tokens."""
+
+    def set_classes(self, class_names: Any) -> None:
+        super().set_classes(class_names)
+        texts = [f"{self.context.words} {name}." for name in self.class_names]
+        self.ids = tokenize(texts, self.clip.context_length)
+
+    def conditional_text_features(self, context: Tensor) -> Tensor:
+        n, k = len(context), len(self.ids)
+        prompts = context.expand(-1, k, -1, -1).flatten(0, 1)
+        features = plain_features(self.clip, self.ids.repeat(n, 1), [prompts])
+        return F.normalize(features, dim=-1).unflatten(0, (n, k))
+
+
+PATHS = {"plain": PlainProgressiveCLIP, "shared": ProgressiveCLIP}
+
+
+def vit_b16() -> CLIP:
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        embed_dim=512,
+        image_resolution=224,
+        vision_layers=12,
+        vision_width=768,
+        vision_patch_size=16,
+        context_length=77,
+        vocab_size=49408,
+        text_width=512,
+        text_layers=12,
+    )
+    return CLIP(config).eval().requires_grad_(False)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def measure(path: str, batch: int, classes: int, repeats: int, gradients: str) -> dict[str, float]:
+    """Seconds of the fastest step and bytes that steps add; saves the gradients of a step."""
+    cfg = get_cfg_default()
+    names = [NAMES[i % len(NAMES)] for i in range(classes)]
+    settings = cfg.TRAINER.PROMPT
+    model = PATHS[path](cfg, settings, vit_b16(), names, ["a photo of a {}."])
+    size = model.clip.visual.input_resolution
+    images, labels = torch.randn(batch, 3, size, size), torch.arange(batch) % classes
+    before = peak_bytes()
+    seconds = []
+    for _ in range(repeats):
+        model.zero_grad()
+        start = time.perf_counter()
+        _, terms = model(images, labels)
+        torch.stack(list(terms.values())).sum().backward()
+        seconds.append(time.perf_counter() - start)
+    learned = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    torch.save(learned, gradients)
+    return {"seconds": min(seconds), "bytes": peak_bytes() - before}
+
+
+def measure_apart(path: str, args: argparse.Namespace, gradients: Path) -> dict[str, float]:
+    """``measure`` in a new process: a process's peak of memory never falls."""
+    command = [sys.executable, "-m", "benchmarks.promp_step", "--path", path]
+    for key in ("batch", "classes", "repeats"):
+        command += [f"--{key}", str(getattr(args, key))]
+    done = subprocess.run(
+        [*command, "--gradients", str(gradients)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Over all tensors, the largest difference relative to the tensor's largest value."""
+    first, second = (torch.load(path, weights_only=True) for path in (one, other))
+    return max(
+        float((first[name] - second[name]).abs().max() / first[name].abs().max()) for name in first
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--classes", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--path", choices=PATHS, help=argparse.SUPPRESS)
+    parser.add_argument("--gradients", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.path:
+        print(
+            json.dumps(measure(args.path, args.batch, args.classes, args.repeats, args.gradients))
+        )
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        files = {path: Path(folder) / path for path in PATHS}
+        plain, shared = (measure_apart(path, args, files[path]) for path in PATHS)
+        difference = largest_difference(*files.values())
+    print(f"batch {args.batch}, {args.classes} classes")
+    for name, found in (("plain", plain), ("shared prefix", shared)):
+        print(f"{name}: {found['seconds']:.1f} s, {found['bytes'] / 2**30:.2f} GiB")
+    print(f"times faster: {plain['seconds'] / shared['seconds']:.1f}")
+    print(f"times less memory: {plain['bytes'] / shared['bytes']:.1f}")
+    print(f"largest relative difference of a gradient: {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
