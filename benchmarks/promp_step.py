@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import trainers  # noqa: F401
-from benchmarks.text_features import NAMES, plain_features
-from clip import CLIP, CLIPConfig, tokenize
+from benchmarks.text_features import NAMES, VIT_B16, plain_features, random_model
+from clip import tokenize
 from dassl.config import get_cfg_default
 from trainers.promp import ProgressiveCLIP
 
@@ -48,22 +48,6 @@ class PlainProgressiveCLIP(ProgressiveCLIP):
 PATHS = {"plain": PlainProgressiveCLIP, "shared": ProgressiveCLIP}
 
 
-def vit_b16() -> CLIP:
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        embed_dim=512,
-        image_resolution=224,
-        vision_layers=12,
-        vision_width=768,
-        vision_patch_size=16,
-        context_length=77,
-        vocab_size=49408,
-        text_width=512,
-        text_layers=12,
-    )
-    return CLIP(config).eval().requires_grad_(False)
-
-
 def peak_bytes() -> int:
     """The most memory that this process has had so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -75,7 +59,7 @@ def measure(path: str, batch: int, classes: int, repeats: int, gradients: str) -
     cfg = get_cfg_default()
     names = [NAMES[i % len(NAMES)] for i in range(classes)]
     settings = cfg.TRAINER.PROMPT
-    model = PATHS[path](cfg, settings, vit_b16(), names, ["a photo of a {}."])
+    model = PATHS[path](cfg, settings, random_model(VIT_B16), names, ["a photo of a {}."])
     size = model.clip.visual.input_resolution
     images, labels = torch.randn(batch, 3, size, size), torch.arange(batch) % classes
     before = peak_bytes()

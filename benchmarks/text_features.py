@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,20 +22,22 @@ from clip import CLIP, CLIPConfig, PromptTokens, tokenize
 NAMES = ["dog", "golden retriever", "Boeing 737", "annual crop land", "art deco house"]
 
 
-def text_model() -> CLIP:
-    """ViT-B/16's text tower; the vision tower is the smallest there can be."""
+VIT_B16 = CLIPConfig(
+    embed_dim=512,
+    image_resolution=224,
+    vision_layers=12,
+    vision_width=768,
+    vision_patch_size=16,
+    context_length=77,
+    vocab_size=49408,
+    text_width=512,
+    text_layers=12,
+)
+
+
+def random_model(config: CLIPConfig) -> CLIP:
+    """A frozen CLIP with random weights."""
     torch.manual_seed(0)
-    config = CLIPConfig(
-        embed_dim=512,
-        image_resolution=16,
-        vision_layers=1,
-        vision_width=64,
-        vision_patch_size=16,
-        context_length=77,
-        vocab_size=49408,
-        text_width=512,
-        text_layers=12,
-    )
     return CLIP(config).eval().requires_grad_(False)
 
 
@@ -86,7 +89,8 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=12, help="layers that have prompts")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    model = text_model()
+    # the vision tower, which is not used, is small
+    model = random_model(replace(VIT_B16, vision_layers=1, vision_width=64, image_resolution=16))
     width = model.config.text_width
     prompts = [torch.randn(args.prompts, width) * 0.02 for _ in range(args.depth)]
     prompts = [prompt.requires_grad_() for prompt in prompts]
