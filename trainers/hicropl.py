@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os.path as osp
+import re
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip import CLIP, PromptTokens
+from clip import CLIP, PromptTokens, tokenize
 from clip.model import QuickGELU
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
@@ -246,8 +248,9 @@ class HierarchicalCLIP(PromptedCLIP):
         super().set_classes(class_names)
         kind = self.settings.FROZEN_TEXT
         if kind == "descriptions":
+            texts = read_descriptions(self.descriptions, self.class_names)
             self.frozen_text = self.frozen_text_features(
-                read_descriptions(self.descriptions, self.class_names)
+                cut_to_context(texts, self.clip.context_length)
             )
         else:
             count = 1 if kind == "template" else None
@@ -295,27 +298,80 @@ class HierarchicalCLIP(PromptedCLIP):
 def read_descriptions(path: str, class_names: Sequence[str]) -> list[list[str]]:
     """The sentences of each class from a JSON file {class name: [sentences]}.
 
+    A class has the sentences of its own name; where the file has not that very name, those of the
+    one name that differs in nothing but case, underscores, hyphens, spaces and accents.
+
     Raises:
-        UserError: no such file, not such a file, or a class that it lacks.
+        UserError: no such file, not such a file, or classes without sentences or with several
+            names to choose from, all of which the line names.
     """
     key = "TRAINER.HICROPL.DESCRIPTIONS"
+    other = "choose TRAINER.HICROPL.FROZEN_TEXT template or templates"
     if not osp.isfile(path):
         raise UserError(
-            f"{key}: no file '{path}'; write {{class name: [sentences]}} there or choose "
-            "TRAINER.HICROPL.FROZEN_TEXT template or templates"
+            f"{key}: no file '{path}'; fetch the public ones with `python -m datasets.prepare "
+            f"descriptions`, write {{class name: [sentences]}} there, or {other}"
         )
     try:
         with open(path, encoding="utf-8") as file:
-            sentences = {name.replace("_", " "): texts for name, texts in json.load(file).items()}
+            sentences = dict(json.load(file).items())
     except (ValueError, AttributeError) as error:
         raise UserError(f"{key}: '{path}' is not JSON {{class name: [sentences]}}") from error
-    missing = [name for name in class_names if not sentences.get(name)]
-    if missing:
-        raise UserError(
-            f"{key}: '{path}' has no sentences for {', '.join(map(repr, missing))}; add them or "
-            "choose TRAINER.HICROPL.FROZEN_TEXT template or templates"
-        )
-    return [sentences[name] for name in class_names]
+    for name, texts in sentences.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{key}: '{path}' has no list of sentences for '{name}'")
+    by_spelling: dict[str, list[str]] = {}
+    for name, texts in sentences.items():
+        if texts:
+            by_spelling.setdefault(plain_spelling(name), []).append(name)
+    chosen, missing, several = [], [], []
+    for class_name in class_names:
+        names = by_spelling.get(plain_spelling(class_name), [])
+        exact = [name for name in names if name.replace("_", " ") == class_name.replace("_", " ")]
+        names = exact or names
+        if len(names) == 1:
+            chosen.append(sentences[names[0]])
+        elif names:
+            several.append(f"{class_name!r} ({' or '.join(map(repr, names))})")
+        else:
+            missing.append(repr(class_name))
+    problems = [f"has no sentences for {', '.join(missing)}"] if missing else []
+    problems += [f"has several names for {', '.join(several)}"] if several else []
+    if problems:
+        raise UserError(f"{key}: '{path}' {' and '.join(problems)}; correct it or {other}")
+    return chosen
+
+
+def plain_spelling(name: str) -> str:
+    """The name without case, accents, and kinds of blanks: "Gâteau_au-Riz" is "gateau au riz"."""
+    letters = unicodedata.normalize("NFKD", name).casefold()
+    letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return " ".join(re.split(r"[\s_-]+", letters)).strip()
+
+
+def cut_to_context(texts: Sequence[Sequence[str]], context_length: int) -> list[list[str]]:
+    """The texts, without the last words of those that are longer than the context.
+
+    A few of the public descriptions ramble on, which should not end a run; a line counts them.
+    """
+    cut = 0
+
+    def fitting(text: str) -> str:
+        nonlocal cut
+        words = text.split()
+        while len(words) > 1:
+            try:
+                tokenize(" ".join(words), context_length)
+                break
+            except ValueError:
+                words.pop()
+        cut += len(words) < len(text.split())
+        return " ".join(words)
+
+    short = [[fitting(text) for text in class_texts] for class_texts in texts]
+    if cut:
+        print(f"Descriptions cut to the {context_length} tokens that the model takes: {cut}")
+    return short
 
 
 @TRAINER_REGISTRY.register()

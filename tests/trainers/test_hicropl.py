@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 
 import pytest
 import torch
@@ -320,6 +321,51 @@ def test_missing_descriptions_name_the_class_and_the_file(clip_model, small, tmp
     with pytest.raises(UserError, match="no file"):
         build(HiCroPL, clip_model, **small)
     build(HiCroPL, clip_model, **small, FROZEN_TEXT="template")
+
+
+def test_names_in_the_descriptions_may_be_spelt_otherwise(clip_model, small, tmp_path):
+    texts = write_descriptions(tmp_path / "texts.json")
+    expected = build(HiCroPL, clip_model, **small).frozen_text
+    spelt = dict(
+        zip(
+            ["Red-Circle", "VERY  lárge_dog", "blue square", "no class"],
+            texts.values(),
+            strict=False,
+        )
+    )
+    spelt["Blue_Square"] = ["never read: another name is exactly the class's"]
+    spelt["no class"] = []
+    (tmp_path / "texts.json").write_text(json.dumps(spelt))
+    assert torch.equal(build(HiCroPL, clip_model, **small).frozen_text, expected)
+
+
+def test_all_names_that_do_not_match_are_in_one_line(clip_model, small, tmp_path):
+    spelt = {"Red Circle": ["x"], "red-circle": ["y"], "very large cat": ["z"]}
+    (tmp_path / "texts.json").write_text(json.dumps(spelt))
+    with pytest.raises(
+        UserError,
+        match=r"texts\.json' has no sentences for 'very large dog', 'blue square' and has several "
+        r"names for 'red circle' \('Red Circle' or 'red-circle'\); correct it",
+    ):
+        build(HiCroPL, clip_model, **small)
+    (tmp_path / "texts.json").write_text('{"red circle": "one text"}')
+    with pytest.raises(UserError, match=r"has no list of sentences for 'red circle'"):
+        build(HiCroPL, clip_model, **small)
+
+
+def test_long_descriptions_are_cut_behind_the_last_word_that_fits(
+    clip_model, small, tmp_path, capsys
+):
+    texts = write_descriptions(tmp_path / "texts.json")
+    words = ["round"] * 100  # a token each
+    texts["red circle"][1] = " ".join(words)
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    found = build(HiCroPL, clip_model, **small).frozen_text
+    assert "cut to the 77 tokens that the model takes: 1" in capsys.readouterr().out
+    texts["red circle"][1] = " ".join(words[:75])
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    assert torch.equal(build(HiCroPL, clip_model, **small).frozen_text, found)
+    assert "cut" not in capsys.readouterr().out
 
 
 def test_a_prompt_beyond_the_context_is_an_error(clip_model, small):
