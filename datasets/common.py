@@ -103,7 +103,7 @@ def read_fields(path: str, count: int, separator: str | None = None) -> Iterator
         UserError: the file cannot be read, or a line has fewer fields.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some editors begin with a mark
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
@@ -143,13 +143,13 @@ def read_split(filepath: str, path_prefix: str) -> Splits:
     """The parts of a split file, whose paths are relative to ``path_prefix``.
 
     Raises:
-        UserError: the file is damaged, names a missing image, or its labels are not 0..n-1 with
-            one name each.
+        UserError: the file is damaged, names missing images, or its labels are not 0..n-1 with
+            one name each, which no other label has.
     """
     print(f"Reading split from {filepath}")
     content = read_json(filepath)
     names: dict[int, str] = {}
-    parts: list[Split] = []
+    parts: list[list[tuple[str, int, str]]] = []
     for part in SPLITS:
         try:
             rows = [(str(path), int(label), str(name)) for path, label, name in content[part]]
@@ -164,19 +164,35 @@ def read_split(filepath: str, path_prefix: str) -> Splits:
                     f"split file '{filepath}' is damaged: label {label} is both "
                     f"'{names[label]}' and '{name}'"
                 )
-        parts.append(
-            [
-                image(os.path.join(path_prefix, path), label, name, filepath)
-                for path, label, name in rows
-            ]
+        parts.append([(os.path.join(path_prefix, path), label, name) for path, label, name in rows])
+    _check_labels(names, filepath)
+    missing = [path for rows in parts for path, _, _ in rows if not os.path.isfile(path)]
+    if missing:
+        raise UserError(
+            f"split file '{filepath}' names images that are missing, {len(missing)} in all; the "
+            f"first is '{missing[0]}'"
         )
-    for expected, label in enumerate(sorted(names)):
+    train, val, test = (
+        [Datum(impath=path, label=label, classname=name) for path, label, name in rows]
+        for rows in parts
+    )
+    return train, val, test
+
+
+def _check_labels(names: Mapping[int, str], filepath: str) -> None:
+    """Raises ``UserError`` unless the labels of a split file are 0..n-1, with different names."""
+    labels: dict[str, int] = {}
+    for expected, (label, name) in enumerate(sorted(names.items())):
         if label != expected:
             raise UserError(
                 f"split file '{filepath}' is damaged: its labels should be 0 to "
                 f"{len(names) - 1}, but {expected} is missing and {label} is there"
             )
-    return parts[0], parts[1], parts[2]
+        if labels.setdefault(name, label) != label:
+            raise UserError(
+                f"split file '{filepath}' is damaged: labels {labels[name]} and {label} are both "
+                f"'{name}'"
+            )
 
 
 def save_split(

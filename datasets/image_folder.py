@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import unicodedata
+from collections import Counter
 
 from yacs.config import CfgNode
 
@@ -18,6 +19,8 @@ from .common import SPLITS, class_folders, read_fields, save_split
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TEST_SHARE = 0.2
+# what people call parts, too, and what would pass for classes
+NEARLY_PARTS = (*SPLITS, "valid", "validation", "testing", "training")
 
 
 @DATASET_REGISTRY.register()
@@ -42,8 +45,9 @@ class ImageFolder(DatasetBase):
             ``DATASET.VAL_PERCENT``, ``DATALOADER.ON_ERROR`` and ``SEED`` are used.
 
     Raises:
-        UserError: a folder or file is not in its form, two classes have one name, a class has too
-            few images, or an image cannot be read and ``DATALOADER.ON_ERROR`` is "stop".
+        UserError: a folder or file is not in its form, there is one class alone, two classes have
+            one name, a class has too few images, or an image cannot be read and
+            ``DATALOADER.ON_ERROR`` is "stop".
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -55,6 +59,11 @@ class ImageFolder(DatasetBase):
         in_parts = self._has_parts(folders)
         train_dir = os.path.join(self.dataset_dir, "train") if in_parts else self.dataset_dir
         classes = class_folders(train_dir) if in_parts else folders
+        if len(classes) == 1:
+            raise UserError(
+                f"image folder '{train_dir}' holds the class folder '{classes[0]}' alone; a "
+                "classifier needs two classes or more"
+            )
         names = self._class_names(classes)
 
         items = {"train": self._images(train_dir, classes, names)}
@@ -75,7 +84,10 @@ class ImageFolder(DatasetBase):
         trained = {item.label for item in splits["train"]}
         for label, folder in enumerate(classes):
             if label not in trained:
-                raise UserError(f"class folder '{os.path.join(train_dir, folder)}' has no image")
+                raise UserError(
+                    f"class folder '{os.path.join(train_dir, folder)}' has no image "
+                    f"({', '.join(SUFFIXES)}) that can be read"
+                )
         self._split_off(splits, cfg.DATASET.VAL_PERCENT, cfg.SEED)
 
         train, val = self.sample_few_shot(
@@ -97,6 +109,11 @@ class ImageFolder(DatasetBase):
             raise UserError(
                 f"'{self.dataset_dir}' has folders '{parts[0]}' and '{parts[1]}' beside "
                 f"'{others[0]}': it should hold parts or classes, not both"
+            )
+        if others and len(folders) > 1 and all(name.lower() in NEARLY_PARTS for name in others):
+            raise UserError(
+                f"'{self.dataset_dir}' has the folders {', '.join(map(repr, folders))}: parts are "
+                "called 'train', 'val' and 'test'"
             )
         return bool(parts) and not others
 
@@ -128,8 +145,9 @@ class ImageFolder(DatasetBase):
             raise UserError(f"'{path}' names the folder '{next(iter(given))}', which is not there")
         by_name: dict[str, str] = {}
         for folder, name in names.items():
-            # the methods write blanks for underscores
-            other = by_name.setdefault(name.replace("_", " "), folder)
+            # a prompt has blanks for underscores, and CLIP reads it in lower case
+            seen = " ".join(name.replace("_", " ").lower().split())
+            other = by_name.setdefault(seen, folder)
             if other != folder:
                 raise UserError(f"the folders '{other}' and '{folder}' have one class name: {name}")
         return names
@@ -137,16 +155,24 @@ class ImageFolder(DatasetBase):
     def _images(self, folder: str, classes: list[str], names: dict[str, str]) -> Split:
         """The images of a folder of class folders, sorted by path within a class."""
         items = []
+        unused: Counter[str] = Counter()
         for label, name in enumerate(classes):
             paths = []
             for place, below, files in os.walk(os.path.join(folder, name)):
                 below[:] = [other for other in below if not other.startswith(".")]
-                paths += [
-                    os.path.join(place, file)
-                    for file in files
-                    if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-                ]
-            items += [Datum(path, label, classname=names[name]) for path in sorted(paths)]
+                for file in files:
+                    suffix = os.path.splitext(file)[1].lower()
+                    if suffix in SUFFIXES and not file.startswith("."):
+                        paths.append(os.path.join(place, file))
+                    elif not file.startswith("."):
+                        unused[suffix or "no suffix"] += 1
+            for path in sorted(paths):
+                if path.encode(errors="replace").decode() != path:
+                    raise UserError(f"the name of the image {path!a} is no UTF-8; rename it")
+                items.append(Datum(path, label, classname=names[name]))
+        if unused:
+            kinds = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(unused.items()))
+            print(f"Files in '{folder}' that are not {', '.join(SUFFIXES)} are not used: {kinds}")
         return items
 
     def _split_off(self, splits: dict[str, Split], val_share: float, seed: int) -> None:

@@ -18,7 +18,6 @@ from PIL import Image
 from yacs.config import CfgNode
 
 import datasets
-import train
 from dassl.config import get_cfg_default
 from dassl.data.data_manager import DatasetWrapper
 from dassl.data.datasets import build_dataset
@@ -115,12 +114,14 @@ def test_classes_and_split(tmp_path: Path) -> None:
 
 
 def test_every_format_is_read(tmp_path: Path) -> None:
-    photos(tmp_path, ["Blue"], 18)
+    photos(tmp_path, ["Blue", "red car"], 18)
     dataset = build(tmp_path)
-    for item in [*dataset.train_x, *dataset.val, *dataset.test]:
+    items = [*dataset.train_x, *dataset.val, *dataset.test]
+    assert len(items) == 36
+    for item in items:
         mean = np.asarray(read_image(item.impath)).mean((0, 1))
         if not item.impath.endswith(".jpeg"):  # those are grey
-            assert np.abs(mean - (20, 40, 220)).max() < 45
+            assert np.abs(mean - COLOURS[item.classname]).max() < 45
 
 
 def test_16_bits_and_upright(tmp_path: Path) -> None:
@@ -148,7 +149,8 @@ def test_names_and_templates(tmp_path: Path) -> None:
     photos(tmp_path, ["a", unicodedata.normalize("NFD", "Blüte")], 4)
     names = {"Blüte": "yellow flower"}  # the folder's ü is written in two signs
     (tmp_path / "classnames.json").write_text(json.dumps(names, ensure_ascii=False))
-    (tmp_path / "templates.txt").write_text("a holiday photo of a {}.\n\nmy {}\n")
+    text = "a holiday photo of a {}.\n\nmy {}\n"
+    (tmp_path / "templates.txt").write_text(text, encoding="utf-8-sig")
     dataset = build(tmp_path)
     assert sorted(dataset.classnames) == ["a", "yellow flower"]
     assert dataset.templates == ["a holiday photo of a {}.", "my {}"]
@@ -196,6 +198,13 @@ def test_images_that_come_and_go(tmp_path: Path, capsys) -> None:
     assert [len(after[part]) - len(known[part]) for part in after] == [7, 1, 2]
 
 
+def test_files_that_are_no_images_are_counted(tmp_path: Path, capsys) -> None:
+    photos(tmp_path, ["a", "b"], 4)
+    (tmp_path / "b" / "IMG_1.HEIC").write_bytes(b"")
+    build(tmp_path)
+    assert "are not used: .db (2), .heic (1)\n" in capsys.readouterr().out
+
+
 def test_few_shots_and_halves(tmp_path: Path) -> None:
     photos(tmp_path)
     dataset = build(tmp_path, shots=3)
@@ -239,22 +248,6 @@ class Item:
         self.impath = str(path)
 
 
-def test_one_command_from_photos_to_a_trained_hicropl(tmp_path: Path, capsys) -> None:
-    damaged(tmp_path / "my photos")
-    command = ["--trainer", "HiCroPL", "--seed", "1", "--output-dir", str(tmp_path / "run")]
-    command += ["--dataset-config-file", "configs/datasets/image_folder.yaml"]
-    command += ["DATASET.ROOT", str(tmp_path / "my photos"), "DATASET.NUM_SHOTS", "16"]
-    # the small model, and little training
-    command += ["MODEL.BACKBONE.NAME", "ViT-Mini", "INPUT.SIZE", "(32,32)", "OPTIM.MAX_EPOCH", "2"]
-    command += ["DATALOADER.NUM_WORKERS", "0", "TRAINER.HICROPL.PREC", "fp32"]
-    assert train.main(command) == 2
-    assert "3 of 100 images cannot be read" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "results.json").exists()
-    assert train.main([*command, "DATALOADER.ON_ERROR", "skip"]) == 0
-    printed = capsys.readouterr().out
-    assert "Left out 3 of 100 images" in printed and "* total: 19" in printed
-
-
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -266,6 +259,7 @@ def test_one_command_from_photos_to_a_trained_hicropl(tmp_path: Path, capsys) ->
             '{"a": "one name", "b": "one_name"}',
             "'a' and 'b' have one class name",
         ),
+        ("classnames.json", '{"b": "A"}', "'a' and 'b' have one class name"),
         ("templates.txt", "a photo\n", "'a photo' should have one {}"),
         ("templates.txt", "{} or {}\n", "should have one {}"),
         ("templates.txt", "a {} {x}\n", "no other braces"),
@@ -285,8 +279,15 @@ def test_one_line_for_damage(tmp_path: Path, file: str, content: str, message: s
 
 def test_one_line_for_folders(tmp_path: Path) -> None:
     photos(tmp_path / "few", ["a", "b"], 1)
+    photos(tmp_path / "alone", ["a"], 4)
+    photos(tmp_path / "alone_in_part" / "train", ["a"], 4)
+    photos(tmp_path / "called" / "train", ["a", "b"], 4)
+    photos(tmp_path / "called" / "Valid", ["a", "b"], 4)
+    os.makedirs(tmp_path / "no_utf_8" / "b")
+    photos(tmp_path / "no_utf_8", ["a"], 2)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/no_utf_8/b/\xe9.jpg")).write_bytes(b"")
     photos(tmp_path / "no_train" / "test", ["a"], 2)
-    photos(tmp_path / "more" / "train", ["a"], 4)
+    photos(tmp_path / "more" / "train", ["a", "c"], 4)
     photos(tmp_path / "more" / "test", ["a", "b"], 2)
     photos(tmp_path / "both", ["train", "test", "a"], 2)
     os.makedirs(tmp_path / "empty" / "split_fewshot")
@@ -296,6 +297,10 @@ def test_one_line_for_folders(tmp_path: Path) -> None:
         ("more", "'b' is in '.*', but not in 'train'"),
         ("both", "'test' and 'train' beside 'a'"),
         ("empty", "holds no class folders"),
+        ("alone", "the class folder 'a' alone; a classifier needs two"),
+        ("alone_in_part", "train' holds the class folder 'a' alone"),
+        ("called", "folders 'Valid', 'train': parts are called 'train', 'val' and 'test'"),
+        ("no_utf_8", r"b/\\udce9.jpg' is no UTF-8; rename it"),
     ):
         with pytest.raises(UserError, match=message):
             build(tmp_path / name)

@@ -398,6 +398,25 @@ def test_few_shot_samples_are_the_public_ones(tmp_path: Path, layout: Layout) ->
     assert len(paths) == 2 * base.num_classes
 
 
+@each_split
+def test_halves_and_samples_of_a_split_file(tmp_path: Path, layout: Layout) -> None:
+    whole = layout.write(tmp_path / layout.folder)()
+    put(tmp_path / layout.split_file, json.dumps(whole))
+    names = {label: name for split in whole.values() for _, label, name in split}
+    half = math.ceil(len(names) / 2)
+    random.seed(5)
+    sample = {"train": few_shot(whole["train"], 1), "val": few_shot(whole["val"], 1)}
+    for subset, first, end in (("base", 0, half), ("new", half, len(names))):
+        dataset = build(layout.name, tmp_path, shots=1, subset=subset, seed=5)
+        assert dataset.classnames == [names[label] for label in range(first, end)]
+        assert parts(dataset, layout, tmp_path) == {
+            part: [
+                (path, label - first, name) for path, label, name in split if first <= label < end
+            ]
+            for part, split in {**whole, **sample}.items()
+        }
+
+
 @each
 def test_base_and_new_halves(tmp_path: Path, layout: Layout) -> None:
     layout.write(tmp_path / layout.folder)
@@ -475,13 +494,15 @@ def test_damaged_split_files(tmp_path: Path) -> None:
     damage("label 0", "'banded'", "'lined'", test=[["banded/image_0000.jpg", 0, "lined"]])
     gap = {part: [row for row in good[part] if row[1] != 1] for part in PARTS}
     damage("1 is missing and 2 is there", **gap)
+    same = {part: [[path, label, "banded"] for path, label, _ in good[part]] for part in PARTS}
+    damage("labels 0 and 1 are both 'banded'", **same)
     file.write_text(json.dumps(good)[:100])
     one_line_about("DescribableTextures", tmp_path, str(file))
 
     file.write_text(json.dumps(good))
     lost = tmp_path / "dtd" / "images" / good["test"][2][0]
     lost.unlink()
-    one_line_about("DescribableTextures", tmp_path, str(lost), "is missing", str(file))
+    one_line_about("DescribableTextures", tmp_path, str(file), "missing, 1 in all", str(lost))
 
 
 def test_missing_folders(tmp_path: Path) -> None:
@@ -586,6 +607,14 @@ def test_imagenet(imagenet_root: Path, names: list[str]) -> None:
     new = build("ImageNet", imagenet_root, shots=2, subset="new")
     assert new.classnames == names[3:]
     assert {item.label for item in new.test} == {0, 1}
+
+
+def test_two_classes_of_imagenet_may_have_one_name(imagenet_root: Path) -> None:
+    names = ["crane", "tench", "crane", "fourth", "fifth"]
+    lines = [f"{folder} {name}\n" for folder, name in zip(FOLDERS, names, strict=True)]
+    put(imagenet_root / "imagenet" / "classnames.txt", "".join(lines))
+    dataset = build("ImageNet", imagenet_root)
+    assert dataset.classnames == names and dataset.num_classes == 5
 
 
 def test_imagenet_has_the_80_templates(imagenet_root: Path) -> None:
