@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 import random
-import tarfile
-import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 
 from dassl.errors import UserError, check_choice
-from dassl.utils.tools import check_isfile, mkdir_if_missing, read_json, write_json
+from dassl.utils.download import download, extract_archive
+from dassl.utils.tools import check_isfile, read_json, write_json
 
 
 class Datum:
@@ -155,22 +154,20 @@ class DatasetBase:
             check_choice(f"domain of {type(self).__name__}", domain, self.domains)
 
     def download_data(self, url: str, dst: str, from_gdrive: bool = True) -> None:
-        """Downloads an archive from Google Drive to ``dst`` and unpacks it beside itself.
+        """Downloads an archive to ``dst`` and unpacks it beside itself.
 
-        Members that would land outside of that folder are refused.
+        Args:
+            url: where it is, on Google Drive or elsewhere.
+            dst: path of the archive.
+            from_gdrive: not used; the address tells. Dataset files of the public toolbox give it.
+
+        Raises:
+            UserError: the address cannot be reached, the archive is damaged, or has members that
+                would land outside of the folder.
         """
-        if not from_gdrive:
-            raise NotImplementedError("only downloads from Google Drive are offered")
-        import gdown
-
-        folder = os.path.dirname(dst)
-        mkdir_if_missing(folder)
-        part = dst + ".part"
-        if gdown.download(url, part, quiet=False, resume=True) is None:
-            raise UserError(f"download of {url} failed")
-        os.replace(part, dst)
-        extract_archive(dst, folder)
-        print(f"File extracted to {folder}")
+        download(url, dst)
+        extract_archive(dst, os.path.dirname(dst) or ".")
+        print(f"File extracted to {os.path.dirname(dst)}")
 
     def generate_fewshot_dataset(
         self, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False
@@ -327,26 +324,3 @@ def subsample_classes(*splits: Sequence[Datum], subsample: str = "all") -> list[
         ]
         for split in splits
     ]
-
-
-def extract_archive(path: str, folder: str) -> None:
-    """Unpacks a tar or zip file into ``folder``, nothing outside of it.
-
-    Raises:
-        UserError: the file is neither, is damaged, or has a member that points outside.
-    """
-    print("Extracting file ...")
-    try:
-        if tarfile.is_tarfile(path):
-            with tarfile.open(path) as tar:
-                tar.extractall(folder, filter="data")
-        else:
-            with zipfile.ZipFile(path) as archive:
-                inside = os.path.realpath(folder)
-                for member in archive.namelist():
-                    target = os.path.realpath(os.path.join(folder, member))
-                    if os.path.commonpath([inside, target]) != inside:
-                        raise UserError(f"archive '{path}' has a member outside of it: {member}")
-                archive.extractall(folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"archive '{path}' cannot be unpacked: {error}") from error

@@ -1,0 +1,524 @@
+"""Fetching the public datasets, from a server of this test on miniatures of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from datasets import prepare, sources
+from datasets.sources import DESCRIPTIONS, PUBLIC_SETS, PublicSet, Source
+from tests.datasets import test_public as public
+from trainers.hicropl import HiCroPL, read_descriptions
+
+CHECKOUT = Path(prepare.__file__).parents[1]
+
+
+@dataclass
+class Server:
+    """What a web server has, how it behaves, and what it was asked for."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    cut: dict[str, int] = field(default_factory=dict)  # close the connection after so many bytes
+    ranges: bool = True
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name, ranged = self.path[1:], self.headers.get("Range")
+            state.asked.append((name, ranged))
+            if name not in state.files:
+                self.send_error(404)
+                return
+            content, start = state.files[name], 0
+            if ranged and state.ranges:
+                start = int(ranged.removeprefix("bytes=").removesuffix("-"))
+                if start >= len(content):
+                    self.send_error(416)
+                    return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start : state.cut.pop(name, len(content))])
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+    thread.start()
+    yield state
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, PublicSet]:
+    """The table of datasets, for the test to change."""
+    copied = dict(PUBLIC_SETS)
+    monkeypatch.setattr(prepare, "PUBLIC_SETS", copied)
+    return copied
+
+
+def tar_of(members: dict[str, Path | bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        for name, member in members.items():
+            if isinstance(member, Path):
+                tar.add(member, name)
+            else:
+                info = tarfile.TarInfo(name)
+                info.size = len(member)
+                tar.addfile(info, io.BytesIO(member))
+    return file.getvalue()
+
+
+def zip_of(members: dict[str, Path | bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, member in members.items():
+            if isinstance(member, bytes):
+                archive.writestr(name, member)
+                continue
+            for path in [member, *sorted(member.rglob("*"))]:
+                if path.is_file():
+                    archive.write(path, (Path(name) / path.relative_to(member)).as_posix())
+    return file.getvalue()
+
+
+def packed(source: Source, made: Path) -> bytes:
+    """The source's file, from a tree in the layout of the dataset."""
+    if not source.unpack:
+        return (made / source.file).read_bytes()
+    members: dict[str, Path | bytes] = {"README": b"read me"}
+    for inside, target in source.unpack.items():
+        member: Path | bytes = made / target if (made / target).exists() else b"not used"
+        if inside.endswith(".tar.gz"):
+            member = tar_of({target: member})
+        members[inside] = member
+    return (zip_of if source.file.endswith(".zip") else tar_of)(members)
+
+
+CONFIGS = {layout.config: layout for layout in public.LAYOUTS}
+VERSIONS = {config: (folder, images) for config, folder, images in public.VERSIONS.values()}
+
+
+def serve(name: str, server: Server, table: dict[str, PublicSet], made: Path) -> PublicSet:
+    """Puts a miniature of a dataset on the server; the table gets its addresses and counts."""
+    entry = table[name]
+    if name in CONFIGS:
+        layout = CONFIGS[name]
+        layout.write(made / layout.folder)
+        dataset = public.build(layout.name, made)  # writes the split file
+        images = (len(dataset.train_x), len(dataset.val), len(dataset.test))
+        classes = dataset.num_classes
+    else:
+        folders = ["0", "1"] if name == "imagenetv2" else public.FOLDERS[:2]
+        public.imagenet(made / VERSIONS[name][0], VERSIONS[name][1], folders, 3)
+        images, classes = (0, 0, 6), 2
+    served = []
+    for source in entry.sources:
+        content = packed(source, made / entry.dataset.dataset_dir)
+        kind = {0: None, 32: hashlib.md5, 64: hashlib.sha256}[len(source.checksum)]
+        server.files[source.file] = content
+        served.append(
+            replace(
+                source,
+                url=source.url and f"{server.url}/{source.file}",
+                checksum=kind(content).hexdigest() if kind else "",
+            )
+        )
+    table[name] = replace(entry, sources=tuple(served), images=images, classes=classes)
+    return table[name]
+
+
+def one_error(capsys: pytest.CaptureFixture[str], *pieces: str) -> None:
+    """The last command's errors are one line, apart from progress bars."""
+    lines = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if line]
+    lines = [line for line in lines if "B/s" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    for piece in pieces:
+        assert piece in lines[0]
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def command(*arguments: object) -> int:
+    return prepare.main([str(argument) for argument in arguments])
+
+
+# ---------------------------------------------------------------------------------- fetching
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC_SETS if name != "imagenet"])
+def test_what_was_fetched_is_what_the_dataset_reads(tmp_path, server, table, capsys, name) -> None:
+    entry = serve(name, server, table, tmp_path / "made")
+    folder = tmp_path / "root" / entry.dataset.dataset_dir
+    if name == "stanford_cars":
+        assert command(name, "--root", tmp_path / "root") == 1
+        printed = capsys.readouterr().out
+        assert f"to be placed in {folder}" in printed
+        for source in entry.sources:
+            if not source.url:
+                assert f"{source.file} (SHA-256 {source.checksum})" in printed
+                (folder / source.file).write_bytes(server.files[source.file])
+    assert command(name, "--root", tmp_path / "root") == 0
+    assert "nothing" in capsys.readouterr().out.splitlines()[-1]
+    found, made = (
+        public.build(entry.dataset.__name__, tmp_path / place) for place in ("root", "made")
+    )
+    for part in ("train_x", "val", "test"):
+        paths = [
+            [Path(item.impath).relative_to(tmp_path / place) for item in getattr(dataset, part)]
+            if getattr(dataset, part)
+            else []
+            for place, dataset in (("root", found), ("made", made))
+        ]
+        # without a split file the order is that of the disk
+        assert paths[0] == paths[1] if entry.split_file else sorted(paths[0]) == sorted(paths[1])
+    left = names_in(folder) - {path.split("/")[0] for s in entry.sources for path in s.gives}
+    by_hand = {source.file for source in entry.sources if not source.url}
+    assert left == by_hand  # what was fetched is gone, what people brought is not
+
+    asked = len(server.asked)
+    assert command(name, "--root", tmp_path / "root") == 0
+    assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_cut_download_goes_on(tmp_path, server, table, capsys, ranges) -> None:
+    serve("oxford_pets", server, table, tmp_path / "made")
+    server.ranges = ranges
+    server.cut["images.tar.gz"] = 700
+    folder = tmp_path / "root" / "oxford_pets"
+    assert command("oxford_pets", "--root", tmp_path / "root") == 2
+    one_error(capsys, f"{server.url}/images.tar.gz", "closed after 700 of", "goes on from there")
+    assert names_in(folder) == {"images.tar.gz.part"}
+    assert command("oxford_pets", "--root", tmp_path / "root") == 0
+    assert ("images.tar.gz", "bytes=700-") in server.asked
+    assert not (folder / "images.tar.gz.part").exists()
+
+
+def test_a_download_that_was_whole_when_it_was_killed(tmp_path, server, table) -> None:
+    serve("oxford_pets", server, table, tmp_path / "made")
+    part = tmp_path / "root" / "oxford_pets" / "images.tar.gz.part"
+    public.put(part, server.files["images.tar.gz"])
+    public.put(part.parent / ".unpacking" / "images" / "half", b"")  # and so was an unpacking
+    assert command("oxford_pets", "--root", tmp_path / "root") == 0
+    assert names_in(part.parent) == {"images", "annotations", "split_zhou_OxfordPets.json"}
+
+
+def test_another_file_than_it_should_be(tmp_path, server, table, capsys) -> None:
+    serve("oxford_pets", server, table, tmp_path / "made")
+    server.files["annotations.tar.gz"] += b"\0"
+    folder = tmp_path / "root" / "oxford_pets"
+    assert command("oxford_pets", "--root", tmp_path / "root") == 2
+    one_error(capsys, "annotations.tar.gz is not the file it should be", "MD5", "removed")
+    assert names_in(folder) == {"images", "split_zhou_OxfordPets.json"}
+
+
+def damaged(members: dict[str, Path | bytes]) -> bytes:
+    return zip_of(members)[:-30]
+
+
+def climbing_tar(members: dict[str, Path | bytes]) -> bytes:
+    return tar_of({**members, "../climbed": b"out"})
+
+
+def climbing_zip(members: dict[str, Path | bytes]) -> bytes:
+    return zip_of({**members, "../climbed": b"out"})
+
+
+@pytest.mark.parametrize(
+    ("pack", "words"),
+    [
+        (damaged, "cannot be unpacked"),
+        (lambda members: b"<html>too many people</html>", "cannot be unpacked"),
+        (lambda members: tar_of(members)[:-3000], "cannot be unpacked"),
+        (climbing_tar, "climbed"),
+        (climbing_zip, "climbed"),
+        (lambda members: zip_of({"other": b""}), "has no '2750'"),
+    ],
+)
+def test_bad_archives_leave_nothing(tmp_path, server, table, capsys, pack, words) -> None:
+    entry = serve("eurosat", server, table, tmp_path / "made")
+    noise = bytes(range(256)) * 20  # does not shrink away
+    server.files["EuroSAT.zip"] = pack(
+        {"2750": tmp_path / "made" / "eurosat" / "2750", "noise": noise}
+    )
+    unchecked = replace(entry.sources[0], checksum="")
+    table["eurosat"] = replace(entry, sources=(unchecked, *entry.sources[1:]))
+    assert command("eurosat", "--root", tmp_path / "root") == 2
+    one_error(capsys, "EuroSAT.zip", words, "delete it and run the same command again")
+    assert names_in(tmp_path / "root" / "eurosat") == {"EuroSAT.zip"}
+    assert not list(tmp_path.rglob("climbed"))
+
+
+def test_an_address_out_of_reach(tmp_path, server, table, capsys) -> None:
+    entry = serve("oxford_pets", server, table, tmp_path / "made")
+    images, split, annotations = entry.sources
+    closed = replace(split, url="http://127.0.0.1:9/split.json")
+    table["oxford_pets"] = replace(entry, sources=(images, closed, annotations))
+    folder = tmp_path / "root" / "oxford_pets"
+    assert command("oxford_pets", "--root", tmp_path / "root") == 2
+    place = f"place it at '{folder / split.file}'"
+    one_error(capsys, "cannot reach http://127.0.0.1:9/split.json: Connection refused", place)
+    assert names_in(folder) == {"images"}
+
+    shutil.copy(tmp_path / "made" / "oxford_pets" / split.file, folder)
+    assert command("oxford_pets", "--root", tmp_path / "root") == 0
+    assert [name for name, _ in server.asked] == ["images.tar.gz"]
+
+
+def test_no_network_is_one_line_for_all_datasets(tmp_path, table, capsys) -> None:
+    for name, entry in table.items():
+        closed = tuple(replace(s, url="http://127.0.0.1:9/" + s.file) for s in entry.sources)
+        table[name] = replace(entry, sources=closed)
+    assert command("all", "--root", tmp_path / "root") == 2
+    one_error(capsys, "http://127.0.0.1:9/images.tar.gz", "oxford_pets/images.tar.gz'")
+    assert not (tmp_path / "root").exists()
+
+
+def test_what_one_server_refuses_does_not_stop_the_rest(tmp_path, server, table, capsys) -> None:
+    for name in ("oxford_pets", "dtd"):
+        serve(name, server, table, tmp_path / "made")
+    del server.files["images.tar.gz"]
+    assert command("dtd", "oxford_pets", "--root", tmp_path / "root") == 2
+    one_error(capsys, "images.tar.gz: HTTP Error 404")
+    assert command("dtd", "--root", tmp_path / "root", "--check") == 0
+
+
+def test_an_archive_brought_by_hand(tmp_path, server, table, capsys) -> None:
+    serve("dtd", server, table, tmp_path / "made")
+    archive = tmp_path / "root" / "dtd" / "dtd-r1.0.1.tar.gz"
+    public.put(archive, b"something else")
+    assert command("dtd", "--root", tmp_path / "root") == 2
+    one_error(capsys, f"the MD5 of '{archive}' is", "delete it")
+    archive.write_bytes(server.files[archive.name])
+    assert command("dtd", "--root", tmp_path / "root") == 0
+    assert archive.exists() and f"'{archive}' has been unpacked" in capsys.readouterr().out
+    assert [name for name, _ in server.asked] == ["split_zhou_DescribableTextures.json"]
+
+
+def test_what_is_there_is_not_fetched_again(tmp_path, server, table, capsys) -> None:
+    serve("dtd", server, table, tmp_path / "made")
+    public.put(tmp_path / "root" / "dtd" / "images" / "banded" / "image_0001.jpg")
+    assert command("dtd", "--root", tmp_path / "root") == 1
+    assert "dtd lacks 32 of the images. What is there is not" in capsys.readouterr().out
+    assert len(list((tmp_path / "root" / "dtd" / "images").rglob("*.jpg"))) == 1
+    shutil.rmtree(tmp_path / "root" / "dtd" / "images")
+    assert command("dtd", "--root", tmp_path / "root") == 0
+
+
+def test_a_page_in_place_of_a_split_file(tmp_path, server, table, capsys) -> None:
+    serve("dtd", server, table, tmp_path / "made")
+    server.files["split_zhou_DescribableTextures.json"] = b"<html>quota</html>"
+    assert command("dtd", "--root", tmp_path / "root") == 2
+    one_error(capsys, "no valid JSON", "place it at")
+    assert names_in(tmp_path / "root" / "dtd") == {"images", "imdb", "labels"}
+
+
+def test_google_drive_is_asked_by_gdown(tmp_path, server, table, capsys, monkeypatch) -> None:
+    import gdown
+
+    entry = serve("dtd", server, table, tmp_path / "made")
+    drive = replace(entry.sources[1], url=PUBLIC_SETS["dtd"].sources[1].url)
+    table["dtd"] = replace(entry, sources=(entry.sources[0], drive))
+    answers = [None, server.files[drive.file]]
+
+    def fake(url: str, output: str, quiet: bool, resume: bool) -> str | None:
+        assert url.startswith("https://drive.google.com/uc?id=") and resume
+        content = answers.pop(0)
+        if content is not None:
+            Path(output).write_bytes(content)
+        return content and output
+
+    monkeypatch.setattr(gdown, "download", fake)
+    assert command("dtd", "--root", tmp_path / "root") == 2
+    one_error(capsys, drive.url, "Google Drive", f"place it at '{tmp_path}/root/dtd/{drive.file}'")
+    assert command("dtd", "--root", tmp_path / "root") == 0
+
+
+def test_what_needs_a_log_in_is_said(tmp_path, capsys) -> None:
+    assert command("imagenet", "--root", tmp_path) == 1
+    printed = capsys.readouterr().out
+    for name in (
+        "ILSVRC2012_img_train.tar",
+        "ILSVRC2012_img_val.tar",
+        "devkit_t12",
+        "image-net.org",
+    ):
+        assert name in printed
+    assert f"into {tmp_path}/imagenet/images" in printed
+    for part, count in (("train", 3), ("val", 2)):
+        public.imagenet(tmp_path / "imagenet", f"images/{part}", public.FOLDERS, count)
+    assert command("imagenet", "--root", tmp_path, "--check") == 1
+    classes = len(public.FOLDERS)
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert f"{5 * classes} / 1,331,167" in row and f"{classes} / 1000" in row
+
+
+# ---------------------------------------------------------------------------------- checking
+
+
+def rows_of(printed: str) -> dict[str, list[str]]:
+    rows = [re.split(r" {2,}", line) for line in printed.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_check_of_an_empty_root(tmp_path, capsys) -> None:
+    assert command("all", "--root", tmp_path / "root", "--check") == 1
+    rows = rows_of(capsys.readouterr().out)
+    assert rows.pop("dataset") == ["images", "classes", "split file", "missing"]
+    assert set(PUBLIC_SETS) <= set(rows)
+    pets = ["0 / 7,349", "- / 37", "absent", "split_zhou_OxfordPets.json, images"]
+    assert rows["oxford_pets"] == pets
+    assert rows["imagenet_r"] == ["0 / 30,000", "- / 200", "not needed", "imagenet-r"]
+    assert not (tmp_path / "root").exists()
+
+
+def test_check_of_a_half_filled_root(tmp_path, server, table, capsys) -> None:
+    root = tmp_path / "root"
+    for name in (*CONFIGS, *VERSIONS):
+        serve(name, server, table, root)
+    (root / "dtd" / "images" / "lined" / "image_0003.jpg").unlink()
+    (root / "oxford_pets" / "split_zhou_OxfordPets.json").unlink()
+    (root / "caltech-101" / "split_zhou_Caltech101.json").unlink()
+    (root / "sun397" / "split_zhou_SUN397.json").unlink()
+    (root / "fgvc_aircraft" / "variants.txt").unlink()
+    shutil.rmtree(root / "stanford_cars" / "cars_test")
+    public.put(root / "eurosat" / "split_zhou_EuroSAT.json", "{}")
+    public.put(root / "oxford_pets" / "images" / "more_1.jpg")
+    shutil.rmtree(root / "imagenetv2" / VERSIONS["imagenetv2"][1] / "1")
+    path = root / "food-101" / "split_zhou_Food101.json"
+    split = json.loads(path.read_text())
+    path.write_text(json.dumps({**split, "test": split["test"][1:]}))
+    before = sorted(root.rglob("*"))
+    assert command("all", "--root", root, "--check") == 1
+    assert sorted(root.rglob("*")) == before
+    rows = rows_of(capsys.readouterr().out)
+    for name in ("oxford_flowers", "ucf101", "imagenet_a", "imagenet_r", "imagenet_sketch"):
+        count = sum(table[name].images)
+        assert rows[name][0] == f"{count} / {count}" and rows[name][-1] == "nothing", name
+    expected = {
+        "dtd": ["32 / 33", "3 / 3", "there", "1 of the images"],
+        "oxford_pets": ["33 / 33", "3 / 3", "absent", "split_zhou_OxfordPets.json"],
+        "caltech101": ["55 / 55", "5 / 5", "absent", "split_zhou_Caltech101.json"],
+        "sun397": ["33 / 33", "3 / 3", "absent", "split_zhou_SUN397.json"],
+        "fgvc_aircraft": ["33 / 33", "3 / 3", "not needed", "variants.txt"],
+        "stanford_cars": ["24 / 33", "3 / 3", "there", "cars_test"],
+        "imagenetv2": ["3 / 6", "1 / 2", "not needed", "3 of the images"],
+    }
+    assert {name: rows[name] for name in expected} == expected
+    assert rows["eurosat"][-1].endswith("split_zhou_EuroSAT.json' is no split file")
+    assert "a split file of 18/6/9 images, not 18/6/8" in rows["food101"][-1]
+    assert rows["imagenet"][-1] == "images/train, images/val"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["oxford_pet", "--root", "data"], "unknown dataset 'oxford_pet'; did you mean"),
+        (["all"], "--root is missing"),
+    ],
+)
+def test_bad_arguments(capsys, arguments, words) -> None:
+    assert command(*arguments) == 2
+    one_error(capsys, words)
+
+
+def test_the_table_is_of_the_fifteen_datasets_and_the_papers_counts() -> None:
+    configs = CHECKOUT / "configs" / "datasets"
+    for name, entry in PUBLIC_SETS.items():
+        config = yaml.safe_load((configs / f"{name}.yaml").read_text())
+        assert config["DATASET"]["NAME"] == entry.dataset.__name__
+        assert all(len(source.checksum) in (0, 32, 64) for source in entry.sources)
+        if entry.split_file:
+            assert entry.split_file in [source.file for source in entry.sources]
+    assert {entry.dataset.__name__ for entry in PUBLIC_SETS.values()} == set(DESCRIPTIONS)
+    assert len(PUBLIC_SETS) == 15
+    # UCF101's publishers list 13,320 videos, 3,783 of them for testing
+    assert sum(PUBLIC_SETS["ucf101"].images) == 13_320
+
+
+# ---------------------------------------------------------------------------------- descriptions
+
+
+@pytest.fixture
+def described(tmp_path, server, monkeypatch) -> Path:
+    """The folder of the descriptions; the server has all that are public."""
+    monkeypatch.setattr(prepare, "DESCRIPTIONS_URL", server.url + "/{}.json")
+    monkeypatch.setattr(prepare, "DESCRIPTIONS_DIR", str(tmp_path / "descriptions"))
+    (tmp_path / "descriptions").mkdir()
+    for name in DESCRIPTIONS.values():
+        content = {"Sea-or-Lake": [" Blue.", "", "Wet."], "forest": "Green."}
+        server.files[f"{name}.json"] = json.dumps(content).encode()
+    return tmp_path / "descriptions"
+
+
+def test_descriptions_are_fetched_and_matched(described, server, capsys) -> None:
+    (described / "UCF101.json").write_text('{"mine": ["Not to be overwritten."]}')
+    assert command("descriptions") == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["EuroSAT"] == ["2", "3", "there"] and rows["UCF101"] == ["1", "1", "there"]
+    assert names_in(described) == {f"{name}.json" for name in DESCRIPTIONS}
+    path = described / "EuroSAT.json"
+    assert json.loads(path.read_text()) == {"Sea-or-Lake": ["Blue.", "Wet."], "forest": ["Green."]}
+    texts = read_descriptions(str(path), ["Forest", "sea_or_lake"])
+    assert texts == [["Green."], ["Blue.", "Wet."]]
+    assert "mine" in json.loads((described / "UCF101.json").read_text())
+    asked = len(server.asked)
+    assert command("descriptions") == 0 and len(server.asked) == asked
+
+
+def test_descriptions_in_another_form(described, server, capsys) -> None:
+    server.files["dtd_prompt.json"] = b'{"banded": [1, 2]}'
+    del server.files["imagenet_a_prompt.json"]
+    assert command("descriptions") == 2
+    one_error(
+        capsys,
+        f"'{server.url}/dtd_prompt.json' is not {{class name: [sentences]}}",
+        "imagenet_a_prompt.json: HTTP Error 404",
+        f"'{described}/ImageNetA.json'",
+    )
+    absent = {"DescribableTextures.json", "ImageNetA.json"}
+    assert names_in(described) == {f"{name}.json" for name in DESCRIPTIONS} - absent
+    assert command("descriptions", "--check") == 1
+    assert rows_of(capsys.readouterr().out)["ImageNetA"] == ["-", "-", "absent"]
+
+
+def test_descriptions_without_a_network(described, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(prepare, "DESCRIPTIONS_URL", "http://127.0.0.1:9/{}.json")
+    assert command("descriptions") == 2
+    one_error(capsys, "cannot reach http://127.0.0.1:9/caltech_prompt.json", "Caltech101.json'")
+    assert names_in(described) == set()
+
+
+def test_descriptions_are_where_the_config_looks() -> None:
+    from dassl.config import get_cfg_default
+
+    default = get_cfg_default().TRAINER[HiCroPL.config_node].DESCRIPTIONS
+    assert CHECKOUT / Path(default).parent == Path(prepare.DESCRIPTIONS_DIR)
+    assert sources.DESCRIPTIONS_URL.format("x").endswith("/gpt_file/x.json")
