@@ -1,4 +1,8 @@
-"""Downloads that go on where they were cut, and archives that stay inside their folder."""
+"""Downloads that go on where they were cut, and archives that stay inside their folder.
+
+gdown serves Google Drive. torchvision's ``download_url`` cannot resume, so other addresses are read
+here.
+"""
 
 from __future__ import annotations
 
@@ -151,8 +155,13 @@ def extract_archive(path: str, folder: str) -> None:
                 if os.path.commonpath([inside, target]) != inside:
                     raise UserError(f"archive '{path}' has a member outside of it: {member}")
             archive.extractall(folder)
-    except (
-        *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError),
-        *(OSError, RuntimeError, NotImplementedError),  # a full disk, a password, an unknown kind
+    except (  # damage, and what a full disk, a password or an unknown compression raises
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        RuntimeError,  # and NotImplementedError
     ) as error:
         raise UserError(f"archive '{path}' cannot be unpacked: {error}") from error

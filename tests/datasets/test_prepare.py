@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dassl.data.datasets import DatasetBase
 from datasets import prepare, sources
 from datasets.sources import DESCRIPTIONS, PUBLIC_SETS, PublicSet, Source
 from tests.datasets import test_public as public
@@ -228,6 +229,7 @@ def test_a_download_that_was_whole_when_it_was_killed(tmp_path, server, table) -
     public.put(part.parent / ".unpacking" / "images" / "half", b"")  # and so was an unpacking
     assert command("oxford_pets", "--root", tmp_path / "root") == 0
     assert names_in(part.parent) == {"images", "annotations", "split_zhou_OxfordPets.json"}
+    assert not (part.parent / "images" / "half").exists()
 
 
 def test_another_file_than_it_should_be(tmp_path, server, table, capsys) -> None:
@@ -380,6 +382,14 @@ def test_what_needs_a_log_in_is_said(tmp_path, capsys) -> None:
     assert f"{5 * classes} / 1,331,167" in row and f"{classes} / 1000" in row
 
 
+def test_a_dataset_file_may_download_an_archive_itself(tmp_path, server) -> None:
+    server.files["some.zip"] = zip_of({"inner/file.txt": b"text"})
+    dataset = DatasetBase.__new__(DatasetBase)
+    url, archive = f"{server.url}/some.zip", tmp_path / "new" / "some.zip"
+    dataset.download_data(url, str(archive), from_gdrive=False)
+    assert (archive.parent / "inner" / "file.txt").read_text() == "text"
+
+
 # ---------------------------------------------------------------------------------- checking
 
 
@@ -522,3 +532,13 @@ def test_descriptions_are_where_the_config_looks() -> None:
     default = get_cfg_default().TRAINER[HiCroPL.config_node].DESCRIPTIONS
     assert CHECKOUT / Path(default).parent == Path(prepare.DESCRIPTIONS_DIR)
     assert sources.DESCRIPTIONS_URL.format("x").endswith("/gpt_file/x.json")
+
+
+def test_the_documented_file_is_read_as_documented(tmp_path) -> None:
+    page = (CHECKOUT / "docs" / "descriptions.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "texts.json"
+    path.write_text(example)
+    assert prepare.read_descriptions(str(path)) == json.loads(example)
+    texts = read_descriptions(str(path), ["Annual Crop Land", "Sea_or-Lake"])
+    assert [len(class_texts) for class_texts in texts] == [1, 2]
