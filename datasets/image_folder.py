@@ -45,12 +45,16 @@ class ImageFolder(DatasetBase):
             ``DATASET.VAL_PERCENT``, ``DATALOADER.ON_ERROR`` and ``SEED`` are used.
 
     Raises:
-        UserError: a folder or file is not in its form, there is one class alone, two classes have
-            one name, a class has too few images, or an image cannot be read and
+        UserError: a folder, file or share is not in its form, there is one class alone, two classes
+            have one name, a class has too few images, or an image cannot be read and
             ``DATALOADER.ON_ERROR`` is "stop".
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        if not 0 <= cfg.DATASET.VAL_PERCENT < 1:
+            raise UserError(
+                f"DATASET.VAL_PERCENT is {cfg.DATASET.VAL_PERCENT}; allowed: 0 or more, below 1"
+            )
         self.dataset_dir = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
         self.split_file = os.path.join(self.dataset_dir, "split_image_folder.json")
         self.templates = self._templates()

@@ -198,6 +198,16 @@ def test_images_that_come_and_go(tmp_path: Path, capsys) -> None:
     assert [len(after[part]) - len(known[part]) for part in after] == [7, 1, 2]
 
 
+def test_share_of_validation_images(tmp_path: Path) -> None:
+    photos(tmp_path / "none", ["a", "b"], 10)
+    assert not build(tmp_path / "none", "DATASET.VAL_PERCENT", 0.0).val
+    photos(tmp_path / "half", ["a", "b"], 10)
+    assert len(build(tmp_path / "half", "DATASET.VAL_PERCENT", 0.5).val) == 2 * 4
+    for share in (-0.1, 1.0):
+        with pytest.raises(UserError, match=f"DATASET.VAL_PERCENT is {share}; allowed: 0 or more"):
+            build(tmp_path / "half", "DATASET.VAL_PERCENT", share)
+
+
 def test_files_that_are_no_images_are_counted(tmp_path: Path, capsys) -> None:
     photos(tmp_path, ["a", "b"], 4)
     (tmp_path / "b" / "IMG_1.HEIC").write_bytes(b"")

@@ -24,6 +24,7 @@ from scipy.io import savemat
 from yacs.config import CfgNode
 
 import datasets
+import train
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
@@ -34,6 +35,7 @@ Row = tuple[str, int, str]  # path in the image folder, label, class name
 Splits = dict[str, list[Row]]
 PARTS = ("train", "val", "test")
 PER_CLASS = 11
+CONFIGS = Path(datasets.__file__).parents[1] / "configs"
 
 
 def jpeg() -> bytes:
@@ -430,13 +432,14 @@ def test_base_and_new_halves(tmp_path: Path, layout: Layout) -> None:
 
 
 def test_config_files_and_templates() -> None:
-    configs = Path(datasets.__file__).parents[1] / "configs" / "datasets"
     expected = {layout.name: (layout.config, layout.template) for layout in LAYOUTS}
     expected["ImageNet"] = ("imagenet", "a photo of a {}.")
     expected.update({name: (where[0], "a photo of a {}.") for name, where in VERSIONS.items()})
     assert len(expected) == 15
     for name, (file, template) in expected.items():
-        assert yaml.safe_load((configs / f"{file}.yaml").read_text()) == {"DATASET": {"NAME": name}}
+        assert yaml.safe_load((CONFIGS / "datasets" / f"{file}.yaml").read_text()) == {
+            "DATASET": {"NAME": name}
+        }
         assert DATASET_REGISTRY.get(name).templates[0] == template
 
 
@@ -666,6 +669,32 @@ def test_versions_of_imagenet(tmp_path: Path, name: str, names: list[str]) -> No
     base, new = (build(name, tmp_path, subset=subset) for subset in ("base", "new"))
     assert base.classnames + new.classnames == dataset.classnames
     assert base.num_classes == math.ceil(len(folders) / 2)
+
+
+def test_a_model_of_imagenet_chooses_among_the_classes_of_a_version(imagenet_root: Path) -> None:
+    imagenet(imagenet_root / "imagenet-adversarial", "imagenet-a", FOLDERS[1::2], 3)
+
+    def run(dataset: str, *options: str) -> dict:
+        output = imagenet_root / dataset
+        command = ["--trainer", "CoOp", "--seed", "1", "--root", str(imagenet_root), *options]
+        for option, file in (
+            ("--dataset-config-file", f"datasets/{dataset}.yaml"),
+            ("--config-file", "trainers/CoOp/vit_mini.yaml"),
+            ("--output-dir", ""),
+        ):
+            command += [option, str(CONFIGS / file) if file else str(output)]
+        few = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "TEST.SAVE_LOGITS", "True"]
+        assert train.main([*command, *few]) == 0
+        return json.loads((output / "results.json").read_text())
+
+    trained = run("imagenet")
+    assert list(trained["per_class_accuracy"]) == KNOWN
+    found = run("imagenet_a", "--eval-only", "--model-dir", str(imagenet_root / "imagenet"))
+    assert found["total"] == 6 and list(found["per_class_accuracy"]) == KNOWN[1::2]
+    logits = [np.load(imagenet_root / name / "logits.npz") for name in ("imagenet", "imagenet_a")]
+    # every image is the same one: the scores of the classes do not depend on the other classes
+    np.testing.assert_allclose(logits[1]["logits"][0], logits[0]["logits"][0, 1::2], rtol=1e-4)
+    assert logits[1]["labels"].tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_folders_of_imagenetv2_are_labels(tmp_path: Path) -> None:
