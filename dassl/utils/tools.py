@@ -69,13 +69,13 @@ def atomic_write(path: str, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def read_json(path: str) -> Any:
-    """The contents of a JSON file.
+    """The contents of a JSON file, which may begin with a byte-order mark, as Windows writes it.
 
     Raises:
         UserError: the file is missing or no JSON.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}") from error

@@ -110,6 +110,9 @@ def test_json_files(tmp_path):
     path = str(tmp_path / "folder" / "file.json")
     write_json({"name": "café", "values": [1, 2]}, path)
     assert read_json(path) == {"name": "café", "values": [1, 2]}
+    marked = tmp_path / "marked.json"
+    marked.write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(str(marked)) == {"a": 1}
     with open(path, "w") as file:
         file.write("{")
     with pytest.raises(UserError, match="file.json' is no valid JSON"):

@@ -189,10 +189,12 @@ class DatasetBase:
         if num_shots < 1:
             whole = [list(source) for source in data_sources]
             return whole[0] if len(whole) == 1 else whole
-        samples = [self._sample(source, num_shots, repeat) for source in data_sources]
+        samples = [self._sample(source, num_shots, repeat=repeat) for source in data_sources]
         return samples[0] if len(samples) == 1 else samples
 
-    def _sample(self, source: Sequence[Datum], num_shots: int, repeat: bool = False) -> Split:
+    def _sample(
+        self, source: Sequence[Datum], num_shots: int, kind: str = "images", repeat: bool = False
+    ) -> Split:
         print(f"Creating a {num_shots}-shot dataset")
         sample: Split = []
         small: list[str] = []
@@ -205,7 +207,7 @@ class DatasetBase:
                 sample.extend(items)
                 small.append(f"{items[0].classname} ({len(items)})")
         if small:
-            print(f"Classes with fewer than {num_shots} images, all used: {', '.join(small)}")
+            print(f"Classes with fewer than {num_shots} {kind}, all used: {', '.join(small)}")
         return sample
 
     def sample_few_shot(
@@ -245,8 +247,8 @@ class DatasetBase:
             print(f"The images of the dataset have changed: sampling anew what {path} holds")
 
         state = random.getstate()
-        few_train = self._sample(train, num_shots)
-        few_val = self._sample(val, min(num_shots, 4))
+        few_train = self._sample(train, num_shots, "training images")
+        few_val = self._sample(val, min(num_shots, 4), "validation images")
         if seed >= 0:
             random.setstate(state)
             record = {
