@@ -270,7 +270,8 @@ PUBLIC_SETS = {
         ("cars_train", "cars_test"),
         by_hand=(
             "Stanford's server no longer has the images. Mirrors of them, such as Kaggle's, give "
-            "these archives or the folders in them.",
+            "these archives or the folders in them. Where the split file is out of reach, too, a "
+            "run needs cars_test_annos_withlabels.mat and car_devkit.tgz's folder devkit besides.",
         ),
     ),
     "imagenetv2": PublicSet(
