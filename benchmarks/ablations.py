@@ -114,7 +114,8 @@ TABLES: dict[str, tuple[str, list[Row]]] = {
 HEADER = ("Variant", "Base", "Novel", "Harmonic mean", "Paper: base", "novel", "harmonic mean")
 
 SEARCH = "hisf_lambdas"
-LAMBDAS = (0.01, 0.1, 1.0, 10.0)
+LAMBDAS_LE = (0.01, 0.1, 1.0, 10.0)
+LAMBDAS_SA = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 def jobs_of(row: Row, arguments: argparse.Namespace, subset: str = "base") -> list[Job]:
@@ -126,7 +127,7 @@ def search_rows() -> list[Row]:
     """HISF with each pair of lambda_1 and lambda_2."""
     return [
         hisf(f"{first} {second}", ("-", "-", "-"), LAMBDA_LE=first, LAMBDA_SA=second)
-        for first, second in itertools.product(LAMBDAS, LAMBDAS)
+        for first, second in itertools.product(LAMBDAS_LE, LAMBDAS_SA)
     ]
 
 
@@ -148,9 +149,10 @@ def search_table(arguments: argparse.Namespace) -> str:
         for row in search_rows()
     }
     best = max(found, key=lambda label: statistics.fmean(found[label]))  # the smaller of equals
-    header = ("lambda_1 \\ lambda_2", *map(str, LAMBDAS))
+    header = ("lambda_1 \\ lambda_2", *map(str, LAMBDAS_SA))
     lines = [
-        (str(first), *(cell(found[f"{first} {second}"]) for second in LAMBDAS)) for first in LAMBDAS
+        (str(first), *(cell(found[f"{first} {second}"]) for second in LAMBDAS_SA))
+        for first in LAMBDAS_LE
     ]
     return f"{render(header, lines)}\n\nBest lambda_1 and lambda_2: {best}"
 
