@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os.path as osp
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
 from clip.model import QuickGELU
+from dassl.config import register_defaults
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError
+from dassl.utils import UserError, atomic_write
 
 from .base import (
     PromptedCLIP,
@@ -26,6 +29,9 @@ from .base import (
 
 REDUCTION = 16  # of the bottleneck's hidden layer
 DECAYED = ("all", "projections")
+ATTENTION_FILE = "attention.npz"
+
+register_defaults("TEST", {"SAVE_ATTENTION": False})
 
 
 class SemanticFusion(nn.Module):
@@ -58,13 +64,20 @@ class SemanticFusion(nn.Module):
             own: the label beside each prompt in eq. 8, (1, d), or (K, 1, d) for one of each
                 class, which makes the result class-specific.
         """
-        query = self.query(self.norm(prompts))  # eq. 3
-        key, value = self.key(labels), self.value(labels)  # eq. 4, 5
-        weights = (query @ key.t() / key.shape[-1] ** 0.5).softmax(dim=-1)
-        fused = prompts + weights @ value  # eq. 6, 7
+        fused = prompts + self.attention(prompts, labels) @ self.value(labels)  # eq. 5-7
         shape = torch.broadcast_shapes(fused.shape[:-1], own.shape[:-1])
         joined = torch.cat([fused.expand(*shape, -1), own.expand(*shape, -1)], dim=-1)
         return fused + self.mlp(joined)  # eq. 8
+
+    def attention(self, prompts: Tensor, labels: Tensor) -> Tensor:
+        """Weights of eq. 6, how much each prompt token takes of each label.
+
+        Prompts (m, d_p) or (K, m, d_p) and labels E (K, d) -> (m, K) or (K, m, K); the last
+        dimension sums to 1.
+        """
+        query = self.query(self.norm(prompts))  # eq. 3
+        key = self.key(labels)  # eq. 4
+        return (query @ key.t() / key.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 class FusedPromptLearner(nn.Module):
@@ -106,15 +119,40 @@ class FusedPromptLearner(nn.Module):
         Text prompts carry their class's own label and are (K, m, d_t).  An image's class is not
         known, so vision prompts carry the mean of the labels and are (m, d_v) for all images.
         """
-        if self.shared:
-            text, vision = self.project_text(self.ctx), self.project_vision(self.ctx)
-        else:
-            text, vision = self.ctx_text, self.ctx_vision
+        text, vision = self.start()
         mean = labels.mean(dim=0, keepdim=True)
         return Prompts(
             self._at_layers(self.fuse_text, text, labels, labels[:, None]),
             self._at_layers(self.fuse_vision, vision, labels, mean),
         )
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """P_t (m, d_t) and P_v (m, d_v), eq. 2."""
+        if self.shared:
+            return self.project_text(self.ctx), self.project_vision(self.ctx)
+        return self.ctx_text, self.ctx_vision
+
+    def attention(self, labels: Tensor) -> dict[str, dict[int, Tensor]]:
+        """Weights of ``SemanticFusion.attention`` by tower ("text", "vision") and fusion layer.
+
+        Those of the text tower are (m, K) at the first fusion layer and (K, m, K) after it, where
+        each class has prompts of its own; those of the vision tower are (m, K).
+        """
+        fused = self(labels)
+        starts = self.start()
+        weights: dict[str, dict[int, Tensor]] = {}
+        fusions: Any
+        for tower, start, at, fusions in (
+            ("text", starts[0], fused.text, self.fuse_text),
+            ("vision", starts[1], fused.vision, self.fuse_vision),
+        ):
+            # each fusion reads what the one before it put out
+            prompts = [start, *(at[layer - 1] for layer in self.layers[:-1])]
+            weights[tower] = {
+                layer: fusion.attention(p, labels)
+                for layer, fusion, p in zip(self.layers, fusions, prompts, strict=True)
+            }
+        return weights
 
     def _at_layers(
         self, fusions: nn.ModuleList, prompts: Tensor, labels: Tensor, own: Tensor
@@ -189,9 +227,15 @@ class FusedCLIP(PromptedCLIP):
 @TRAINER_REGISTRY.register()
 class HISF(PromptTrainer):
     """Section 4.1 trains with SGD, section 3.5 speaks of AdamW with weight decay on projection
-    matrices only and a higher rate for prompts: ``OPTIM.NAME``, ``DECAY``, ``PROMPT_LR_FACTOR``."""
+    matrices only and a higher rate for prompts: ``OPTIM.NAME``, ``DECAY``, ``PROMPT_LR_FACTOR``.
+
+    With TEST.SAVE_ATTENTION the final evaluation leaves attention.npz: the array class_names (K)
+    and, for each tower and fusion layer, one such as text.5 or vision.5 with the weights of
+    ``FusedPromptLearner.attention``.
+    """
 
     model_class = FusedCLIP
+    save_keys = ("SAVE_LOGITS", "SAVE_ATTENTION")
     config_node = trainer_defaults(
         "HISF",
         N_CTX=2,  # L_p, not in the paper; MaPLe's
@@ -204,6 +248,27 @@ class HISF(PromptTrainer):
         PROMPT_LR_FACTOR=1.0,  # of OPTIM.LR, for the prompts
         DECAY="all",  # what OPTIM.WEIGHT_DECAY acts on: all or projections
     )
+
+    def check_cfg(self, cfg: Any) -> None:
+        if cfg.TEST.SAVE_ATTENTION and not cfg.TRAINER.HISF.SEMANTIC_FUSION:
+            raise UserError(
+                "TEST.SAVE_ATTENTION is True, but TRAINER.HISF.SEMANTIC_FUSION is False: "
+                "without fusion there is no attention"
+            )
+        super().check_cfg(cfg)
+
+    def after_final_test(self) -> None:
+        if not self.cfg.TEST.SAVE_ATTENTION:
+            return
+        arrays = {
+            f"{tower}.{layer}": weights.float().cpu().numpy()
+            for tower, layers in self.model.prompt_learner.attention(self.model.labels).items()
+            for layer, weights in layers.items()
+        }
+        path = osp.join(self.output_dir, ATTENTION_FILE)
+        with atomic_write(path, "wb") as file:
+            np.savez_compressed(file, class_names=np.array(self.model.class_names), **arrays)
+        print(f"Attention is saved to {path}")
 
     def param_groups(self, learned: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
         """Prompts, matrices, and the vectors of norms and biases, which are no projections."""

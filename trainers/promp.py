@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os.path as osp
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
 from clip.tokens import tokenizer
+from dassl.config import register_defaults
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError
+from dassl.utils import UserError, atomic_write
 
 from .base import (
     Context,
@@ -28,6 +31,10 @@ from .base import (
 
 REDUCTION = 16  # of the generators' hidden layer, d -> d/16
 TEMPLATE = "a photo of a {}."  # of the initialisation (section 3.3), with CLIP's full stop
+EVOLUTION_FILE = "evolution.jsonl"
+TOP = 5  # classes of each step that the file names
+
+register_defaults("TEST", {"SAVE_EVOLUTION": False})
 
 
 class Generator(nn.Module):
@@ -200,9 +207,14 @@ def padded_context(clip_model: CLIP, words: str, n_prompts: int) -> Context:
 
 @TRAINER_REGISTRY.register()
 class ProMPT(PromptTrainer):
-    """With no iterations (Table 5's "-Iter") this is zero-shot CLIP and learns nothing."""
+    """With no iterations (Table 5's "-Iter") this is zero-shot CLIP and learns nothing.
+
+    With TEST.SAVE_EVOLUTION the final evaluation leaves evolution.jsonl, what Figures 6 and 7 are
+    drawn from: a line for each image, in the order of the test, as ``evolution_record`` gives it.
+    """
 
     model_class = ProgressiveCLIP
+    save_keys = ("SAVE_LOGITS", "SAVE_EVOLUTION")
     config_node = trainer_defaults(
         "PROMPT",
         ITERATIONS=2,  # N
@@ -226,3 +238,66 @@ class ProMPT(PromptTrainer):
         check_range(f"{node}.N_CTX_TEXT", settings.N_CTX_TEXT, 1)
         if settings.LAMBD < 0:
             raise UserError(f"{node}.LAMBD is {settings.LAMBD}, allowed: 0 or more")
+
+    def model_inference(self, images: Tensor) -> Tensor:
+        with self._autocast():
+            self.steps = self.model.evolve(images)  # after_final_batch may need them
+        return self.steps[-1]
+
+    def before_final_test(self) -> None:
+        self.evolution: list[str] = []
+
+    def after_final_batch(self, batch: Mapping[str, Any], output: Tensor) -> None:
+        if not self.cfg.TEST.SAVE_EVOLUTION:
+            return
+        steps = torch.stack(self.steps, dim=1).float().cpu()
+        for path, label, logits in zip(
+            batch["impath"], batch["label"].tolist(), steps, strict=True
+        ):
+            record = evolution_record(path, label, logits, self.lab2cname)
+            self.evolution.append(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def after_final_test(self) -> None:
+        if self.cfg.TEST.SAVE_EVOLUTION:
+            path = osp.join(self.output_dir, EVOLUTION_FILE)
+            with atomic_write(path) as file:
+                file.writelines(self.evolution)
+            print(f"Evolution is saved to {path}")
+
+
+def evolution_record(
+    path: str, label: int, steps: Tensor, class_names: Mapping[int, str]
+) -> dict[str, Any]:
+    """What an image was taken for after the initialisation and after each iteration.
+
+    Args:
+        path: of the image.
+        label: of its class.
+        steps: logits (N + 1, K).
+        class_names: by label.
+
+    Returns:
+        path, label, class_name and steps; each step has top, the five most probable classes (all,
+        where there are fewer) from the first to the last as [label, class name, probability], and
+        true, the probability of the image's own class. Probabilities (p^0..p^N of eq. 5, 12) have
+        six significant digits.
+    """
+    probabilities = steps.softmax(dim=1)
+    # stable, so that of equals the first is on top, as accuracy has it
+    order = steps.argsort(dim=1, descending=True, stable=True)[:, :TOP]
+    return {
+        "path": path,
+        "label": label,
+        "class_name": class_names[label],
+        "steps": [
+            {
+                "top": [[k, class_names[k], six_digits(row[k])] for k in top.tolist()],
+                "true": six_digits(row[label]),
+            }
+            for row, top in zip(probabilities, order, strict=True)
+        ],
+    }
+
+
+def six_digits(value: Tensor) -> float:
+    return float(f"{value.item():.6g}")

@@ -28,6 +28,7 @@ from yacs.config import CfgNode
 
 from dassl.config import first_difference, to_dict
 from dassl.data import DataManager
+from dassl.engine.build import TRAINER_REGISTRY
 from dassl.errors import LossError, UserError
 from dassl.evaluation import build_evaluator
 from dassl.utils.logger import log_only
@@ -46,7 +47,8 @@ CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
 
 # Config keys that may change between a run and its continuation: they say where things are and
-# what is shown or kept, not what is learned.
+# what is shown or kept, not what is learned. The switches TEST.SAVE_* may change, too.
+_SAVE_PREFIX = "SAVE_"
 _FREE_KEYS = (
     "OUTPUT_DIR",
     "RESUME",
@@ -59,7 +61,6 @@ _FREE_KEYS = (
     "TRAIN.CHECKPOINT_FREQ",
     "TEST.PER_CLASS_RESULT",
     "TEST.COMPUTE_CMAT",
-    "TEST.SAVE_LOGITS",
     "TEST.NO_TEST",
     "TEST.SPLIT",
 )
@@ -364,9 +365,12 @@ class TrainerBase:
 class SimpleTrainer(TrainerBase):
     """Data, evaluation, checkpoints, interruption and resumption, all from a config.
 
-    A trainer overrides ``build_model`` and ``forward_backward``, and whatever else it needs.
+    A trainer overrides ``build_model`` and ``forward_backward``, and whatever else it needs. One
+    that keeps more of the final evaluation than its logits registers a switch ``TEST.SAVE_*``,
+    names it in ``save_keys`` and overrides the hooks of the final evaluation.
 
     Attributes:
+        save_keys: the switches ``TEST.SAVE_*`` that this trainer heeds.
         cfg: the config.
         device: where models and batches are.
         dm: the ``DataManager``; its loaders, num_classes and lab2cname are attributes here, too.
@@ -374,6 +378,7 @@ class SimpleTrainer(TrainerBase):
         evaluator: what sums up predictions.
     """
 
+    save_keys: tuple[str, ...] = ("SAVE_LOGITS",)
     # Trainers of the public kind set and read these in ways of their own
     model: Any
     optim: Any
@@ -387,6 +392,7 @@ class SimpleTrainer(TrainerBase):
         self._last_save: float | None = None
         self._save_cost = 0.0
         self.cfg = cfg
+        self._check_save_keys()
         self.check_cfg(cfg)
         use_cuda = torch.cuda.is_available() and cfg.USE_CUDA
         self.device = torch.device("cuda" if use_cuda else "cpu")
@@ -400,6 +406,17 @@ class SimpleTrainer(TrainerBase):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Hook: raise ``UserError`` for settings that the trainer cannot have."""
+
+    def _check_save_keys(self) -> None:
+        """Another trainer's switch would be on and do nothing."""
+        for key, value in self.cfg.TEST.items():
+            if key.startswith(_SAVE_PREFIX) and value and key not in self.save_keys:
+                classes = map(TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names())
+                able = [c.__name__ for c in classes if key in getattr(c, "save_keys", ())]
+                raise UserError(
+                    f"TEST.{key} is {value}, but the trainer is {type(self).__name__}; "
+                    f"it is for {', '.join(able) or 'no trainer here'}"
+                )
 
     def build_data_loader(self) -> None:
         """Sets dm, the loaders, num_classes, num_source_domains and lab2cname."""
@@ -555,7 +572,8 @@ class SimpleTrainer(TrainerBase):
                     shutil.copyfileobj(old, new)
 
     def _check_same_config(self, old: dict[str, Any], place: str) -> None:
-        difference = first_difference(old, to_dict(self.cfg), _FREE_KEYS)
+        switches = (f"TEST.{key}" for key in self.cfg.TEST if key.startswith(_SAVE_PREFIX))
+        difference = first_difference(old, to_dict(self.cfg), (*_FREE_KEYS, *switches))
         if difference is not None:
             key, before, now = difference
             raise UserError(
@@ -604,6 +622,8 @@ class SimpleTrainer(TrainerBase):
             split, data_loader = "test", self.test_loader
         print(f"Evaluate on the *{split}* set")
 
+        if is_final:
+            self.before_final_test()
         keep_logits = is_final and self.cfg.TEST.SAVE_LOGITS
         logits: list[Tensor] = []
         labels: list[Tensor] = []
@@ -616,14 +636,26 @@ class SimpleTrainer(TrainerBase):
                 logits.append(output.float().cpu())
                 labels.append(label.cpu())
                 paths.extend(batch["impath"])
+            if is_final:
+                self.after_final_batch(batch, output)
         results = self.evaluator.evaluate()
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         if keep_logits:
             self._write_logits(torch.cat(logits), torch.cat(labels), paths)
         if is_final:
+            self.after_final_test()
             self.write_results(results, split)
         return float(next(iter(results.values())))
+
+    def before_final_test(self) -> None:
+        """Hook before the first batch of the final evaluation."""
+
+    def after_final_batch(self, batch: Any, output: Tensor) -> None:
+        """Hook: a batch of the final evaluation and its logits (n, classes)."""
+
+    def after_final_test(self) -> None:
+        """Hook after the last batch of the final evaluation, before results.json is written."""
 
     def _write_logits(self, logits: Tensor, labels: Tensor, paths: list[str]) -> None:
         path = os.path.join(self.output_dir, "logits.npz")

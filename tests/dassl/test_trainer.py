@@ -192,3 +192,47 @@ def test_bar_replaces_the_lines_on_a_terminal_only(cfg, tmp_path, monkeypatch, c
     assert "loss=" in captured.err and "acc=" in captured.err and "lr=" in captured.err
     # stdout is no terminal here, so it gets the lines, too
     assert "epoch [2/2] batch [1/1] time" in captured.out
+
+
+def test_hooks_of_the_final_evaluation_and_of_no_other(cfg, tmp_path, monkeypatch):
+    called = []
+
+    def batch_hook(self, batch, output):
+        called.append((len(batch["impath"]), tuple(output.shape)))
+
+    def end_hook(self):
+        assert not (tmp_path / "run" / "results.json").exists()
+        called.append("end")
+
+    monkeypatch.setattr(toys.ToyTrainer, "before_final_test", lambda self: called.append("begin"))
+    monkeypatch.setattr(toys.ToyTrainer, "after_final_batch", batch_hook)
+    monkeypatch.setattr(toys.ToyTrainer, "after_final_test", end_hook)
+    cfg.DATALOADER.TEST.BATCH_SIZE = 20
+    trainer = build_trainer(cfg)
+    trainer.test("val")
+    assert called == []
+    trainer.test()
+    assert called == ["begin", (20, (20, 5)), (10, (10, 5)), "end"]
+
+
+def test_a_switch_that_the_trainer_does_not_heed_is_refused(cfg, monkeypatch):
+    cfg.TEST.SAVE_FEATURES = True
+    with pytest.raises(UserError, match="SAVE_FEATURES is True.* ToyTrainer; it is for no trainer"):
+        build_trainer(cfg)
+    monkeypatch.setattr(toys.WideToyTrainer, "save_keys", ("SAVE_LOGITS", "SAVE_FEATURES"))
+    with pytest.raises(UserError, match="the trainer is ToyTrainer; it is for WideToyTrainer"):
+        build_trainer(cfg)
+    cfg.TRAINER.NAME = "WideToyTrainer"
+    build_trainer(cfg)
+    cfg.TRAINER.NAME, cfg.TEST.SAVE_FEATURES = "ToyTrainer", False
+    build_trainer(cfg)
+
+
+def test_what_is_kept_may_change_when_a_run_goes_on(cfg, capsys):
+    cfg.OPTIM.MAX_EPOCH = 1
+    cfg.TEST.SAVE_FEATURES = False
+    build_trainer(cfg).train()
+    cfg.TEST.SAVE_LOGITS = True
+    cfg.TEST.SAVE_FEATURES = None
+    build_trainer(cfg).train()
+    assert "not training again" in capsys.readouterr().out

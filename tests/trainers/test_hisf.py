@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+import tests.trainers.test_training as toy
 from clip import tokenize
 from dassl.utils import UserError
 from tests.plain import image_feature, text_feature
 from tests.trainers.tiny import NAMES, TEMPLATES, build, settings, tiny_clip
 from trainers.hisf import HISF
 
+run, backbone = toy.run, toy.backbone  # fixtures: the toy dataset and the tiny CLIP
 SMALL = {"N_CTX": 2, "FUSION_LAYERS": (1, 3), "LAMBDA_LE": 0.3, "LAMBDA_SA": 0.7}
 
 
@@ -36,20 +39,23 @@ def plain_labels(clip_model, names):
     return rows
 
 
+def plain_attention(p, name, token, labels):
+    """Eq. 3, 4 and 6 on one token: a weight for each label."""
+    centred = token - token.mean()
+    normal = centred / (centred.pow(2).mean() + 1e-5).sqrt()
+    query = p[f"{name}.query.weight"] @ (normal * p[f"{name}.norm.weight"] + p[f"{name}.norm.bias"])
+    keys = [p[f"{name}.key.weight"] @ e for e in labels]
+    exponents = [((query @ key) / len(query) ** 0.5).exp() for key in keys]
+    return [x / sum(exponents) for x in exponents]
+
+
 def plain_fusion(p, name, prompts, labels, own):
     """Eq. 3-8 on the tokens of one tower: (m, d_p)."""
     tokens = []
     for token in prompts:
-        centred = token - token.mean()
-        normal = centred / (centred.pow(2).mean() + 1e-5).sqrt()
-        query = p[f"{name}.query.weight"] @ (
-            normal * p[f"{name}.norm.weight"] + p[f"{name}.norm.bias"]
-        )
-        keys = [p[f"{name}.key.weight"] @ e for e in labels]
+        weights = plain_attention(p, name, token, labels)
         values = [p[f"{name}.value.weight"] @ e for e in labels]
-        exponents = [((query @ key) / len(query) ** 0.5).exp() for key in keys]
-        attended = sum(x * v for x, v in zip(exponents, values, strict=True)) / sum(exponents)
-        fused = token + attended
+        fused = token + sum(w * v for w, v in zip(weights, values, strict=True))
         hidden = p[f"{name}.mlp.0.weight"] @ torch.cat([fused, own]) + p[f"{name}.mlp.0.bias"]
         hidden = hidden / (1 + (-1.702 * hidden).exp())
         tokens.append(fused + p[f"{name}.mlp.2.weight"] @ hidden + p[f"{name}.mlp.2.bias"])
@@ -226,3 +232,72 @@ def test_settings_that_cannot_be(clip_model, values, message):
     _, node = settings(HISF, **{**SMALL, **values})
     with pytest.raises(UserError, match=message):
         HISF.check_settings(HISF, node, clip_model)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"FUSION_LAYERS": (2, 3)}, {"FUSION_LAYERS": (3,)}, {"PROMPT_INIT": False}]
+)
+@torch.no_grad()
+def test_attention_equals_the_plain_computation(clip_model, values):
+    model = build(HISF, clip_model, **{**SMALL, **values})
+    p, layers = dict(model.prompt_learner.named_parameters()), model.settings.FUSION_LAYERS
+    labels = plain_labels(clip_model, NAMES)
+    found = model.prompt_learner.attention(model.labels)
+    assert {tower: tuple(maps) for tower, maps in found.items()} == {
+        "text": tuple(layers),
+        "vision": tuple(layers),
+    }
+    for tower, own_labels in (("text", labels), ("vision", [sum(labels) / len(labels)])):
+        for k, own in enumerate(own_labels):
+            if "ctx" in p:
+                prompts = torch.stack([p[f"project_{tower}.weight"] @ t for t in p["ctx"]])
+            else:
+                prompts = p[f"ctx_{tower}"]
+            for i, layer in enumerate(layers):
+                name, weights = f"fuse_{tower}.{i}", found[tower][layer]
+                is_own = tower == "text" and i > 0  # each class has prompts of its own
+                assert weights.shape == ((3, 2, 3) if is_own else (2, 3))
+                expected = [torch.stack(plain_attention(p, name, t, labels)) for t in prompts]
+                torch.testing.assert_close(
+                    weights[k] if is_own else weights, torch.stack(expected), rtol=1e-4, atol=1e-5
+                )
+                torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+                prompts = plain_fusion(p, name, prompts, labels, own)
+
+
+def test_attention_is_kept_for_the_classes_of_the_evaluation(run, tmp_path):
+    keep = ["TEST.SAVE_LOGITS", "True", "TEST.SAVE_ATTENTION"]
+    options = ["DATASET.SUBSAMPLE_CLASSES", "base"]
+    assert run("HISF", "base", *options, *keep, "True", epochs=1)[0] == 0
+    flags = ["--eval-only", "--model-dir", f"{tmp_path}/base"]
+    assert run("HISF", "without", *options, *keep, "False", flags=flags, epochs=1)[0] == 0
+    assert not (tmp_path / "without/attention.npz").exists()
+    with_it, without = (np.load(tmp_path / d / "logits.npz") for d in ("base", "without"))
+    assert np.array_equal(with_it["logits"], without["logits"])
+    options = ["DATASET.SUBSAMPLE_CLASSES", "all"]
+    assert run("HISF", "all", *options, *keep, "True", flags=flags, epochs=1)[0] == 0
+    for folder, names in (("base", ["red", "green"]), ("all", ["red", "green", "blue", "grey"])):
+        with np.load(tmp_path / folder / "attention.npz", allow_pickle=False) as arrays:
+            assert arrays["class_names"].tolist() == names
+            k = len(names)
+            shapes = {key: arrays[key].shape for key in arrays.files if key != "class_names"}
+            assert shapes == {
+                "text.1": (2, k),
+                "text.3": (k, 2, k),
+                "vision.1": (2, k),
+                "vision.3": (2, k),
+            }
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options", "message"),
+    [
+        ("HISF", ["TRAINER.HISF.SEMANTIC_FUSION", "False"], "without fusion there is no attention"),
+        ("CoOp", [], "TEST.SAVE_ATTENTION is True, but the trainer is CoOp; it is for HISF"),
+    ],
+)
+def test_attention_that_there_is_not_is_refused(run, trainer, options, message):
+    code, out = run(trainer, "wrong", "TEST.SAVE_ATTENTION", "True", *options)
+    assert code == 2
+    (error,) = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert message in error

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import tests.trainers.test_training as toy
 import trainers.base as base
 import trainers.promp as promp
 from clip import CLIP, tokenize
 from dassl.utils import UserError
 from tests.plain import image_feature, text_feature
-from tests.trainers.tiny import NAMES, build, settings, tiny_clip
+from tests.trainers.tiny import NAMES, TEMPLATES, build, settings, tiny_clip
 from trainers.promp import ProMPT
 from trainers.zsclip import ZeroshotCLIP
 
+run, backbone = toy.run, toy.backbone  # fixtures: the toy dataset and the tiny CLIP
 SMALL = {"PROMPT_DEPTH_VISION": 2, "N_CTX_VISION": 2, "N_CTX_TEXT": 5}
 
 
@@ -148,6 +153,8 @@ def test_learnable_tensors_and_their_start():
 
 
 def test_no_iteration_is_zero_shot_clip_exactly(clip_model):
+    # bitwise where the first template of the dataset is that of the initialisation, as it is here
+    assert TEMPLATES[0] == promp.TEMPLATE
     images, _ = batch()
     model, plain = build(ProMPT, clip_model, ITERATIONS=0), build(ZeroshotCLIP, clip_model)
     assert not [p for p in model.parameters() if p.requires_grad]
@@ -237,3 +244,79 @@ def test_settings_that_cannot_be(clip_model, values, message):
     _, node = settings(ProMPT, **{"PROMPT_DEPTH_VISION": 3, **values})
     with pytest.raises(UserError, match=f"TRAINER.PROMPT.{message}"):
         ProMPT.check_settings(ProMPT, node, clip_model)
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "evolution.jsonl").read_text().splitlines()]
+
+
+def test_evolution_record_is_the_softmax_of_every_step():
+    torch.manual_seed(3)
+    names = {k: f"name_{k}" for k in range(7)}
+    logits = torch.randn(3, 7)
+    logits[2, 4] = logits[2, 1] = 9.0  # of equals the first is the prediction
+    record = promp.evolution_record("a.png", 6, logits, names)
+    assert (record["path"], record["label"], record["class_name"]) == ("a.png", 6, "name_6")
+    assert len(record["steps"]) == 3
+    for step, row in zip(record["steps"], logits.tolist(), strict=True):
+        exponents = np.exp(row)
+        expected = exponents / exponents.sum()
+        order = sorted(range(7), key=lambda k: (-row[k], k))[:5]
+        assert [(k, name) for k, name, _ in step["top"]] == [(k, names[k]) for k in order]
+        np.testing.assert_allclose([p for _, _, p in step["top"]], expected[order], rtol=1e-5)
+        assert step["true"] == pytest.approx(expected[6], rel=1e-5)
+    assert record["steps"][2]["top"][0][0] == 1
+    assert len(promp.evolution_record("a.png", 0, logits[:, :3], names)["steps"][0]["top"]) == 3
+
+
+@pytest.mark.parametrize("iterations", ["0", "2"])
+def test_evolution_is_kept_in_the_order_of_the_test(run, tmp_path, iterations):
+    options = ["TRAINER.PROMPT.ITERATIONS", iterations]
+    assert run("ProMPT", "trained", *options, epochs=1)[0] == 0
+    assert not (tmp_path / "trained/evolution.jsonl").exists()
+    for size in ("5", "12"):
+        code, out = run(
+            "ProMPT", size, *options, "TEST.SAVE_EVOLUTION", "True", "TEST.SAVE_LOGITS", "True",
+            "DATALOADER.TEST.BATCH_SIZE", size,
+            flags=["--eval-only", "--model-dir", f"{tmp_path}/trained"],
+        )  # fmt: skip
+        assert code == 0, out
+    found, other = lines_of(tmp_path / "5"), lines_of(tmp_path / "12")
+    saved = np.load(tmp_path / "5/logits.npz")
+    assert [line["path"] for line in found] == saved["impaths"].tolist()
+    assert [line["label"] for line in found] == saved["labels"].tolist()
+    for line, again, logits in zip(found, other, saved["logits"].astype(float), strict=True):
+        assert line["class_name"] in line["path"]
+        assert len(line["steps"]) == int(iterations) + 1
+        last = line["steps"][-1]
+        assert last["top"][0][0] == logits.argmax()
+        probabilities = np.exp(logits) / np.exp(logits).sum()
+        kept = [p for _, _, p in last["top"]]
+        np.testing.assert_allclose(kept, sorted(probabilities, reverse=True), rtol=1e-4)
+        assert last["true"] == pytest.approx(probabilities[line["label"]], rel=1e-4)
+        assert (again["path"], len(again["steps"])) == (line["path"], len(line["steps"]))
+        for step, same in zip(line["steps"], again["steps"], strict=True):
+            assert len(step["top"]) == 4  # all classes
+            assert step["true"] == pytest.approx(same["true"], rel=1e-3)
+
+
+def test_evolution_may_be_asked_for_when_the_run_is_finished(run, tmp_path):
+    assert run("ProMPT", "once", epochs=1)[0] == 0
+    code, out = run("ProMPT", "once", "TEST.SAVE_EVOLUTION", "True", epochs=1)
+    assert code == 0 and "not training again" in out
+    assert len(lines_of(tmp_path / "once")) == 12
+
+
+def test_an_interrupted_evaluation_leaves_no_evolution(run, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProMPT, "after_final_test", interrupted)
+    assert run("ProMPT", "cut", "TEST.SAVE_EVOLUTION", "True", epochs=1)[0] == 130
+    assert not list((tmp_path / "cut").glob("*evolution*"))
+
+
+def test_evolution_with_another_trainer_says_which_one_it_is_for(run):
+    code, out = run("CoOp", "wrong", "TEST.SAVE_EVOLUTION", "True")
+    assert code == 2
+    assert "error: TEST.SAVE_EVOLUTION is True, but the trainer is CoOp; it is for ProMPT" in out
