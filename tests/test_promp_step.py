@@ -20,4 +20,6 @@ def test_the_plain_path_gives_the_same_loss_and_gradients():
     shared, plain = results
     assert len(shared) > 5
     for one, other in zip(shared, plain, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(one.detach().abs().max()))
+        torch.testing.assert_close(
+            one, other, rtol=1e-4, atol=1e-5 * float(one.detach().abs().max())
+        )
