@@ -27,6 +27,7 @@ from pathlib import Path
 
 CONFIGS = Path("configs")
 SHOTS = 16
+INTERRUPTED = 130  # exit code of a run that was told to stop
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
 CLOSED_SET = ("LinearProbe",)  # know the classes that they were trained on and no others
 HEADER = ("Dataset", "Method", "Base", "Novel", "Harmonic mean", "All classes")
@@ -128,6 +129,8 @@ def work(job: Job) -> float:
         printed = io.StringIO()  # the run keeps its own log.txt
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             code = train.main(arguments)
+        if code == INTERRUPTED:
+            os._exit(code)  # or this worker would begin the job that is next in its queue
         if code != 0:
             lines = printed.getvalue().strip().splitlines() or [f"exit code {code}"]
             raise RunFailed(f"{job}: {lines[-1].removeprefix('error: ')}")
@@ -154,7 +157,7 @@ def run_all(jobs: Sequence[Job], workers: int) -> int:
         do_all(jobs, workers)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except RunFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,34 @@ def test_a_failed_run_ends_with_its_message_and_the_next_call_goes_on(checkout):
     assert failed.stderr == "error: HiCroPL on shapes, base to novel, seed 1: no such thing\n"
     assert run(checkout, *arguments).returncode == 0
     assert len(calls(checkout)) == 4  # the training was not repeated
+
+
+def test_told_to_stop_it_begins_no_further_run(checkout):
+    (checkout / "train.py").write_text(
+        """
+import signal, time
+
+def main(arguments):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with open("calls.txt", "a") as file:
+        file.write("called\\n")
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return 130
+"""
+    )
+    command = [sys.executable, "-m", "benchmarks.table", "--workers", "1", "--datasets", "shapes"]
+    process = subprocess.Popen(
+        [*command, "--methods", "HiCroPL"], cwd=checkout, stderr=subprocess.PIPE, text=True
+    )
+    while not calls(checkout):
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "stopped; the same command goes on from here\n"
+    assert len(calls(checkout)) == 1
 
 
 def test_unknown_names_end_with_exit_code_2_before_any_run(checkout):
