@@ -114,7 +114,7 @@ TABLES: dict[str, tuple[str, list[Row]]] = {
 HEADER = ("Variant", "Base", "Novel", "Harmonic mean", "Paper: base", "novel", "harmonic mean")
 
 SEARCH = "hisf_lambdas"
-LAMBDAS_LE = (0.1, 1.0)
+LAMBDAS_LE = (0.1,)
 LAMBDAS_SA = (0.1, 1.0, 10.0)
 
 

@@ -244,7 +244,7 @@ class HISF(PromptTrainer):
         SEMANTIC_FUSION=True,  # SF
         LOSS_CLS=True,
         LAMBDA_LE=0.1,  # lambda_1, 0: off
-        LAMBDA_SA=0.1,  # lambda_2, 0: off
+        LAMBDA_SA=1.0,  # lambda_2, 0: off
         PROMPT_LR_FACTOR=1.0,  # of OPTIM.LR, for the prompts
         DECAY="all",  # what OPTIM.WEIGHT_DECAY acts on: all or projections
     )
