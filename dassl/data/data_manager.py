@@ -292,7 +292,7 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
             "impath": item.impath,
             "index": idx,
         }
-        image = self._images[idx]
+        image = self._images[item.impath]
         with seeded(idx.seed if isinstance(idx, SeededIndex) else None):
             if isinstance(self.transform, (list, tuple)):
                 for number, transform in enumerate(self.transform, start=1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -26,46 +25,43 @@ class ImageCache:
     def __init__(
         self, paths: Sequence[str], budget: int, read: Callable[[str], Image.Image]
     ) -> None:
-        self._paths = paths
         self._read = read
-        sizes: list[int] = []
-        for path in paths:
-            sizes.append(_pixel_bytes(path))
-            budget -= sizes[-1]
-            if budget < 0:
-                sizes.pop()
+        self._places: dict[str, int] = {}
+        offsets = [0]
+        for path in dict.fromkeys(paths):
+            end = offsets[-1] + _pixel_bytes(path)
+            if end > budget:
                 break
-        self._offsets = [0, *accumulate(sizes)]
-        self._pixels = _shared(self._offsets[-1], np.uint8)
+            self._places[path] = len(self._places)
+            offsets.append(end)
+        self._offsets = offsets
+        self._pixels = _shared(offsets[-1], np.uint8)
         # (height, width) of those that are there, 0 of the others
-        self._shapes = _shared(2 * len(sizes), np.int32).reshape(-1, 2)
+        self._shapes = _shared(2 * len(self._places), np.int32).reshape(-1, 2)
 
-    def __getitem__(self, index: int) -> Image.Image:
-        """The image ``index`` of the paths.
+    def __getitem__(self, path: str) -> Image.Image:
+        """The image of that path, which need not be one of ``paths``.
 
         Raises:
             whatever ``read`` raises.
         """
-        if index >= len(self._shapes):
-            return self._read(self._paths[index])
-        pixels = self._pixels[self._offsets[index] : self._offsets[index + 1]]
-        height, width = self._shapes[index]
+        place = self._places.get(path)
+        if place is None:
+            return self._read(path)
+        pixels = self._pixels[self._offsets[place] : self._offsets[place + 1]]
+        height, width = self._shapes[place]
         if height > 0:
             return Image.fromarray(pixels.reshape(height, width, 3))
-        image = self._read(self._paths[index])
+        image = self._read(path)
         if 3 * image.height * image.width == len(pixels):
             pixels[:] = np.asarray(image).reshape(-1)
-            self._shapes[index] = image.height, image.width
+            self._shapes[place] = image.height, image.width
         return image
 
     def __getstate__(self) -> dict[str, Any]:
         """A process that is started anew, not forked, shares no memory: it reads the files."""
-        nothing = {
-            "_offsets": [0],
-            "_pixels": np.empty(0, np.uint8),
-            "_shapes": np.empty((0, 2), np.int32),
-        }
-        return {**self.__dict__, **nothing}
+        nothing = np.empty(0, np.uint8)
+        return {**self.__dict__, "_places": {}, "_pixels": nothing, "_shapes": nothing}
 
 
 def _pixel_bytes(path: str) -> int:

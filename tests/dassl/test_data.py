@@ -272,13 +272,13 @@ def test_image_cache_keeps_to_its_budget(tmp_path):
     first = Image.open(paths[0]).transpose(Image.Transpose.ROTATE_90).tobytes()
     cache = ImageCache(paths, 3 * 4 * 2 + 3 * 3 * 3 - 1, read)  # one byte too few for the last
     for _ in range(2):
-        assert cache[0].tobytes() == first and cache[0].size == (2, 4)
-        assert cache[2].size == (3, 3)
+        assert cache[paths[0]].tobytes() == first and cache[paths[0]].size == (2, 4)
+        assert cache[paths[2]].size == (3, 3)
         with pytest.raises(UnidentifiedImageError):
-            cache[1]
+            cache[paths[1]]
     assert reads == [paths[0], paths[2], paths[1], paths[2], paths[1]]
     copy = pickle.loads(pickle.dumps(ImageCache(paths, 1000, Image.open)))
-    assert copy[0].size == (4, 2)
+    assert copy[paths[0]].size == (4, 2)
 
 
 # Transforms -------------------------------------------------------------------------------------
