@@ -21,7 +21,7 @@ import yaml
 from dassl.data.datasets import DatasetBase
 from datasets import prepare, sources
 from datasets.sources import DESCRIPTIONS, PUBLIC_SETS, PublicSet, Source
-from tests.datasets import test_public as public
+from tests.datasets import miniatures
 from trainers.hicropl import HiCroPL, read_descriptions
 
 CHECKOUT = Path(prepare.__file__).parents[1]
@@ -120,8 +120,8 @@ def packed(source: Source, made: Path) -> bytes:
     return (zip_of if source.file.endswith(".zip") else tar_of)(members)
 
 
-CONFIGS = {layout.config: layout for layout in public.LAYOUTS}
-VERSIONS = {config: (folder, images) for config, folder, images in public.VERSIONS.values()}
+CONFIGS = {layout.config: layout for layout in miniatures.LAYOUTS}
+VERSIONS = {config: (folder, images) for config, folder, images in miniatures.VERSIONS.values()}
 
 
 def serve(name: str, server: Server, table: dict[str, PublicSet], made: Path) -> PublicSet:
@@ -130,12 +130,12 @@ def serve(name: str, server: Server, table: dict[str, PublicSet], made: Path) ->
     if name in CONFIGS:
         layout = CONFIGS[name]
         layout.write(made / layout.folder)
-        dataset = public.build(layout.name, made)  # writes the split file
+        dataset = miniatures.build(layout.name, made)  # writes the split file
         images = (len(dataset.train_x), len(dataset.val), len(dataset.test))
         classes = dataset.num_classes
     else:
-        folders = ["0", "1"] if name == "imagenetv2" else public.FOLDERS[:2]
-        public.imagenet(made / VERSIONS[name][0], VERSIONS[name][1], folders, 3)
+        folders = ["0", "1"] if name == "imagenetv2" else miniatures.FOLDERS[:2]
+        miniatures.imagenet(made / VERSIONS[name][0], VERSIONS[name][1], folders, 3)
         images, classes = (0, 0, 6), 2
     served = []
     for source in entry.sources:
@@ -189,7 +189,7 @@ def test_what_was_fetched_is_what_the_dataset_reads(tmp_path, server, table, cap
     assert command(name, "--root", tmp_path / "root") == 0
     assert "nothing" in capsys.readouterr().out.splitlines()[-1]
     found, made = (
-        public.build(entry.dataset.__name__, tmp_path / place) for place in ("root", "made")
+        miniatures.build(entry.dataset.__name__, tmp_path / place) for place in ("root", "made")
     )
     for part in ("train_x", "val", "test"):
         paths = [
@@ -226,8 +226,8 @@ def test_a_cut_download_goes_on(tmp_path, server, table, capsys, ranges) -> None
 def test_a_download_that_was_whole_when_it_was_killed(tmp_path, server, table) -> None:
     serve("oxford_pets", server, table, tmp_path / "made")
     part = tmp_path / "root" / "oxford_pets" / "images.tar.gz.part"
-    public.put(part, server.files["images.tar.gz"])
-    public.put(part.parent / ".unpacking" / "images" / "half", b"")  # and so was an unpacking
+    miniatures.put(part, server.files["images.tar.gz"])
+    miniatures.put(part.parent / ".unpacking" / "images" / "half", b"")  # and so was an unpacking
     assert command("oxford_pets", "--root", tmp_path / "root") == 0
     assert names_in(part.parent) == {"images", "annotations", "split_zhou_OxfordPets.json"}
     assert not (part.parent / "images" / "half").exists()
@@ -317,7 +317,7 @@ def test_what_one_server_refuses_does_not_stop_the_rest(tmp_path, server, table,
 def test_an_archive_brought_by_hand(tmp_path, server, table, capsys) -> None:
     serve("dtd", server, table, tmp_path / "made")
     archive = tmp_path / "root" / "dtd" / "dtd-r1.0.1.tar.gz"
-    public.put(archive, b"something else")
+    miniatures.put(archive, b"something else")
     assert command("dtd", "--root", tmp_path / "root") == 2
     one_error(capsys, f"the MD5 of '{archive}' is", "delete it")
     archive.write_bytes(server.files[archive.name])
@@ -328,7 +328,7 @@ def test_an_archive_brought_by_hand(tmp_path, server, table, capsys) -> None:
 
 def test_what_is_there_is_not_fetched_again(tmp_path, server, table, capsys) -> None:
     serve("dtd", server, table, tmp_path / "made")
-    public.put(tmp_path / "root" / "dtd" / "images" / "banded" / "image_0001.jpg")
+    miniatures.put(tmp_path / "root" / "dtd" / "images" / "banded" / "image_0001.jpg")
     assert command("dtd", "--root", tmp_path / "root") == 1
     assert "dtd lacks 32 of the images. What is there is not" in capsys.readouterr().out
     assert len(list((tmp_path / "root" / "dtd" / "images").rglob("*.jpg"))) == 1
@@ -377,9 +377,9 @@ def test_what_needs_a_log_in_is_said(tmp_path, capsys) -> None:
         assert name in printed
     assert f"into {tmp_path}/imagenet/images" in printed
     for part, count in (("train", 3), ("val", 2)):
-        public.imagenet(tmp_path / "imagenet", f"images/{part}", public.FOLDERS, count)
+        miniatures.imagenet(tmp_path / "imagenet", f"images/{part}", miniatures.FOLDERS, count)
     assert command("imagenet", "--root", tmp_path, "--check") == 1
-    classes = len(public.FOLDERS)
+    classes = len(miniatures.FOLDERS)
     row = capsys.readouterr().out.splitlines()[-1]
     assert f"{5 * classes} / 1,331,167" in row and f"{classes} / 1000" in row
 
@@ -421,8 +421,8 @@ def test_check_of_a_half_filled_root(tmp_path, server, table, capsys) -> None:
     (root / "sun397" / "split_zhou_SUN397.json").unlink()
     (root / "fgvc_aircraft" / "variants.txt").unlink()
     shutil.rmtree(root / "stanford_cars" / "cars_test")
-    public.put(root / "eurosat" / "split_zhou_EuroSAT.json", "{}")
-    public.put(root / "oxford_pets" / "images" / "more_1.jpg")
+    miniatures.put(root / "eurosat" / "split_zhou_EuroSAT.json", "{}")
+    miniatures.put(root / "oxford_pets" / "images" / "more_1.jpg")
     shutil.rmtree(root / "imagenetv2" / VERSIONS["imagenetv2"][1] / "1")
     path = root / "food-101" / "split_zhou_Food101.json"
     split = json.loads(path.read_text())
