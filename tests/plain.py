@@ -5,6 +5,8 @@ Written from the definition on a state dict with OpenAI's names; the reference f
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,3 +83,33 @@ def image_feature(model: CLIP, image: Tensor, prompts: list[Tensor | None]) -> T
         heads = width // (config.vision_head_width or config.head_width)
         x = block(state, f"transformer.resblocks.{i}", x, heads, causal=False)
     return norm(state, "ln_post", x[0]) @ state["proj"]
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scale each vector of the last axis to length 1."""
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def plain_logits(
+    model: CLIP,
+    images: Tensor,
+    texts: Sequence[Tensor],
+    vision: Sequence[Tensor | None] = (),
+) -> Tensor:
+    """Score images (B, 3, R, R) with vision prompts per layer against K text features: (B, K).
+
+    The text features need not have unit length.
+    """
+    v = torch.stack([unit(image_feature(model, image, list(vision))) for image in images])
+    return model.logit_scale.exp() * v @ unit(torch.stack(list(texts))).t()
+
+
+def assert_same_gradients(
+    tensors: Mapping[str, Tensor], fast: Tensor, slow: Tensor, rtol: float = 1e-3, atol: float = 0.0
+) -> None:
+    """Compare two losses' gradients; without ``atol`` no tensor's may be zero throughout."""
+    found = torch.autograd.grad(fast, list(tensors.values()))
+    expected = torch.autograd.grad(slow, list(tensors.values()))
+    for name, a, b in zip(tensors, found, expected, strict=True):
+        assert atol or b.abs().max() > 0, name
+        assert (a - b).abs().max() <= rtol * b.abs().max() + atol, name

@@ -10,63 +10,28 @@ import trainers.base as base
 import trainers.cocoop as cocoop
 from clip import CLIP, tokenize
 from dassl.utils import UserError
-from tests.plain import image_feature, text_feature
-from tests.trainers.tiny import NAMES, build, settings, tiny_clip
+from tests.plain import assert_same_gradients
+from tests.trainers.plain_methods import plain_cocoop_logits
+from tests.trainers.tiny import NAMES, build, check, learned, load_public, tiny_clip
 from trainers.cocoop import CoCoOp
 
 
-@pytest.fixture(scope="module")
-def clip_model():
-    return tiny_clip()
-
-
-def unit(x):
-    return x / x.norm()
-
-
-def batch():
-    torch.manual_seed(5)
-    return torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1])
-
-
-def plain_logits(model, clip_model, images, names, words):
-    p = dict(model.prompt_learner.named_parameters())
-    m = len(p["ctx"])
-    rows = []
-    for image in images:
-        v = unit(image_feature(clip_model, image, []))
-        hidden = p["meta_net.linear1.weight"] @ v + p["meta_net.linear1.bias"]
-        shift = p["meta_net.linear2.weight"] @ hidden.clamp(min=0) + p["meta_net.linear2.bias"]
-        context = torch.stack([token + shift for token in p["ctx"]])
-        row = []
-        for name in names:
-            ids = tokenize([f"{words} {name.replace('_', ' ')}."])[0]
-            w = unit(text_feature(clip_model, ids, list(range(1, 1 + m)), [context]))
-            row.append(clip_model.logit_scale.exp() * (v @ w))
-        rows.append(torch.stack(row))
-    return torch.stack(rows)
-
-
 @pytest.mark.parametrize("ctx_init", ["", "a photo of a"])
-def test_logits_and_gradients_equal_the_plain_computation(clip_model, monkeypatch, ctx_init):
+def test_logits_and_gradients_equal_the_plain_computation(clip_model, monkeypatch, ctx_init, batch):
     # Of the tiny model's 24 features a sixteenth would be one unit, and that may be a dead one.
     monkeypatch.setattr(cocoop, "REDUCTION", 4)
     model = build(CoCoOp, clip_model, N_CTX=3, CTX_INIT=ctx_init)
-    images, labels = batch()
-    expected = plain_logits(model, clip_model, images, NAMES, ctx_init or "X X X")
+    images, labels = batch
+    p = learned(model.prompt_learner)
+    expected = plain_cocoop_logits(clip_model, p, images, NAMES, ctx_init or "X X X")
     logits, terms = model(images, labels)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    learned = dict(model.prompt_learner.named_parameters())
-    fast = torch.autograd.grad(sum(terms.values()), learned.values())
-    slow = torch.autograd.grad(F.cross_entropy(expected, labels), learned.values())
-    for name, a, b in zip(learned, fast, slow, strict=True):
-        assert b.abs().max() > 0, name
-        assert (a - b).abs().max() <= 1e-3 * b.abs().max(), name
+    assert_same_gradients(p, sum(terms.values()), F.cross_entropy(expected, labels))
 
 
 def test_learnable_tensors_have_the_names_and_shapes_of_public_checkpoints():
     model = build(CoCoOp, tiny_clip(), CTX_INIT="a_photo of a")
-    shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+    shapes = {n: tuple(p.shape) for n, p in learned(model).items()}
     assert shapes == {
         "prompt_learner.ctx": (4, 32),
         "prompt_learner.meta_net.linear1.weight": (24 // 16, 24),
@@ -80,26 +45,24 @@ def test_learnable_tensors_have_the_names_and_shapes_of_public_checkpoints():
 
 def test_reads_public_checkpoints_of_other_classes(clip_model):
     model = build(CoCoOp, clip_model, N_CTX=4)
-    trainer = CoCoOp.__new__(CoCoOp)
-    trainer._models = {"prompt_learner": model.prompt_learner}
-    learned = dict(model.prompt_learner.named_parameters())
-    state = {name: torch.full(p.shape, 0.25).half() for name, p in learned.items()}
+    p = learned(model.prompt_learner)
+    state = {name: torch.full(tensor.shape, 0.25).half() for name, tensor in p.items()}
     state["token_prefix"] = torch.zeros(9, 1, 32)
     state["token_suffix"] = torch.zeros(9, 72, 32)
-    trainer.load_learned_state_dict("prompt_learner", state, "model.pth.tar-10")
-    assert all((p == 0.25).all() for p in learned.values())
+    load_public(CoCoOp, model, state, "model.pth.tar-10")
+    assert all((tensor == 0.25).all() for tensor in p.values())
 
 
-def test_other_classes_with_the_same_context(clip_model):
+def test_other_classes_with_the_same_context(clip_model, batch):
     model = build(CoCoOp, clip_model, N_CTX=2)
-    images, _ = batch()
+    images, _ = batch
     names = ["cat", "small_red bus", "fern", "pot"]
     model.set_classes(names)
     with model.fixed_classes(), torch.no_grad():
         logits = model(images)
-    torch.testing.assert_close(
-        logits, plain_logits(model, clip_model, images, names, "X X"), rtol=1e-4, atol=1e-4
-    )
+    p = learned(model.prompt_learner)
+    expected = plain_cocoop_logits(clip_model, p, images, names, "X X")
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("limit", [1, 12, 40])
@@ -130,6 +93,5 @@ def test_text_tower_gets_no_more_tokens_at_once_than_the_limit(clip_model, monke
 
 
 def test_settings_that_cannot_be(clip_model):
-    _, node = settings(CoCoOp, N_CTX=0)
     with pytest.raises(UserError, match="TRAINER.COCOOP.N_CTX is 0"):
-        CoCoOp.check_settings(CoCoOp, node, clip_model)
+        check(CoCoOp, clip_model, N_CTX=0)

@@ -8,22 +8,24 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from clip import tokenize
 from dassl.utils import UserError
-from tests.plain import image_feature, text_feature
-from tests.trainers.tiny import NAMES, TEMPLATES, build, settings, tiny_clip, write_descriptions
+from tests.plain import assert_same_gradients, text_feature, unit
+from tests.trainers.plain_methods import DEPTH, LAMBD, K, M, plain_hicropl
+from tests.trainers.tiny import (
+    NAMES,
+    TEMPLATES,
+    build,
+    check,
+    learned,
+    tiny_clip,
+    write_descriptions,
+)
 from trainers.hicropl import HiCroPL
 
-DEPTH, K, M = 4, 2, 3
-SMALL = {"PROMPT_DEPTH": DEPTH, "CROSS_LAYER": K, "N_CTX": M, "LAMBD": 12.0}
-
-
-@pytest.fixture(scope="module")
-def clip_model():
-    return tiny_clip()
+pytestmark = pytest.mark.tiny(images=4)
+SMALL = {"PROMPT_DEPTH": DEPTH, "CROSS_LAYER": K, "N_CTX": M, "LAMBD": LAMBD}
 
 
 @pytest.fixture
@@ -32,146 +34,47 @@ def small(tmp_path):
     return {**SMALL, "DESCRIPTIONS": str(tmp_path / "texts.json")}
 
 
-def batch() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(5)
-    return torch.randn(4, 3, 16, 16), torch.tensor([0, 2, 1, 1])
-
-
-# --- the paper's equations, one query and one head at a time -----------------------------------
-
-
-def layer_norm(p: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], p[f"{name}.weight"], p[f"{name}.bias"])
-
-
-def attention(p: dict[str, Tensor], name: str, queries: Tensor, keys: Tensor, values: Tensor):
-    """Eq. 8 with 8 heads and the projections of a multi-head attention module."""
-    width, heads = queries.shape[1], 8
-    weights = p[f"{name}.in_proj_weight"].split(width)
-    biases = p[f"{name}.in_proj_bias"].split(width)
-    q, k, v = (
-        x @ w.t() + b for x, w, b in zip((queries, keys, values), weights, biases, strict=True)
-    )
-    rows = []
-    for row in q:
-        parts = []
-        for head in range(heads):
-            part = slice(head * width // heads, (head + 1) * width // heads)
-            score = k[:, part] @ row[part] / (width // heads) ** 0.5
-            parts.append(score.softmax(0) @ v[:, part])
-        rows.append(torch.cat(parts))
-    return torch.stack(rows) @ p[f"{name}.out_proj.weight"].t() + p[f"{name}.out_proj.bias"]
-
-
-def proxy(p: dict[str, Tensor], nets: str, tokens: str, i: int, prompts: Tensor) -> Tensor:
-    """Eq. 2 with residual and layer norms."""
-    query, name = p[f"{tokens}.{i}"], f"{nets}.{i}"
-    normed = [layer_norm(p, f"{name}.ln_1", x) for x in (query, prompts, prompts)]
-    return layer_norm(p, f"{name}.ln_2", query + attention(p, f"{name}.attn", *normed))
-
-
-def mapper(p: dict[str, Tensor], net: str, prompts: Tensor, knowledge: Tensor) -> Tensor:
-    """Eq. 7, 9 and 10."""
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        return x @ p[f"{net}.{name}.weight"].t() + p[f"{net}.{name}.bias"]
-
-    q, k, v = (
-        linear("linear_q", prompts),
-        linear("linear_k", knowledge),
-        linear("linear_v", knowledge),
-    )
-    normed = [layer_norm(p, f"{net}.ln_1", x) for x in (q, k, v)]
-    q = q + attention(p, f"{net}.attn", *normed)
-    h = linear("ffn.c_fc", layer_norm(p, f"{net}.ln_2", q))
-    return q + linear("ffn.c_proj", h * torch.sigmoid(1.702 * h))
-
-
-def plain_prompts(p: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    text = [p["ctx"]] + [p[f"cross_prompts_text.{i}"] for i in range(1, DEPTH)]
-    vision = [p[f"cross_prompts_visual.{i}"] for i in range(DEPTH)]
-    given = [proxy(p, "attn_pooling_text_nets", "text_proxy_token", i, text[i]) for i in range(K)]
-    refined = mapper(p, "text2visual_net", torch.cat(vision[:K]), torch.cat(given))
-    vision[:K] = [refined[i * M : (i + 1) * M] for i in range(K)]
-    given = [
-        proxy(p, "attn_pooling_visual_nets", "visual_proxy_token", i, vision[K + i])
-        for i in range(DEPTH - K)
-    ]
-    refined = mapper(p, "visual2text_net", torch.cat(text[K:]), torch.cat(given))
-    text[K:] = [refined[i * M : (i + 1) * M] for i in range(DEPTH - K)]
-    return text, vision
-
-
-def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
-
-
-def plain_logits_and_loss(model, clip_model, texts, images, labels, anchor):
-    p = dict(model.prompt_learner.named_parameters())
-    text_prompts, vision_prompts = plain_prompts(p)
-    frozen_text, prompted_text, frozen_image, prompted_image = [], [], [], []
-    for name in NAMES:
-        name = name.replace("_", " ")
-        each = [unit(text_feature(clip_model, tokenize([t])[0], [], [])) for t in texts[name]]
-        frozen_text.append(unit(torch.stack(each).mean(0)))
-        ids = tokenize([f"a photo of a {name}."])[0]  # three prompts stand for "a photo of"
-        prompted_text.append(unit(text_feature(clip_model, ids, [1, 2, 3], text_prompts)))
-    for image in images:
-        frozen_image.append(unit(image_feature(clip_model, image, [])))
-        prompted_image.append(unit(image_feature(clip_model, image, vision_prompts)))
-    w, w_p = torch.stack(frozen_text), torch.stack(prompted_text)
-    v, v_p = torch.stack(frozen_image), torch.stack(prompted_image)
-    logits = clip_model.logit_scale.exp() * unit(v + v_p) @ unit(w + w_p).t()
-    log_probabilities = logits.log_softmax(dim=1)
-    cross_entropy = -sum(log_probabilities[i, y] for i, y in enumerate(labels)) / len(labels)
-    cos = torch.nn.CosineSimilarity(dim=1)
-    image_anchor, text_anchor = (v_p, w_p) if anchor == "prompted" else (v, w)
-    consistency = 2 - cos(v + v_p, image_anchor).mean() - cos(w + w_p, text_anchor).mean()
-    return logits, cross_entropy, 12.0 * consistency
-
-
 @pytest.mark.parametrize("anchor", ["prompted", "frozen"])
 def test_logits_losses_and_gradients_equal_the_papers_equations(
-    clip_model, small, tmp_path, anchor
+    clip_model, small, tmp_path, anchor, batch
 ):
     texts = write_descriptions(tmp_path / "texts.json")
     model = build(HiCroPL, clip_model, CONS_ANCHOR=anchor, **small)
-    images, labels = batch()
+    images, labels = batch
     logits, terms = model(images, labels)
-    expected = plain_logits_and_loss(model, clip_model, texts, images, labels, anchor)
+    p = learned(model.prompt_learner)
+    expected = plain_hicropl(clip_model, p, texts, images, labels, anchor)
     torch.testing.assert_close(logits, expected[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(terms["loss_ce"], expected[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(terms["loss_cons"], expected[2], rtol=1e-4, atol=1e-5)
-    learned = dict(model.prompt_learner.named_parameters())
-    fast = torch.autograd.grad(sum(terms.values()), learned.values())
-    slow = torch.autograd.grad(expected[1] + expected[2], learned.values())
-    for name, a, b in zip(learned, fast, slow, strict=True):
-        assert (a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-7, name
+    assert_same_gradients(p, sum(terms.values()), expected[1] + expected[2], atol=1e-7)
 
 
 def test_in_graph_mode_every_learnable_tensor_gets_a_gradient_and_nothing_is_mutated(
-    clip_model, small
+    clip_model, small, batch
 ):
     model = build(HiCroPL, clip_model, **small)
     before = copy.deepcopy(model.state_dict())
-    images, labels = batch()
+    images, labels = batch
     logits, terms = model(images, labels)
     sum(terms.values()).backward()
-    learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    assert all(name.startswith("prompt_learner.") for name in learned)
-    for name, parameter in learned.items():
+    trained = learned(model)
+    assert all(name.startswith("prompt_learner.") for name in trained)
+    for name, parameter in trained.items():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
     again, _ = model(images, labels)
     assert torch.equal(logits, again)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    assert all(p.grad is None for n, p in model.named_parameters() if n not in learned)
+    assert all(p.grad is None for n, p in model.named_parameters() if n not in trained)
 
 
-def test_in_place_mode_changes_the_prompts_and_gives_the_mappers_no_gradient(clip_model, small):
+def test_in_place_mode_changes_the_prompts_and_gives_the_mappers_no_gradient(
+    clip_model, small, batch
+):
     graph = build(HiCroPL, clip_model, **small)
     model = build(HiCroPL, clip_model, MAPPER_UPDATE="in_place", **small)
-    images, labels = batch()
+    images, labels = batch
     before = copy.deepcopy(model.state_dict())
     logits, terms = model(images, labels)
     torch.testing.assert_close(logits, graph(images))  # the first call sees the same prompts
@@ -191,8 +94,7 @@ def test_in_place_mode_changes_the_prompts_and_gives_the_mappers_no_gradient(cli
 
 def test_names_and_number_of_tensors_are_those_of_the_released_code(small):
     model = build(HiCroPL, tiny_clip(12), **{**small, "PROMPT_DEPTH": 12, "CROSS_LAYER": 6})
-    names = [n for n, p in model.named_parameters() if p.requires_grad]
-    assert len(names) == 168
+    assert len(learned(model)) == 168
     all_names = {n for n, _ in model.named_parameters(remove_duplicate=False)}
     assert {
         "prompt_learner.ctx",
@@ -229,9 +131,9 @@ SWITCHES = [
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)
-def test_every_ablation_trains_all_its_tensors(clip_model, small, switch):
+def test_every_ablation_trains_all_its_tensors(clip_model, small, switch, batch):
     model = build(HiCroPL, clip_model, **{**small, **switch})
-    _, terms = model(*batch())
+    _, terms = model(*batch)
     assert ("loss_cons" in terms) == (switch.get("LAMBD") != 0.0)
     sum(terms.values()).backward()
     for name, parameter in model.prompt_learner.named_parameters():
@@ -269,9 +171,9 @@ def test_single_scale_sees_its_own_layer_only(clip_model, small):
         assert moved == reaches, scale
 
 
-def test_fixed_classes_change_no_logit_and_other_classes_can_be_set(clip_model, small):
+def test_fixed_classes_change_no_logit_and_other_classes_can_be_set(clip_model, small, batch):
     model = build(HiCroPL, clip_model, **{**small, "FROZEN_TEXT": "templates"}).eval()
-    images, _ = batch()
+    images, _ = batch
     with torch.no_grad():
         free = model(images)
         with model.fixed_classes():
@@ -303,9 +205,8 @@ def test_context_words_are_used_up_to_four_tokens(clip_model, small, capsys):
     ],
 )
 def test_settings_that_cannot_be(clip_model, small, values, message):
-    _, node = settings(HiCroPL, **{**small, **values})
     with pytest.raises(UserError, match=message):
-        HiCroPL.check_settings(HiCroPL, node, clip_model)
+        check(HiCroPL, clip_model, **{**small, **values})
 
 
 def test_missing_descriptions_name_the_class_and_the_file(clip_model, small, tmp_path):
@@ -391,6 +292,5 @@ def test_a_resnet_has_no_tokens_for_vision_prompts(small):
     vision = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 64, "head_width": 32}
     text = {"width": 32, "layers": 4, "heads": 2, "vocab_size": 49408, "context_length": 77}
     resnet = from_open_clip(open_clip.CLIP(24, vision, text, quick_gelu=True))
-    _, node = settings(HiCroPL, **small)
     with pytest.raises(UserError, match="ResNet, vision prompts need a ViT"):
-        HiCroPL.check_settings(HiCroPL, node, resnet)
+        check(HiCroPL, resnet, **small)

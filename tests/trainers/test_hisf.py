@@ -6,37 +6,28 @@ import numpy as np
 import pytest
 import torch
 
-import tests.trainers.test_training as toy
 from clip import tokenize
 from dassl.utils import UserError
-from tests.plain import image_feature, text_feature
-from tests.trainers.tiny import NAMES, TEMPLATES, build, settings, tiny_clip
+from tests.plain import assert_same_gradients, image_feature, text_feature, unit
+from tests.trainers.tiny import (
+    NAMES,
+    TEMPLATES,
+    bare_trainer,
+    build,
+    check,
+    class_ids,
+    learned,
+    settings,
+    tiny_clip,
+)
 from trainers.hisf import HISF
 
-run, backbone = toy.run, toy.backbone  # fixtures: the toy dataset and the tiny CLIP
+pytestmark = pytest.mark.tiny(layers=3)
 SMALL = {"N_CTX": 2, "FUSION_LAYERS": (1, 3), "LAMBDA_LE": 0.3, "LAMBDA_SA": 0.7}
 
 
-@pytest.fixture(scope="module")
-def clip_model():
-    return tiny_clip(layers=3)
-
-
-def batch():
-    torch.manual_seed(5)
-    return torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1])
-
-
-def unit(x):
-    return x / x.norm()
-
-
 def plain_labels(clip_model, names):
-    rows = []
-    for name in names:
-        ids = tokenize([TEMPLATES[0].format(name.replace("_", " "))])[0]
-        rows.append(unit(text_feature(clip_model, ids, [], [])))
-    return rows
+    return [unit(text_feature(clip_model, i, [], [])) for i in class_ids(TEMPLATES[0], names)]
 
 
 def plain_attention(p, name, token, labels):
@@ -62,7 +53,7 @@ def plain_fusion(p, name, prompts, labels, own):
     return torch.stack(tokens)
 
 
-def plain(model, clip_model, images, names):
+def plain_hisf(model, clip_model, images, names):
     """Logits (B, K), unit image features, unit text features and each class's last P_final."""
     s, p = model.settings, dict(model.prompt_learner.named_parameters())
     labels = plain_labels(clip_model, names)
@@ -121,10 +112,10 @@ def plain_loss(model, clip_model, targets, logits, features, texts, final):
         {"LOSS_CLS": False},
     ],
 )
-def test_logits_loss_and_gradients_equal_the_plain_computation(clip_model, values):
+def test_logits_loss_and_gradients_equal_the_plain_computation(clip_model, values, batch):
     model = build(HISF, clip_model, **{**SMALL, **values})
-    images, targets = batch()
-    expected = plain(model, clip_model, images, NAMES)
+    images, targets = batch
+    expected = plain_hisf(model, clip_model, images, NAMES)
     logits, terms = model(images, targets)
     torch.testing.assert_close(logits, expected[0], rtol=1e-4, atol=1e-4)
     s = model.settings
@@ -132,12 +123,7 @@ def test_logits_loss_and_gradients_equal_the_plain_computation(clip_model, value
     assert set(terms) == {name for name, value in on.items() if value}
     loss, total = plain_loss(model, clip_model, targets, *expected), sum(terms.values())
     torch.testing.assert_close(total, loss, rtol=1e-4, atol=1e-5)
-    learned = dict(model.prompt_learner.named_parameters())
-    fast = torch.autograd.grad(total, learned.values())
-    slow = torch.autograd.grad(loss, learned.values())
-    for name, a, b in zip(learned, fast, slow, strict=True):
-        assert b.abs().max() > 0, name
-        assert (a - b).abs().max() <= 2e-3 * b.abs().max(), name
+    assert_same_gradients(learned(model.prompt_learner), total, loss, rtol=2e-3)
 
 
 def test_label_distance_is_direct_where_the_widths_agree(clip_model):
@@ -163,13 +149,13 @@ def test_learnable_tensors_of_each_module():
     }
 
 
-def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model):
+def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model, batch):
     model = build(HISF, clip_model, **SMALL)
-    images, _ = batch()
+    images, _ = batch
     names = ["cat", "small_red bus", "fern", "pot"]
     model.set_classes(names)
     with torch.no_grad():
-        expected = plain(model, clip_model, images, names)[0]
+        expected = plain_hisf(model, clip_model, images, names)[0]
         with model.fixed_classes():
             for order in ([0, 1, 2], [2, 0, 1]):
                 torch.testing.assert_close(
@@ -179,11 +165,11 @@ def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model):
     torch.testing.assert_close(split, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_frozen_clip_stays_untouched():
+def test_frozen_clip_stays_untouched(batch):
     model = build(HISF, tiny_clip(layers=3), **SMALL)
     before = {name: t.clone() for name, t in model.clip.state_dict().items()}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.02)
-    images, targets = batch()
+    optimizer = torch.optim.SGD(learned(model).values(), lr=0.02)
+    images, targets = batch
     losses = []
     for _ in range(4):
         optimizer.zero_grad()
@@ -199,14 +185,14 @@ def test_frozen_clip_stays_untouched():
 @pytest.mark.parametrize("decay", ["all", "projections"])
 def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_model, decay):
     model = build(HISF, clip_model, **SMALL)
-    trainer = HISF.__new__(HISF)
+    trainer = bare_trainer(HISF, model)
     trainer.cfg, trainer.settings = settings(HISF, PROMPT_LR_FACTOR=5.0, DECAY=decay)
     trainer.cfg.OPTIM.LR, trainer.cfg.OPTIM.WEIGHT_DECAY = 0.01, 0.1
-    learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    groups = trainer.param_groups(learned)
+    trained = learned(model)
+    groups = trainer.param_groups(trained)
     found = {id(p): group for group in groups for p in group["params"]}
-    assert len(found) == len(learned)
-    for name, tensor in learned.items():
+    assert len(found) == len(trained)
+    for name, tensor in trained.items():
         group = found[id(tensor)]
         is_prompt = name == "prompt_learner.ctx"
         assert group["lr"] == pytest.approx(0.05 if is_prompt else 0.01)
@@ -229,9 +215,8 @@ def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_m
     ],
 )
 def test_settings_that_cannot_be(clip_model, values, message):
-    _, node = settings(HISF, **{**SMALL, **values})
     with pytest.raises(UserError, match=message):
-        HISF.check_settings(HISF, node, clip_model)
+        check(HISF, clip_model, **{**SMALL, **values})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip import tokenize
-from dassl.engine import TrainerBase
 from dassl.utils import UserError, convert_checkpoint, load_checkpoint
-from tests.plain import image_feature, text_feature
-from tests.trainers.test_hicropl import plain_logits_and_loss
-from tests.trainers.tiny import NAMES, build, tiny_clip, write_descriptions
+from tests.plain import plain_logits, text_feature
+from tests.trainers.plain_methods import plain_cocoop_logits, plain_hicropl, plain_maple_logits
+from tests.trainers.tiny import (
+    NAMES,
+    bare_trainer,
+    build,
+    class_ids,
+    tiny_clip,
+    write_descriptions,
+)
 from trainers.base import PromptTrainer
 from trainers.cocoop import CoCoOp
 from trainers.coop import CoOp
@@ -40,85 +44,64 @@ def random_state(shapes: dict[str, tuple[int, ...]]) -> State:
     return {name: 0.2 * torch.randn(shape) for name, shape in shapes.items()}
 
 
-def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
-
-
 def images() -> Tensor:
     torch.manual_seed(5)
     return torch.randn(2, 3, 16, 16)
 
 
-def class_texts(pattern: str) -> list[Tensor]:
-    return [tokenize([pattern.format(name.replace("_", " "))])[0] for name in NAMES]
+def logits_of(texts: list[Tensor], vision: list[Tensor]) -> Tensor:
+    """Score the images with vision prompts by layer against text features."""
+    return plain_logits(CLIP_MODEL, images(), texts, vision)
 
 
-def logits_of(texts: list[Tensor], vision: list[Any]) -> Tensor:
-    """From text features that are not normalised and vision prompts by layer."""
-    v = torch.stack([unit(image_feature(CLIP_MODEL, image, vision)) for image in images()])
-    return CLIP_MODEL.logit_scale.exp() * v @ unit(torch.stack(texts)).t()
+def without_scope(s: State) -> State:
+    """Drop the name of the prompt learner, which some public checkpoints have in front."""
+    return {name.removeprefix("prompt_learner."): t for name, t in s.items()}
 
 
 # --- the methods: settings, names and shapes of the tensors, and what they mean ----------------
 
 
 def coop_logits(s: State) -> Tensor:
-    ids = class_texts("X X X X {}.")
+    ids = class_ids("X X X X {}.")
     return logits_of([text_feature(CLIP_MODEL, i, [1, 2, 3, 4], [s["ctx"]]) for i in ids], [])
 
 
 def coop_front_logits(s: State) -> Tensor:
     texts = []
-    for ids, name, ctx in zip(class_texts("{} X X X X."), NAMES, s["ctx"], strict=True):
+    for ids, name, ctx in zip(class_ids("{} X X X X."), NAMES, s["ctx"], strict=True):
         first = 1 + len(name.replace("_", " ").split())
         texts.append(text_feature(CLIP_MODEL, ids, list(range(first, first + 4)), [ctx]))
     return logits_of(texts, [])
 
 
 def cocoop_logits(s: State) -> Tensor:
-    rows = []
-    for image in images():
-        v = unit(image_feature(CLIP_MODEL, image, []))
-        hidden = (s["meta_net.linear1.weight"] @ v + s["meta_net.linear1.bias"]).clamp(min=0)
-        shift = s["meta_net.linear2.weight"] @ hidden + s["meta_net.linear2.bias"]
-        texts = [
-            text_feature(CLIP_MODEL, ids, [1, 2, 3, 4], [s["ctx"] + shift])
-            for ids in class_texts("a photo of a {}.")
-        ]
-        rows.append(CLIP_MODEL.logit_scale.exp() * unit(torch.stack(texts)) @ v)
-    return torch.stack(rows)
+    return plain_cocoop_logits(CLIP_MODEL, s, images(), NAMES, "a photo of a")
 
 
 def maple_logits(s: State) -> Tensor:
-    p = {name.removeprefix("prompt_learner."): t for name, t in s.items()}
-    text = [p["ctx"], p["compound_prompts_text.0"], p["compound_prompts_text.1"]]
-    layers = ["proj", "compound_prompt_projections.0", "compound_prompt_projections.1"]
-    vision = [t @ p[f"{n}.weight"].t() + p[f"{n}.bias"] for t, n in zip(text, layers, strict=True)]
-    ids = class_texts("a photo of a {}.")  # "of a" stays
-    return logits_of([text_feature(CLIP_MODEL, i, [1, 2], text) for i in ids], vision)
+    # Two prompts: "of a" stays.
+    return plain_maple_logits(CLIP_MODEL, without_scope(s), images(), 3, "a photo of a")
 
 
 def ivlp_logits(s: State) -> Tensor:
     block = "{}_encoder.transformer.resblocks.{}.VPT_shallow"
     text = [s["prompt_learner.ctx"], s[block.format("text", 1)], s[block.format("text", 2)]]
     vision = [s["image_encoder.VPT"], s[block.format("image", 1)]]
-    ids = class_texts("a photo of a {}.")
+    ids = class_ids("a photo of a {}.")
     return logits_of([text_feature(CLIP_MODEL, i, [1, 2], text) for i in ids], vision)
 
 
 def vpt_logits(s: State) -> Tensor:
     vision = [s["image_encoder.VPT"], s["image_encoder.transformer.resblocks.1.VPT_shallow"]]
-    ids = class_texts("a photo of a {}.")
+    ids = class_ids("a photo of a {}.")
     return logits_of([text_feature(CLIP_MODEL, i, [], []) for i in ids], vision)
 
 
 def hicropl_logits(s: State) -> Tensor:
-    p = {name.removeprefix("prompt_learner."): t for name, t in s.items()}
-    learner = SimpleNamespace(named_parameters=p.items)
-    model = SimpleNamespace(prompt_learner=learner)
     texts = write_descriptions(Path("/dev/null"))
     labels = torch.tensor([0, 1])
-    return plain_logits_and_loss(model, CLIP_MODEL, texts, images(), labels, "prompted")[0]
+    return plain_hicropl(CLIP_MODEL, without_scope(s), texts, images(), labels, "prompted")[0]
 
 
 def hicropl_shapes() -> dict[str, tuple[int, ...]]:
@@ -292,11 +275,7 @@ def load_into(method: str, directory: Path, tmp_path: Path, epoch: int | None = 
         write_descriptions(tmp_path / "texts.json")
         values = {**values, "DESCRIPTIONS": str(tmp_path / "texts.json")}
     model = build(trainer_class, CLIP_MODEL, **values)
-    trainer = object.__new__(trainer_class)
-    TrainerBase.__init__(trainer)
-    scope = model.get_submodule(trainer_class.checkpoint_scope)
-    trainer.register_model(trainer_class.checkpoint_name, scope)
-    trainer.load_model(str(directory), epoch=epoch)
+    bare_trainer(trainer_class, model).load_model(str(directory), epoch=epoch)
     return model.eval()
 
 

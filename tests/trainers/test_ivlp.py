@@ -8,50 +8,13 @@ import torch.nn.functional as F
 
 from clip import CLIP, CLIPConfig, tokenize
 from dassl.utils import UserError
-from tests.plain import image_feature, text_feature
-from tests.trainers.tiny import NAMES, build, settings, tiny_clip
+from tests.plain import assert_same_gradients, plain_logits, text_feature
+from tests.trainers.tiny import NAMES, build, check, class_ids, learned
 from trainers.ivlp import IVLP
 from trainers.vpt import VPT
 
 SHALLOW = {"PROMPT_DEPTH_TEXT": 1, "PROMPT_DEPTH_VISION": 1}
 TEXT_ONLY = {"PROMPT_DEPTH_VISION": 0, "N_CTX_VISION": 0}
-
-
-@pytest.fixture(scope="module")
-def clip_model():
-    return tiny_clip()
-
-
-@pytest.fixture
-def batch():
-    torch.manual_seed(5)
-    return torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1])
-
-
-def unit(x):
-    return x / x.norm(dim=-1, keepdim=True)
-
-
-def learned(model):
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def plain_logits(clip_model, images, texts, vision):
-    """``texts``: (text, prompt positions, prompts by layer) of each class."""
-    w = torch.stack(
-        [unit(text_feature(clip_model, tokenize([t])[0], slots, p)) for t, slots, p in texts]
-    )
-    v = torch.stack([unit(image_feature(clip_model, image, vision)) for image in images])
-    return clip_model.logit_scale.exp() * v @ w.t()
-
-
-def assert_same_gradients(model, terms, expected, labels):
-    tensors = learned(model)
-    fast = torch.autograd.grad(sum(terms.values()), tensors.values())
-    slow = torch.autograd.grad(F.cross_entropy(expected, labels), tensors.values())
-    for name, a, b in zip(tensors, fast, slow, strict=True):
-        assert b.abs().max() > 0, name
-        assert (a - b).abs().max() <= 1e-3 * b.abs().max(), name
 
 
 def deep(p, tower, depth):
@@ -86,12 +49,12 @@ def test_ivlp_equals_the_plain_computation(
     assert {tuple(t.shape) for t in text} == {(n_text, 32)}
     assert {tuple(t.shape) for t in vision} <= {(n_vision, 48)}
     slots = list(range(1, 1 + n_text))
-    texts = [(f"{context} {name.replace('_', ' ')}.", slots, text) for name in NAMES]
+    texts = [text_feature(clip_model, ids, slots, text) for ids in class_ids(context + " {}.")]
     images, labels = batch
     expected = plain_logits(clip_model, images, texts, vision)
     logits, terms = model(images, labels)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    assert_same_gradients(model, terms, expected, labels)
+    assert_same_gradients(p, sum(terms.values()), F.cross_entropy(expected, labels))
 
 
 def test_ivlp_starts_from_words_up_to_four_tokens(clip_model, capsys):
@@ -111,12 +74,12 @@ def test_vpt_equals_the_plain_computation(clip_model, batch, depth):
     p = learned(model)
     vision = [p["image_encoder.VPT"], *deep(p, "image_encoder", depth)]
     assert len(p) == depth and {tuple(t.shape) for t in vision} == {(3, 48)}
-    texts = [(f"a photo of a {name.replace('_', ' ')}.", [], []) for name in NAMES]
+    texts = [text_feature(clip_model, ids, [], []) for ids in class_ids("a photo of a {}.")]
     images, labels = batch
     expected = plain_logits(clip_model, images, texts, vision)
     logits, terms = model(images, labels)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    assert_same_gradients(model, terms, expected, labels)
+    assert_same_gradients(p, sum(terms.values()), F.cross_entropy(expected, labels))
 
 
 @pytest.mark.parametrize("trainer", [IVLP, VPT])
@@ -149,9 +112,8 @@ def test_fixed_classes_change_no_logit_and_other_classes_can_be_set(clip_model, 
 )
 def test_settings_that_cannot_be(clip_model, trainer, values, message):
     fitting = {"PROMPT_DEPTH_TEXT": 2} if trainer is IVLP else {}
-    _, node = settings(trainer, **{"PROMPT_DEPTH_VISION": 2, **fitting, **values})
     with pytest.raises(UserError, match=message):
-        trainer.check_settings(trainer, node, clip_model)
+        check(trainer, clip_model, **{"PROMPT_DEPTH_VISION": 2, **fitting, **values})
 
 
 def test_a_resnet_takes_text_prompts_only():
@@ -169,12 +131,10 @@ def test_a_resnet_takes_text_prompts_only():
             head_width=16,
         )
     ).requires_grad_(False)
-    _, node = settings(IVLP, **SHALLOW)
     with pytest.raises(UserError, match="vision prompts need a ViT"):
-        IVLP.check_settings(IVLP, node, resnet)
+        check(IVLP, resnet, **SHALLOW)
     values = {**TEXT_ONLY, "PROMPT_DEPTH_TEXT": 2}
-    _, node = settings(IVLP, **values)
-    IVLP.check_settings(IVLP, node, resnet)
+    check(IVLP, resnet, **values)
     model = build(IVLP, resnet.eval(), **values)
     assert set(learned(model)) == {
         "prompt_learner.ctx",

@@ -10,23 +10,15 @@ import train
 
 # KgCoOp is held near its start and takes longer to leave it; ProMPT's steps are many and slow.
 SHOTS_AND_EPOCHS = {"KgCoOp": (16, 20), "ProMPT": (4, 3)}
-METHODS = [
-    "CoOp",
-    "CoCoOp",
-    "KgCoOp",
-    "VPT",
-    "IVLP",
-    "MaPLe",
-    "PromptSRC",
-    "HiCroPL",
-    "ProMPT",
-    "HISF",
-]
+METHODS = ["CoOp", "HiCroPL"]
+# They take longest; `make test` is content with the two above.
+SLOW = ["CoCoOp", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "ProMPT", "HISF"]
+METHODS += [pytest.param(method, marks=pytest.mark.slow) for method in SLOW]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")  # drawn by the first test, read by the others
+    return tmp_path_factory.mktemp("data")  # each process draws its own by its first test
 
 
 @pytest.mark.parametrize("method", METHODS)

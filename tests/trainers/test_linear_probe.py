@@ -9,21 +9,16 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-import tests.trainers.test_training as toy
 from dassl.data.datasets import DATASET_REGISTRY
+from tests.trainers import toy
 from trainers.linear_probe import STRENGTHS, LinearProbe
 
-run, backbone = toy.run, toy.backbone  # fixtures: the toy dataset and the tiny CLIP
 
-
-class ColourPatchesWithVal(toy.ColourPatches):
+@DATASET_REGISTRY.register()
+class ColorPatchesWithVal(toy.ColorPatches):
     @property
     def val(self):
         return self.test
-
-
-if "ColourPatchesWithVal" not in DATASET_REGISTRY.registered_names():
-    DATASET_REGISTRY.register(ColourPatchesWithVal)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +37,7 @@ def test_it_predicts_what_scikit_learn_predicts(run, tmp_path, monkeypatch, subs
 
     monkeypatch.setattr(LinearProbe, "features", remember)
     code, out = run(
-        "LinearProbe", "run", "DATASET.NAME", "ColourPatchesWithVal",
+        "LinearProbe", "run", "DATASET.NAME", "ColorPatchesWithVal",
         "DATASET.SUBSAMPLE_CLASSES", subset, "TEST.SAVE_LOGITS", "True",
     )  # fmt: skip
     assert code == 0, out

@@ -8,37 +8,10 @@ import torch.nn.functional as F
 
 from clip import tokenize
 from dassl.utils import UserError
-from tests.plain import image_feature, text_feature
-from tests.trainers.tiny import NAMES, build, settings, tiny_clip
+from tests.plain import assert_same_gradients
+from tests.trainers.plain_methods import plain_maple_logits
+from tests.trainers.tiny import NAMES, build, check, learned
 from trainers.maple import MaPLe
-
-
-@pytest.fixture(scope="module")
-def clip_model():
-    return tiny_clip()
-
-
-@pytest.fixture
-def batch():
-    torch.manual_seed(5)
-    return torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1])
-
-
-def unit(x):
-    return x / x.norm(dim=-1, keepdim=True)
-
-
-def plain_logits(clip_model, p, images, depth, context):
-    text = [p["ctx"]] + [p[f"compound_prompts_text.{i}"] for i in range(depth - 1)]
-    layers = ["proj"] + [f"compound_prompt_projections.{i}" for i in range(depth - 1)]
-    vision = [t @ p[f"{n}.weight"].t() + p[f"{n}.bias"] for t, n in zip(text, layers, strict=True)]
-    slots = list(range(1, 1 + len(p["ctx"])))
-    w = []
-    for name in NAMES:
-        ids = tokenize([f"{context} {name.replace('_', ' ')}."])[0]
-        w.append(unit(text_feature(clip_model, ids, slots, text)))
-    v = [unit(image_feature(clip_model, image, vision)) for image in images]
-    return clip_model.logit_scale.exp() * torch.stack(v) @ torch.stack(w).t()
 
 
 @pytest.mark.parametrize(
@@ -56,21 +29,17 @@ def test_maple_equals_the_plain_computation(clip_model, batch, n_ctx, depth, con
     with torch.no_grad():  # they start equal, which would hide a mix-up
         for i, projection in enumerate(learner.compound_prompt_projections):
             projection.weight.mul_(1 + i)
-    p = dict(learner.named_parameters())
+    p = learned(learner)
     images, labels = batch
-    expected = plain_logits(clip_model, p, images, depth, context)
+    expected = plain_maple_logits(clip_model, p, images, depth, context)
     logits, terms = model(images, labels)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    fast = torch.autograd.grad(sum(terms.values()), p.values())
-    slow = torch.autograd.grad(F.cross_entropy(expected, labels), p.values())
-    for name, a, b in zip(p, fast, slow, strict=True):
-        assert b.abs().max() > 0, name
-        assert (a - b).abs().max() <= 1e-3 * b.abs().max(), name
+    assert_same_gradients(p, sum(terms.values()), F.cross_entropy(expected, labels))
 
 
 def test_learnable_tensors_are_those_of_the_released_code(clip_model):
     model = build(MaPLe, clip_model, PROMPT_DEPTH=3)
-    assert {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad} == {
+    assert {n: tuple(p.shape) for n, p in learned(model).items()} == {
         "prompt_learner.ctx": (2, 32),
         "prompt_learner.proj.weight": (48, 32),
         "prompt_learner.proj.bias": (48,),
@@ -111,9 +80,8 @@ def test_fixed_classes_change_no_logit_and_other_classes_can_be_set(clip_model, 
     ],
 )
 def test_settings_that_cannot_be(clip_model, values, message):
-    _, node = settings(MaPLe, **{"PROMPT_DEPTH": 2, **values})
     with pytest.raises(UserError, match=message):
-        MaPLe.check_settings(MaPLe, node, clip_model)
+        check(MaPLe, clip_model, **{"PROMPT_DEPTH": 2, **values})
 
 
 def test_prompts_that_do_not_fit_are_an_error(clip_model):

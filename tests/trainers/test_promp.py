@@ -9,38 +9,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import tests.trainers.test_training as toy
 import trainers.base as base
 import trainers.promp as promp
 from clip import CLIP, tokenize
 from dassl.utils import UserError
-from tests.plain import image_feature, text_feature
-from tests.trainers.tiny import NAMES, TEMPLATES, build, settings, tiny_clip
+from tests.plain import assert_same_gradients, image_feature, text_feature, unit
+from tests.trainers.tiny import NAMES, TEMPLATES, build, check, learned, tiny_clip
 from trainers.promp import ProMPT
 from trainers.zsclip import ZeroshotCLIP
 
-run, backbone = toy.run, toy.backbone  # fixtures: the toy dataset and the tiny CLIP
+pytestmark = pytest.mark.tiny(layers=3)
 SMALL = {"PROMPT_DEPTH_VISION": 2, "N_CTX_VISION": 2, "N_CTX_TEXT": 5}
-
-
-@pytest.fixture(scope="module")
-def clip_model():
-    return tiny_clip(layers=3)
 
 
 @pytest.fixture(autouse=True)
 def wider_generators(monkeypatch):
     # Of the tiny model's 24 features a sixteenth would be one unit, and that may be a dead one.
     monkeypatch.setattr(promp, "REDUCTION", 3)
-
-
-def batch():
-    torch.manual_seed(5)
-    return torch.randn(3, 3, 16, 16), torch.tensor([0, 2, 1])
-
-
-def unit(x):
-    return x / x.norm()
 
 
 def plain_steps(model, clip_model, images, names, words="a photo of a X"):
@@ -106,9 +91,9 @@ def plain_steps(model, clip_model, images, names, words="a photo of a X"):
         {"FEATURE_FILTER": False},
     ],
 )
-def test_every_iteration_loss_and_gradients_equal_the_plain_computation(clip_model, values):
+def test_every_iteration_loss_and_gradients_equal_the_plain_computation(clip_model, values, batch):
     model = build(ProMPT, clip_model, **{**SMALL, **values})
-    images, labels = batch()
+    images, labels = batch
     words = "a photo of a" if values.get("N_CTX_TEXT") == 2 else "a photo of a X"
     expected = plain_steps(model, clip_model, images, NAMES, words)
     steps = model.evolve(images)
@@ -125,17 +110,12 @@ def test_every_iteration_loss_and_gradients_equal_the_plain_computation(clip_mod
             loss = loss - model.settings.LAMBD ** (n_last - n) * log_p / len(labels)
     total = sum(terms.values())
     torch.testing.assert_close(total, loss, rtol=1e-4, atol=1e-5)
-    learned = dict(model.prompt_learner.named_parameters())
-    fast = torch.autograd.grad(total, learned.values())
-    slow = torch.autograd.grad(loss, learned.values())
-    for name, a, b in zip(learned, fast, slow, strict=True):
-        assert b.abs().max() > 0, name
-        assert (a - b).abs().max() <= 1e-3 * b.abs().max(), name
+    assert_same_gradients(learned(model.prompt_learner), total, loss)
 
 
 def test_learnable_tensors_and_their_start():
     model = build(ProMPT, tiny_clip(), PROMPT_DEPTH_VISION=4)
-    shapes = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+    shapes = {n: tuple(p.shape) for n, p in learned(model).items()}
     assert shapes == {
         "prompt_learner.ctx": (5, 32),
         "prompt_learner.vision_generator.weight1": (8, 24),
@@ -152,12 +132,12 @@ def test_learnable_tensors_and_their_start():
     assert 0 < model.prompt_learner.ctx[4].std() < 0.05
 
 
-def test_no_iteration_is_zero_shot_clip_exactly(clip_model):
+def test_no_iteration_is_zero_shot_clip_exactly(clip_model, batch):
     # bitwise where the first template of the dataset is that of the initialisation, as it is here
     assert TEMPLATES[0] == promp.TEMPLATE
-    images, _ = batch()
+    images, _ = batch
     model, plain = build(ProMPT, clip_model, ITERATIONS=0), build(ZeroshotCLIP, clip_model)
-    assert not [p for p in model.parameters() if p.requires_grad]
+    assert not learned(model)
     for names in (NAMES, ["cat", "small_red bus", "fern", "pot"]):
         model.set_classes(names)
         plain.set_classes(names)
@@ -165,16 +145,16 @@ def test_no_iteration_is_zero_shot_clip_exactly(clip_model):
             assert torch.equal(model(images), plain(images))
 
 
-def test_initialisation_is_that_of_zero_shot_clip_at_any_number_of_iterations(clip_model):
-    images, _ = batch()
+def test_initialisation_is_that_of_zero_shot_clip_at_any_number_of_iterations(clip_model, batch):
+    images, _ = batch
     model = build(ProMPT, clip_model, **SMALL)
     assert torch.equal(model.evolve(images)[0], build(ZeroshotCLIP, clip_model)(images))
 
 
 @pytest.mark.parametrize("text_generator", [True, False])
-def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model, text_generator):
+def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model, text_generator, batch):
     model = build(ProMPT, clip_model, **SMALL, TEXT_GENERATOR=text_generator)
-    images, _ = batch()
+    images, _ = batch
     names = ["cat", "small_red bus", "fern", "pot"]
     model.set_classes(names)
     with torch.no_grad():
@@ -213,12 +193,11 @@ def test_evaluation_in_chunks_of_any_size_gives_the_same(clip_model, monkeypatch
     assert len(passes) > 2
 
 
-def test_frozen_clip_stays_untouched():
+def test_frozen_clip_stays_untouched(batch):
     model = build(ProMPT, tiny_clip(layers=3), **SMALL)
     before = {name: t.clone() for name, t in model.clip.state_dict().items()}
-    learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learned, lr=0.1)
-    images, labels = batch()
+    optimizer = torch.optim.SGD(learned(model).values(), lr=0.1)
+    images, labels = batch
     start = model(images).detach()
     for _ in range(2):
         optimizer.zero_grad()
@@ -241,9 +220,8 @@ def test_frozen_clip_stays_untouched():
     ],
 )
 def test_settings_that_cannot_be(clip_model, values, message):
-    _, node = settings(ProMPT, **{"PROMPT_DEPTH_VISION": 3, **values})
     with pytest.raises(UserError, match=f"TRAINER.PROMPT.{message}"):
-        ProMPT.check_settings(ProMPT, node, clip_model)
+        check(ProMPT, clip_model, **{"PROMPT_DEPTH_VISION": 3, **values})
 
 
 def lines_of(folder):

@@ -7,109 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import train
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, subsample_classes
 from dassl.engine import trainer as engine
 from tests.trainers.tiny import tiny_clip
+from tests.trainers.toy import CHECKPOINT, checkpoint
 from trainers.base import PromptTrainer
-
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128,) * 3}
-
-
-class ColourPatches(DatasetBase):
-    """Four classes of coloured noise, 16 x 16."""
-
-    templates = ["a photo of a {} patch."]
-
-    def __init__(self, cfg):
-        root = Path(cfg.DATASET.ROOT)
-        splits = []
-        for split, count in (("train", 4), ("test", 3)):
-            items = []
-            for label, (name, colour) in enumerate(COLOURS.items()):
-                for i in range(count):
-                    path = root / split / name / f"{i}.png"
-                    if not path.exists():
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        noise = np.random.RandomState(100 * label + i).randint(-25, 25, (16, 16, 3))
-                        pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-                        Image.fromarray(pixels).save(path)
-                    items.append(Datum(impath=str(path), label=label, classname=name))
-            splits.append(items)
-        chosen = subsample_classes(*splits, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
-        super().__init__(train_x=chosen[0], test=chosen[1])
-
-
-if "ColourPatches" not in DATASET_REGISTRY.registered_names():
-    DATASET_REGISTRY.register(ColourPatches)
-
-HICROPL = ["TRAINER.HICROPL.PROMPT_DEPTH", "4", "TRAINER.HICROPL.CROSS_LAYER", "2"]
-HICROPL += ["TRAINER.HICROPL.N_CTX", "2", "TRAINER.HICROPL.FROZEN_TEXT", "template"]
-OPTIONS = {
-    "HiCroPL": HICROPL,
-    "CoOp": ["TRAINER.COOP.N_CTX", "3"],
-    "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "3"],
-    "IVLP": ["TRAINER.IVLP.PROMPT_DEPTH_VISION", "3", "TRAINER.IVLP.PROMPT_DEPTH_TEXT", "3"],
-    "ProMPT": ["TRAINER.PROMPT.PROMPT_DEPTH_VISION", "3", "TRAINER.PROMPT.N_CTX_VISION", "2"],
-    "HISF": ["TRAINER.HISF.FUSION_LAYERS", "(1, 3)"],
-    "PromptSRC": [
-        *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "3"),
-        *("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
-    ],
-}
-NODES = {"ZeroshotCLIP": "ZSCLIP", "KgCoOp": "COOP"}  # config nodes that are not the trainer's name
-CHECKPOINT = {
-    "CoOp": "prompt_learner",
-    "CoCoOp": "prompt_learner",
-    "KgCoOp": "prompt_learner",
-    "VPT": "prompt_learner",
-    "MaPLe": "MultiModalPromptLearner",
-    "IVLP": "VLPromptLearner",
-    "PromptSRC": "VLPromptLearner",
-    "HiCroPL": "VLPromptLearner",
-    "ProMPT": "VLPromptLearner",
-    "HISF": "VLPromptLearner",
-}
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("clip") / "tiny.pt"
-    torch.save({**tiny_clip().state_dict(), "head_width": torch.tensor(16)}, path)
-    return str(path)
-
-
-@pytest.fixture
-def run(backbone, tmp_path, capsys):
-    """run(trainer, output folder, KEY, VALUE, ..., flags) -> (exit code, what was printed)."""
-
-    def call(trainer: str, output: str, *pairs: str, flags=(), epochs: int = 2) -> tuple[int, str]:
-        node = NODES.get(trainer, trainer.upper())
-        code = train.main(
-            ["--trainer", trainer, "--root", str(tmp_path), "--seed", "1"]
-            + ["--backbone", backbone, "--output-dir", str(tmp_path / output), *flags]
-            + ["DATASET.NAME", "ColourPatches", "INPUT.SIZE", "(16, 16)", "DATALOADER.NUM_WORKERS"]
-            + ["0", "INPUT.TRANSFORMS", "['random_resized_crop', 'normalize']"]
-            + ["DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OPTIM.MAX_EPOCH", str(epochs)]
-            + ["OPTIM.LR_SCHEDULER", "cosine", f"TRAINER.{node}.PREC", "fp32"]
-            + [*OPTIONS.get(trainer, []), *pairs]
-        )
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return call
-
-
-def checkpoint(folder: Path, trainer: str, epoch: int) -> dict:
-    path = folder / CHECKPOINT[trainer] / f"model.pth.tar-{epoch}"
-    return torch.load(path, weights_only=True)["state_dict"]
 
 
 @pytest.mark.parametrize("trainer", CHECKPOINT)

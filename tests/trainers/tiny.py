@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import trainers
-from clip import CLIP, CLIPConfig
+from clip import CLIP, CLIPConfig, tokenize
 from dassl.config import get_cfg_default
+from dassl.engine import TrainerBase
 from trainers.base import PromptTrainer
 
 NAMES = ["red_circle", "very large dog", "blue square"]
@@ -53,6 +56,38 @@ def build(trainer: type[PromptTrainer], model: CLIP, seed: int = 1, **values: An
     cfg, node = settings(trainer, **values)
     torch.manual_seed(seed)
     return trainer.model_class(cfg, node, model, NAMES, TEMPLATES)
+
+
+def check(trainer: type[PromptTrainer], model: CLIP, **values: Any) -> None:
+    """Raise what the trainer raises where its method cannot have these settings on ``model``."""
+    _, node = settings(trainer, **values)
+    object.__new__(trainer).check_settings(node, model)
+
+
+def bare_trainer(trainer: type[PromptTrainer], model: nn.Module) -> Any:
+    """Make the method's trainer around a built model, without data, optimizer or output folder."""
+    bare = object.__new__(trainer)
+    TrainerBase.__init__(bare)
+    bare.register_model(trainer.checkpoint_name, model.get_submodule(trainer.checkpoint_scope))
+    return bare
+
+
+def load_public(
+    trainer: type[PromptTrainer], model: nn.Module, state: Mapping[str, Tensor], path: str
+) -> None:
+    """Load a public state dict into a built model the way the trainer does."""
+    bare = bare_trainer(trainer, model)
+    bare.load_learned_state_dict(trainer.checkpoint_name, state, path)
+
+
+def learned(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Name the tensors that are trained."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def class_ids(pattern: str, names: Sequence[str] = NAMES) -> list[Tensor]:
+    """Tokenize each class name in a text with ``{}`` for it: K times (77,)."""
+    return [tokenize([pattern.format(name.replace("_", " "))])[0] for name in names]
 
 
 def write_descriptions(path: Path) -> dict[str, list[str]]:

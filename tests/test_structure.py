@@ -1,0 +1,60 @@
+"""The test modules stand alone: what several need is in a helper module or a conftest.py, once."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SHARED = {"unit", "clip_model", "batch", "plain_logits", "learned", "run", "backbone"}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def tree(path: Path) -> ast.Module:
+    """Parse a module."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(module: ast.Module) -> set[str]:
+    """Name what a module imports, with and without the last part: it may be a module, too."""
+    names: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(f"{node.module or ''}.{a.name}" for a in node.names)}
+    return names
+
+
+def test_no_test_module_imports_another():
+    modules = sorted(HERE.rglob("test_*.py"))
+    assert len(modules) > 20
+    found = {
+        str(path.relative_to(HERE)): name
+        for path in modules
+        for name in imported(tree(path))
+        if any(part.startswith("test_") for part in name.split("."))
+    }
+    assert found == {}
+
+
+def test_shared_helpers_and_fixtures_are_defined_once():
+    defined: dict[str, list[str]] = {name: [] for name in SHARED}
+    for path in [HERE / "plain.py", *sorted((HERE / "trainers").rglob("*.py"))]:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, FUNCTIONS) and node.name in SHARED:
+                defined[node.name].append(path.name)
+    assert {name: len(places) for name, places in defined.items()} == dict.fromkeys(SHARED, 1), (
+        defined
+    )
+
+
+def test_test_modules_leave_the_trainers_api_to_the_helpers():
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in sorted((HERE / "trainers").glob("test_*.py"))
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("check_settings", "load_learned_state_dict", "__new__", "_models")
+    ]
+    assert found == []
