@@ -1,5 +1,5 @@
 # make demo      install, then train and compare three methods on the embedded benchmark
-# make test      install, then lint and test
+# make test      install, then lint and test; make test-slow runs the slow tests
 # make help      the other targets
 #
 # PYTHON chooses the interpreter that .venv is made from: make test PYTHON=python3.12
@@ -8,6 +8,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# Processes that the tests are run in. A fixed number: in a container a machine's count of cores may
+# be one that the container does not get.
+WORKERS ?= 2
+# A process that is done takes over tests of the other, from whichever file they are.
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # Linux gets the exact versions of the lock; other systems the ranges of setup.py.
 ifeq ($(shell uname -s),Linux)
@@ -16,12 +21,13 @@ else
 INSTALL := -e ".[dev]"
 endif
 
-.PHONY: help install demo test lint format lock clean
+.PHONY: help install demo test test-slow lint format lock clean
 
 help:
 	@echo 'make install   make .venv and install into it (the other targets do so by themselves)'
 	@echo 'make demo      Shapes and Digits: HiCroPL, CoOp and ZeroshotCLIP in one table'
-	@echo 'make test      lint, then the test suite'
+	@echo 'make test      lint, then the tests, but for the slow ones; WORKERS=4 for 4 processes, not 2'
+	@echo 'make test-slow the slow tests: the methods that take longest to learn, end to end'
 	@echo 'make lint      ruff and mypy alone'
 	@echo 'make format    let ruff put the code in order'
 	@echo 'make lock      resolve requirements-lock.txt again (needs uv)'
@@ -46,7 +52,10 @@ demo: $(STAMP)
 	  --root data --output-dir output/demo
 
 test: lint
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST) -m 'not slow'
+
+test-slow: $(STAMP)
+	@$(PYTEST) -m slow
 
 lint: $(STAMP)
 	@$(BIN)/ruff check --quiet

@@ -21,5 +21,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=[*ROOMS, *(f"{room}.*" for room in ROOMS)]),
     install_requires=[line for line in lines if line and not line.startswith("#")],
-    extras_require={"dev": ["pytest>=8,<10", "ruff>=0.14,<0.18", "mypy>=1.18,<3"]},
+    extras_require={
+        "dev": ["pytest>=8,<10", "pytest-xdist>=3.8,<4", "ruff>=0.14,<0.18", "mypy>=1.18,<3"]
+    },
 )

@@ -64,6 +64,8 @@ def config(name: str, root: object, shots: int = -1, subset: str = "all", seed: 
 
 
 def split_file(root: Path, name: str) -> dict:
+    """Read a dataset's split file, which the first test of a process draws with its pictures."""
+    build_dataset(config(name, root))
     folder = DATASET_REGISTRY.get(name).folder
     return json.loads((root / folder / f"split_zhou_{name}.json").read_text())
 
