@@ -99,11 +99,13 @@ def check_folders(args: argparse.Namespace, cfg: Any) -> None:
 
 
 def print_args(args: argparse.Namespace, cfg: Any) -> None:
-    print("***************\n** Arguments **\n***************")
+    from dassl.utils import log
+
+    log.info("***************\n** Arguments **\n***************")
     for name, value in sorted(vars(args).items()):
-        print(f"{name}: {value}")
-    print("************\n** Config **\n************")
-    print(cfg)
+        log.info(f"{name}: {value}")
+    log.info("************\n** Config **\n************")
+    log.info(str(cfg))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -120,16 +122,16 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from dassl.utils import collect_env_info, set_random_seed, setup_logger
+    from dassl.utils import collect_env_info, log, set_random_seed, setup_logger
 
     if cfg.SEED >= 0:
-        print(f"Setting fixed seed: {cfg.SEED}")
+        log.info(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
     setup_logger(cfg.OUTPUT_DIR)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     print_args(args, cfg)
-    print(f"** System info **\n{collect_env_info()}\n")
+    log.info(f"** System info **\n{collect_env_info()}\n")
 
     trainer = build_trainer(cfg)
     try:

@@ -19,7 +19,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DatasetBase, Datum, subsample_classes
 from dassl.data.datasets.base_dataset import Split
 from dassl.errors import UserError
-from dassl.utils import listdir_nohidden, read_json, write_json
+from dassl.utils import listdir_nohidden, log, read_json, write_json
 
 SPLITS = ("train", "val", "test")
 Splits = tuple[Split, Split, Split]
@@ -68,7 +68,7 @@ class PublicDataset(DatasetBase):
         try:
             save_split(*splits, self.split_file, self.image_dir)
         except (OSError, UserError) as error:  # a read-only folder; the seed gives the split again
-            print(f"The split was not saved: {error}")
+            log.info(f"The split was not saved: {error}")
         return splits
 
 
@@ -146,7 +146,7 @@ def read_split(filepath: str, path_prefix: str) -> Splits:
         UserError: the file is damaged, names missing images, or its labels are not 0..n-1 with
             one name each, which no other label has.
     """
-    print(f"Reading split from {filepath}")
+    log.info(f"Reading split from {filepath}")
     content = read_json(filepath)
     names: dict[int, str] = {}
     parts: list[list[tuple[str, int, str]]] = []
@@ -215,7 +215,7 @@ def save_split(
         for part, items in zip(SPLITS, (train, val, test), strict=True)
     }
     write_json(content, filepath)
-    print(f"Saved split to {filepath}")
+    log.info(f"Saved split to {filepath}")
 
 
 def split_trainval(trainval: Sequence[Datum], p_val: float = 0.2) -> tuple[Split, Split]:
@@ -227,7 +227,7 @@ def split_trainval(trainval: Sequence[Datum], p_val: float = 0.2) -> tuple[Split
     Raises:
         UserError: a class has too few images.
     """
-    print(f"Splitting trainval into {1 - p_val:.0%} train and {p_val:.0%} val")
+    log.info(f"Splitting trainval into {1 - p_val:.0%} train and {p_val:.0%} val")
     train: Split = []
     val: Split = []
     for items in DatasetBase.split_dataset_by_label(trainval).values():
@@ -283,7 +283,7 @@ def read_and_split_data(
     Raises:
         UserError: a folder is missing, or has too few images.
     """
-    print(f"Splitting into {p_trn:.0%} train, {p_val:.0%} val, and {1 - p_trn - p_val:.0%} test")
+    log.info(f"Splitting into {p_trn:.0%} train, {p_val:.0%} val, and {1 - p_trn - p_val:.0%} test")
     splits: Splits = ([], [], [])
     folders = [folder for folder in class_folders(image_dir) if folder not in ignored]
     for label, folder in enumerate(folders):

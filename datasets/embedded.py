@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import DatasetBase, Datum, subsample_classes
 from dassl.errors import UserError
-from dassl.utils import read_json, write_json
+from dassl.utils import log, read_json, write_json
 
 from .drawing import Picture
 
@@ -78,7 +78,7 @@ class EmbeddedDataset(DatasetBase):
 
         So an interrupted run leaves no half dataset, and of several first uses at once one wins.
         """
-        print(f"Drawing {type(self).__name__} into {self.dataset_dir}")
+        log.info(f"Drawing {type(self).__name__} into {self.dataset_dir}")
         workshop = ""
         try:
             os.makedirs(root, exist_ok=True)

@@ -13,7 +13,7 @@ from dassl.data.data_manager import leave_out_broken
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, subsample_classes
 from dassl.data.datasets.base_dataset import Split
 from dassl.errors import UserError
-from dassl.utils import read_json
+from dassl.utils import log, read_json
 
 from .common import SPLITS, class_folders, read_fields, save_split
 
@@ -176,7 +176,9 @@ class ImageFolder(DatasetBase):
                 items.append(Datum(path, label, classname=names[name]))
         if unused:
             kinds = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(unused.items()))
-            print(f"Files in '{folder}' that are not {', '.join(SUFFIXES)} are not used: {kinds}")
+            log.info(
+                f"Files in '{folder}' that are not {', '.join(SUFFIXES)} are not used: {kinds}"
+            )
         return items
 
     def _split_off(self, splits: dict[str, Split], val_share: float, seed: int) -> None:
@@ -198,7 +200,9 @@ class ImageFolder(DatasetBase):
             for item in items:
                 splits[parts[item.impath] or "train"].append(item)
         if gone:
-            print(f"{gone} images of '{self.split_file}' are not there any more, or not readable")
+            log.info(
+                f"{gone} images of '{self.split_file}' are not there any more, or not readable"
+            )
         if kept.keys() == {self._relative(item) for split in splits.values() for item in split}:
             return
         try:
@@ -210,7 +214,7 @@ class ImageFolder(DatasetBase):
                 self.dataset_dir,
             )
         except (OSError, UserError) as error:  # a read-only folder; the seed gives the split again
-            print(f"The split was not saved: {error}")
+            log.info(f"The split was not saved: {error}")
 
     def _relative(self, item: Datum) -> str:
         return os.path.relpath(item.impath, self.dataset_dir).replace(os.sep, "/")

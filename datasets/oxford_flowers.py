@@ -6,7 +6,7 @@ import os
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.errors import UserError
-from dassl.utils import read_json
+from dassl.utils import log, read_json
 
 from .common import PublicDataset, Splits, image, read_mat, split_class
 
@@ -33,7 +33,7 @@ class OxfordFlowers(PublicDataset):
             path = os.path.join(self.image_dir, f"image_{number:05d}.jpg")
             item = image(path, int(label) - 1, names[str(label)], label_file)
             classes.setdefault(int(label), []).append(item)
-        print("Splitting into 50% train, 20% val, and 30% test")
+        log.info("Splitting into 50% train, 20% val, and 30% test")
         splits: Splits = ([], [], [])
         for items in classes.values():
             for part, more in zip(splits, split_class(items), strict=True):

@@ -23,11 +23,11 @@ from clip.clip import OPEN_CLIP
 from clip.tokens import tokenizer
 from dassl.config import register_defaults
 from dassl.engine import TrainerX
+from dassl.engine.optimize import PRECISIONS, grad_scaler, optimizer_step, precision
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, load_pretrained_weights, nearest
+from dassl.utils import UserError, load_pretrained_weights, log, nearest
 
-PRECISIONS = ("fp32", "bf16", "fp16", "amp")
 # Tensors of public checkpoints that are made anew from CLIP and the class names.
 NOT_LEARNED = re.compile(
     r"(^|\.)token_(prefix|suffix)$|^logit_scale$|(^|\.)ZS_image_encoder\."
@@ -280,7 +280,7 @@ def context_of_all_words(clip_model: CLIP, words: str, n_prompts: int) -> Contex
 def context_of_few_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
     """As ``context_from_words``, but words count for at most four prompts (MaPLe and after)."""
     if words and n_prompts > 4:
-        print(f'CTX_INIT "{words}" is ignored: {n_prompts} context tokens > 4, random context')
+        log.info(f'CTX_INIT "{words}" is ignored: {n_prompts} context tokens > 4, random context')
         words = ""
     return context_from_words(clip_model, words, n_prompts)
 
@@ -339,7 +339,8 @@ class PromptTrainer(TrainerX):
 
     def build_model(self) -> None:
         cfg = self.cfg
-        dtype, self.autocast_dtype = self._precision()
+        types = precision(self.settings.PREC, self.device)
+        dtype, self.autocast_dtype = types
         clip_model = self.clip_model.to(self.device)
         if dtype != torch.float32:
             clip.convert_weights(clip_model, dtype)
@@ -353,70 +354,44 @@ class PromptTrainer(TrainerX):
         self.optim = self.sched = None
         if learned:
             n_values = sum(tensor.numel() for tensor in learned.values())
-            print(f"Learnable tensors: {len(learned)} ({n_values:,} values)")
+            log.info(f"Learnable tensors: {len(learned)} ({n_values:,} values)")
             self.optim = build_optimizer(self.model, cfg.OPTIM, self.param_groups(learned))
             self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model(self.checkpoint_name, scope, self.optim, self.sched)
-        uses_fp16 = torch.float16 in (dtype, self.autocast_dtype)
-        self.scaler = torch.amp.GradScaler(self.device.type) if uses_fp16 else None
+        self.scaler = grad_scaler(types, self.device)
 
     def param_groups(self, learned: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
         """The optimizer's groups of the learnable tensors (under their names in the model)."""
         return [{"params": list(learned.values())}]
-
-    def _precision(self) -> tuple[torch.dtype, torch.dtype | None]:
-        """Type of the frozen weights and of autocast; learnable tensors are always fp32."""
-        prec = self.settings.PREC
-        on_cpu = self.device.type == "cpu"
-        if on_cpu and prec in ("fp16", "amp"):
-            used = "fp32" if prec == "fp16" else "bf16 autocast"
-            print(f"PREC {prec}: a CPU computes no fp16, {used} is used instead")
-            return torch.float32, None if prec == "fp16" else torch.bfloat16
-        return {
-            "fp32": (torch.float32, None),
-            "bf16": (torch.bfloat16, None),
-            "fp16": (torch.float16, None),
-            "amp": (torch.float32, torch.float16),
-        }[prec]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
             self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
         )
 
-    def forward_backward(self, batch: Mapping[str, Any]) -> dict[str, float]:
+    def forward_backward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         images, labels = self.parse_batch_train(batch)
         with self._autocast():
             logits, terms = self.model(images, labels)
         loss = torch.stack(list(terms.values())).sum()
-        self.detect_anomaly(loss)
         assert self.optim is not None
-        self.optim.zero_grad()
-        if self.scaler is None:
-            loss.backward()
-            self.optim.step()
-        else:
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optim)
-            self.scaler.update()
+        optimizer_step(loss, [self.optim], self.scaler)
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        accuracy = compute_accuracy(logits.detach(), labels)[0].item()
-        summary = {"loss": loss.item(), "acc": accuracy}
-        if len(terms) > 1:
-            summary.update({name: term.item() for name, term in terms.items()})
-        return summary
+        # tensors: reading them here would make each step wait for the device
+        summary = {"loss": loss, "acc": compute_accuracy(logits.detach(), labels)[0]}
+        return summary | (terms if len(terms) > 1 else {})
 
     def train(self) -> None:
         if not self.learned_state_dict(self.checkpoint_name):
-            print(f"{self.cfg.TRAINER.NAME} learns nothing: evaluating")
+            log.info(f"{self.cfg.TRAINER.NAME} learns nothing: evaluating")
             self.test()
         else:
             super().train()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         if not self.learned_state_dict(self.checkpoint_name):
-            print(f"{self.cfg.TRAINER.NAME} learns nothing: no checkpoint is loaded")
+            log.info(f"{self.cfg.TRAINER.NAME} learns nothing: no checkpoint is loaded")
         else:
             super().load_model(directory, epoch)
 

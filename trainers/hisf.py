@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from clip import CLIP, PromptTokens
 from clip.model import QuickGELU
 from dassl.config import register_defaults
-from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError, atomic_write
+from dassl.engine import RECORDER_REGISTRY, TRAINER_REGISTRY, Recorder
+from dassl.engine.recorders import asked_by
+from dassl.utils import UserError, atomic_write, log
 
 from .base import (
     PromptedCLIP,
@@ -228,14 +229,9 @@ class FusedCLIP(PromptedCLIP):
 class HISF(PromptTrainer):
     """Section 4.1 trains with SGD, section 3.5 speaks of AdamW with weight decay on projection
     matrices only and a higher rate for prompts: ``OPTIM.NAME``, ``DECAY``, ``PROMPT_LR_FACTOR``.
-
-    With TEST.SAVE_ATTENTION the final evaluation leaves attention.npz: the array class_names (K)
-    and, for each tower and fusion layer, one such as text.5 or vision.5 with the weights of
-    ``FusedPromptLearner.attention``.
     """
 
     model_class = FusedCLIP
-    save_keys = ("SAVE_LOGITS", "SAVE_ATTENTION")
     config_node = trainer_defaults(
         "HISF",
         N_CTX=2,  # L_p, not in the paper; MaPLe's
@@ -248,27 +244,6 @@ class HISF(PromptTrainer):
         PROMPT_LR_FACTOR=1.0,  # of OPTIM.LR, for the prompts
         DECAY="all",  # what OPTIM.WEIGHT_DECAY acts on: all or projections
     )
-
-    def check_cfg(self, cfg: Any) -> None:
-        if cfg.TEST.SAVE_ATTENTION and not cfg.TRAINER.HISF.SEMANTIC_FUSION:
-            raise UserError(
-                "TEST.SAVE_ATTENTION is True, but TRAINER.HISF.SEMANTIC_FUSION is False: "
-                "without fusion there is no attention"
-            )
-        super().check_cfg(cfg)
-
-    def after_final_test(self) -> None:
-        if not self.cfg.TEST.SAVE_ATTENTION:
-            return
-        arrays = {
-            f"{tower}.{layer}": weights.float().cpu().numpy()
-            for tower, layers in self.model.prompt_learner.attention(self.model.labels).items()
-            for layer, weights in layers.items()
-        }
-        path = osp.join(self.output_dir, ATTENTION_FILE)
-        with atomic_write(path, "wb") as file:
-            np.savez_compressed(file, class_names=np.array(self.model.class_names), **arrays)
-        print(f"Attention is saved to {path}")
 
     def param_groups(self, learned: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
         """Prompts, matrices, and the vectors of norms and biases, which are no projections."""
@@ -313,3 +288,34 @@ class HISF(PromptTrainer):
             )
         if settings.DECAY not in DECAYED:
             raise UserError(f"{node}.DECAY is '{settings.DECAY}', allowed: {', '.join(DECAYED)}")
+
+
+@RECORDER_REGISTRY.register("attention")
+class AttentionRecorder(Recorder):
+    """Writes attention.npz, how much the prompts of each fusion layer attend to each label.
+
+    It has the array class_names (K) and, for each tower and fusion layer, one such as text.5 or
+    vision.5 with the weights of ``FusedPromptLearner.attention``.
+    """
+
+    trainers = ("HISF",)
+
+    @classmethod
+    def check(cls, cfg: Any) -> None:
+        if not cfg.TRAINER.HISF.SEMANTIC_FUSION:
+            raise UserError(
+                f"{asked_by(cfg, 'attention')}, but TRAINER.HISF.SEMANTIC_FUSION is False: "
+                "without fusion there is no attention"
+            )
+
+    def finish(self) -> None:
+        model = self.trainer.model
+        arrays = {
+            f"{tower}.{layer}": weights.float().cpu().numpy()
+            for tower, layers in model.prompt_learner.attention(model.labels).items()
+            for layer, weights in layers.items()
+        }
+        path = osp.join(self.trainer.output_dir, ATTENTION_FILE)
+        with atomic_write(path, "wb") as file:
+            np.savez_compressed(file, class_names=np.array(model.class_names), **arrays)
+        log.info(f"Attention is saved to {path}")

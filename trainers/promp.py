@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from clip import CLIP, PromptTokens
 from clip.tokens import tokenizer
 from dassl.config import register_defaults
-from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError, atomic_write
+from dassl.engine import RECORDER_REGISTRY, TRAINER_REGISTRY, Recorder
+from dassl.utils import UserError, atomic_write, log
 
 from .base import (
     Context,
@@ -207,14 +207,9 @@ def padded_context(clip_model: CLIP, words: str, n_prompts: int) -> Context:
 
 @TRAINER_REGISTRY.register()
 class ProMPT(PromptTrainer):
-    """With no iterations (Table 5's "-Iter") this is zero-shot CLIP and learns nothing.
-
-    With TEST.SAVE_EVOLUTION the final evaluation leaves evolution.jsonl, what Figures 6 and 7 are
-    drawn from: a line for each image, in the order of the test, as ``evolution_record`` gives it.
-    """
+    """With no iterations (Table 5's "-Iter") this is zero-shot CLIP and learns nothing."""
 
     model_class = ProgressiveCLIP
-    save_keys = ("SAVE_LOGITS", "SAVE_EVOLUTION")
     config_node = trainer_defaults(
         "PROMPT",
         ITERATIONS=2,  # N
@@ -241,28 +236,36 @@ class ProMPT(PromptTrainer):
 
     def model_inference(self, images: Tensor) -> Tensor:
         with self._autocast():
-            self.steps = self.model.evolve(images)  # after_final_batch may need them
+            self.steps = self.model.evolve(images)  # EvolutionRecorder reads them
         return self.steps[-1]
 
-    def before_final_test(self) -> None:
-        self.evolution: list[str] = []
 
-    def after_final_batch(self, batch: Mapping[str, Any], output: Tensor) -> None:
-        if not self.cfg.TEST.SAVE_EVOLUTION:
-            return
-        steps = torch.stack(self.steps, dim=1).float().cpu()
+@RECORDER_REGISTRY.register("evolution")
+class EvolutionRecorder(Recorder):
+    """Writes evolution.jsonl, what Figures 6 and 7 are drawn from.
+
+    It has a line for each image, in the order of the test, as ``evolution_record`` gives it.
+    """
+
+    trainers = ("ProMPT",)
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(trainer)
+        self.lines: list[str] = []
+
+    def batch(self, batch: Mapping[str, Any], output: Tensor) -> None:
+        steps = torch.stack(self.trainer.steps, dim=1).float().cpu()
         for path, label, logits in zip(
             batch["impath"], batch["label"].tolist(), steps, strict=True
         ):
-            record = evolution_record(path, label, logits, self.lab2cname)
-            self.evolution.append(json.dumps(record, ensure_ascii=False) + "\n")
+            record = evolution_record(path, label, logits, self.trainer.lab2cname)
+            self.lines.append(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def after_final_test(self) -> None:
-        if self.cfg.TEST.SAVE_EVOLUTION:
-            path = osp.join(self.output_dir, EVOLUTION_FILE)
-            with atomic_write(path) as file:
-                file.writelines(self.evolution)
-            print(f"Evolution is saved to {path}")
+    def finish(self) -> None:
+        path = osp.join(self.trainer.output_dir, EVOLUTION_FILE)
+        with atomic_write(path) as file:
+            file.writelines(self.lines)
+        log.info(f"Evolution is saved to {path}")
 
 
 def evolution_record(

@@ -1,6 +1,7 @@
 """Config: the defaults of the toolbox, of the trainers and of the datasets, in one yacs tree."""
 
-from dassl.config.defaults import clean_cfg, get_cfg_default, register_defaults
+from dassl.compat import clean_cfg
+from dassl.config.defaults import get_cfg_default, register_defaults
 from dassl.config.merge import first_difference, merge_from_file, merge_from_list, to_dict
 
 __all__ = [

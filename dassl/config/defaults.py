@@ -1,8 +1,9 @@
 """Default config keys: those of the public toolbox that concern supervised training, and ours.
 
 Ours are ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
-``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``, ``TEST.SAVE_LOGITS`` and ``OPTIM.EPS``. The keys
-of a trainer or dataset live in its own file and arrive here by ``register_defaults``.
+``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``, ``TEST.RECORD``, ``TEST.SAVE_LOGITS`` and
+``OPTIM.EPS``. The keys of a trainer or dataset live in its own file and arrive here by
+``register_defaults``.
 """
 
 from __future__ import annotations
@@ -173,7 +174,9 @@ _C.TEST.EVALUATOR = "Classification"
 _C.TEST.PER_CLASS_RESULT = False
 # Save the confusion matrix as OUTPUT_DIR/cmat.pt
 _C.TEST.COMPUTE_CMAT = False
-# Save OUTPUT_DIR/logits.npz: logits, labels, impaths
+# Names of recorders: what the final test keeps besides its figures, such as "logits"
+_C.TEST.RECORD = ()
+# The same as "logits" in RECORD: save OUTPUT_DIR/logits.npz with logits, labels, impaths
 _C.TEST.SAVE_LOGITS = False
 _C.TEST.NO_TEST = False
 # Split of the final test: test or val
@@ -213,10 +216,3 @@ def register_defaults(node: str, defaults: dict[str, Any]) -> None:
 def get_cfg_default() -> CN:
     """A new config tree, not frozen, with the defaults of everything registered so far."""
     return _C.clone()
-
-
-def clean_cfg(cfg: CN, trainer: str) -> None:
-    """Drops the ``TRAINER`` nodes of all trainers but ``trainer``, for a short print-out."""
-    for key in list(cfg.TRAINER):
-        if key not in ("NAME", trainer.upper()):
-            cfg.TRAINER.pop(key)

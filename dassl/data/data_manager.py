@@ -16,12 +16,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
+from dassl.compat import PublicDataManager
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import ImageCache
 from dassl.data.samplers import SeededIndex, SeededSampler, build_sampler
 from dassl.data.transforms import build_transform
 from dassl.data.transforms.transforms import plain_transform
 from dassl.errors import UserError, check_choice
+from dassl.utils.logger import log
 from dassl.utils.tools import check_image_file, read_image
 
 # Larger sets are not looked through beforehand: it would take minutes on a network drive. An
@@ -80,7 +82,7 @@ def build_data_loader(
     return loader
 
 
-class DataManager:
+class DataManager(PublicDataManager):
     """The dataset of the config and its loaders.
 
     Args:
@@ -93,7 +95,6 @@ class DataManager:
         dataset: the ``DatasetBase``.
         train_loader_x, test_loader: loaders.
         val_loader: a loader, or None where the dataset has no validation images.
-        train_loader_u: None; unlabelled training images are outside of this toolbox.
     """
 
     def __init__(
@@ -116,12 +117,12 @@ class DataManager:
         if custom_tfm_train is None:
             tfm_train = build_transform(cfg, is_train=True)
         else:
-            print("* Using custom transform for training")
+            log.info("* Using custom transform for training")
             tfm_train = custom_tfm_train
         if custom_tfm_test is None:
             tfm_test = build_transform(cfg, is_train=False)
         else:
-            print("* Using custom transform for testing")
+            log.info("* Using custom transform for testing")
             tfm_test = custom_tfm_test
 
         def test_loader(data_source: Sequence[Datum]) -> DataLoader[Any]:
@@ -147,7 +148,6 @@ class DataManager:
             is_train=True,
             dataset_wrapper=dataset_wrapper,
         )
-        self.train_loader_u = None
         self.val_loader = test_loader(dataset.val) if dataset.val else None
         self.test_loader = test_loader(dataset.test)
         self._num_classes: int = dataset.num_classes
@@ -159,10 +159,6 @@ class DataManager:
     @property
     def num_classes(self) -> int:
         return self._num_classes
-
-    @property
-    def num_source_domains(self) -> int:
-        return self._num_source_domains
 
     @property
     def lab2cname(self) -> dict[int, str]:
@@ -182,7 +178,7 @@ class DataManager:
             rows.append(("# val", f"{len(self.dataset.val):,}"))
         rows.append(("# test", f"{len(self.dataset.test):,}"))
         for name, value in rows:
-            print(f"{name:<9}  {value}")
+            log.info(f"{name:<9}  {value}")
 
 
 def check_images(dataset: Any) -> None:
@@ -233,9 +229,9 @@ def leave_out_broken(items: Sequence[Datum], on_error: str) -> list[Datum]:
             f"{len(broken)} of {len(items)} images cannot be read: {named}; remove them, or set "
             "DATALOADER.ON_ERROR skip to leave them out"
         )
-    print(f"Left out {len(broken)} of {len(items)} images, which cannot be read:")
+    log.info(f"Left out {len(broken)} of {len(items)} images, which cannot be read:")
     for text in broken:
-        print(f"  {text}")
+        log.info(f"  {text}")
     return [item for item, text in zip(items, complaints, strict=True) if not text]
 
 

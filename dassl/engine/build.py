@@ -9,21 +9,23 @@ from yacs.config import CfgNode
 from dassl.data.datasets import check_dataset_cfg
 from dassl.data.samplers import SAMPLERS
 from dassl.data.transforms import CHOICES, INTERPOLATION_NAMES
+from dassl.engine.recorders import chosen_recorders
 from dassl.errors import UserError, check_choice
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.optim import OPTIMIZERS, SCHEDULERS, WARMUPS
+from dassl.utils.logger import log
 from dassl.utils.registry import Registry
 
 TRAINER_REGISTRY = Registry("TRAINER")
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """Checks the names and numbers that the toolbox itself reads, before any work.
+    """Check the names and numbers that the toolbox itself reads, before any work.
 
     Raises:
         UserError: a value is not allowed; the message names its key.
     """
-    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     check_dataset_cfg(cfg)
     EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
     check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATION_NAMES)
@@ -48,15 +50,16 @@ def check_cfg(cfg: CfgNode) -> None:
         raise UserError(f"TRAIN.PRINT_FREQ is {cfg.TRAIN.PRINT_FREQ}; allowed: 1 or more")
     check_choice("TEST.SPLIT", cfg.TEST.SPLIT, ["test", "val"])
     check_choice("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, ["last_step", "best_val"])
+    chosen_recorders(cfg, trainer)
 
 
 def build_trainer(cfg: CfgNode) -> Any:
-    """Makes the trainer ``cfg.TRAINER.NAME``, with its data and its model.
+    """Make the trainer ``cfg.TRAINER.NAME``, with its data and its model.
 
     Raises:
         UserError: as ``check_cfg``, and whatever trainer and dataset find wrong.
     """
     check_cfg(cfg)
     if cfg.VERBOSE:
-        print(f"Loading trainer: {cfg.TRAINER.NAME}")
+        log.info(f"Loading trainer: {cfg.TRAINER.NAME}")
     return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg)

@@ -11,6 +11,7 @@ import torch
 from yacs.config import CfgNode
 
 from dassl.evaluation.build import EVALUATOR_REGISTRY
+from dassl.utils.logger import log
 from dassl.utils.torchtools import save_torch_file
 
 
@@ -74,7 +75,7 @@ class Classification(EvaluatorBase):
         labels = np.unique(true)
         macro_f1 = 100.0 * float(f1_score(true, predicted, average="macro", labels=labels))
         results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=macro_f1)
-        print(
+        log.info(
             "=> result\n"
             f"* total: {total:,}\n"
             f"* correct: {correct:,}\n"
@@ -85,7 +86,7 @@ class Classification(EvaluatorBase):
 
         per_class: dict[str, float] = {}
         if self.cfg.TEST.PER_CLASS_RESULT:
-            print("=> per-class result")
+            log.info("=> per-class result")
         for label in labels.tolist():
             of_class = true == label
             class_total = int(of_class.sum())
@@ -95,18 +96,18 @@ class Classification(EvaluatorBase):
             # two classes may share a name, as ImageNet's two cranes do
             per_class[name if name not in per_class else f"{name} ({label})"] = class_accuracy
             if self.cfg.TEST.PER_CLASS_RESULT:
-                print(
+                log.info(
                     f"* class: {label} ({name})\ttotal: {class_total:,}\t"
                     f"correct: {class_correct:,}\tacc: {class_accuracy:.1f}%"
                 )
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = float(np.mean(list(per_class.values())))
-            print(f"* average: {results['perclass_accuracy']:.1f}%")
+            log.info(f"* average: {results['perclass_accuracy']:.1f}%")
 
         if self.cfg.TEST.COMPUTE_CMAT:
             matrix = confusion_matrix(true, predicted, normalize="true")
             path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
             save_torch_file(torch.from_numpy(matrix), path)
-            print(f"Confusion matrix is saved to {path}")
+            log.info(f"Confusion matrix is saved to {path}")
         self.summary = {"total": total, "correct": correct, "per_class_accuracy": per_class}
         return results

@@ -1,7 +1,8 @@
 """Small helpers: errors, registry, logger, meters, JSON and image files, checkpoints."""
 
+from dassl.compat import count_num_param, resume_from_checkpoint
 from dassl.errors import LossError, UnknownNameError, UserError, check_choice, nearest
-from dassl.utils.logger import Logger, log_only, setup_logger
+from dassl.utils.logger import Logger, log, log_only, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.registry import Registry
 from dassl.utils.tools import (
@@ -19,10 +20,8 @@ from dassl.utils.tools import (
     write_json,
 )
 from dassl.utils.torchtools import (
-    count_num_param,
     load_checkpoint,
     load_pretrained_weights,
-    resume_from_checkpoint,
     save_checkpoint,
     save_torch_file,
 )
@@ -44,6 +43,7 @@ __all__ = [
     "listdir_nohidden",
     "load_checkpoint",
     "load_pretrained_weights",
+    "log",
     "log_only",
     "mkdir_if_missing",
     "nearest",

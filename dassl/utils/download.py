@@ -18,6 +18,7 @@ import zipfile
 import zlib
 
 from dassl.errors import UserError
+from dassl.utils.logger import log
 from dassl.utils.tools import mkdir_if_missing
 
 TIMEOUT = 30  # seconds in which a server must say something
@@ -142,7 +143,7 @@ def extract_archive(path: str, folder: str) -> None:
     Raises:
         UserError: the file is neither, is damaged, or has a member that points outside.
     """
-    print(f"Extracting {os.path.basename(path)} ...")
+    log.info(f"Extracting {os.path.basename(path)} ...")
     try:
         if tarfile.is_tarfile(path):
             with tarfile.open(path) as tar:

@@ -1,13 +1,31 @@
-"""Copying everything that is printed into a log file."""
+"""The library's logger, and copying everything that is printed into a log file."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 from typing import Any, TextIO
 
 from dassl.errors import UserError
+
+
+class _StdoutHandler(logging.Handler):
+    """Prints bare messages on what ``sys.stdout`` is at that moment: a log file may be open.
+
+    An error, such as a pipe that nobody reads any more, is raised as ``print`` raises it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stdout.write(self.format(record) + "\n")
+
+
+#: What the library tells goes through this logger; ``log.setLevel(logging.WARNING)`` silences it.
+log = logging.getLogger("dassl")
+log.setLevel(logging.INFO)
+log.propagate = False
+log.addHandler(_StdoutHandler())
 
 
 class Logger:

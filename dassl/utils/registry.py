@@ -10,8 +10,8 @@ from dassl.errors import UnknownNameError, nearest
 class Registry:
     """Maps the names of classes or functions to themselves.
 
-    ``@REGISTRY.register()`` above a class enters it under its own name, ``REGISTRY.get(name)``
-    finds it.
+    ``@REGISTRY.register()`` above a class enters it under its own name, ``@REGISTRY.register("x")``
+    under another; ``REGISTRY.get(name)`` finds it.
 
     Args:
         name: what the registry holds, such as "TRAINER"; stands in error messages.
@@ -22,23 +22,23 @@ class Registry:
         self._objects: dict[str, Any] = {}
 
     def register(self, obj: Any = None, force: bool = False) -> Any:
-        """Enters ``obj``, or without one returns a decorator that does.
+        """Enter ``obj``, or return a decorator that does: without one, or for a name (str).
 
         Raises:
             KeyError: the name is taken, unless ``force`` is set.
         """
-        if obj is not None:
-            self._enter(obj, force)
+        name = obj if isinstance(obj, str) else ""
+        if obj is not None and not name:
+            self._enter(obj.__name__, obj, force)
             return None
 
         def decorator(decorated: Any) -> Any:
-            self._enter(decorated, force)
+            self._enter(name or decorated.__name__, decorated, force)
             return decorated
 
         return decorator
 
-    def _enter(self, obj: Any, force: bool) -> None:
-        name = obj.__name__
+    def _enter(self, name: str, obj: Any, force: bool) -> None:
         if name in self._objects and not force:
             raise KeyError(f"the {self._name} registry has a '{name}' already")
         self._objects[name] = obj

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from dassl.errors import UserError
+from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write, mkdir_if_missing
 
 
@@ -46,14 +47,14 @@ def save_checkpoint(
     name = model_name or f"model.pth.tar-{state['epoch']}"
     path = os.path.join(save_dir, name)
     save_torch_file(state, path)
-    print(f"Checkpoint saved to {path}")
+    log.info(f"Checkpoint saved to {path}")
     with atomic_write(os.path.join(save_dir, "checkpoint")) as file:
         file.write(name + "\n")
     if is_best:
         best = os.path.join(save_dir, "model-best.pth.tar")
         with open(path, "rb") as source, atomic_write(best, "wb") as target:
             shutil.copyfileobj(source, target)
-        print(f'Best checkpoint saved to "{best}"')
+        log.info(f'Best checkpoint saved to "{best}"')
 
 
 class NotRead:
@@ -138,55 +139,6 @@ def load_checkpoint(path: str) -> Any:
         raise UserError(f"checkpoint '{path}' is corrupt or no checkpoint: {reason}") from error
 
 
-def resume_from_checkpoint(
-    fdir: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None = None,
-    scheduler: Any = None,
-) -> int:
-    """Loads the checkpoint that ``fdir``/checkpoint names into model, optimizer and scheduler.
-
-    Returns:
-        The number of epochs done.
-
-    Raises:
-        UserError: there is no such file, it is corrupt, or the weights do not fit.
-    """
-    try:
-        with open(os.path.join(fdir, "checkpoint"), encoding="utf-8") as file:
-            path = os.path.join(fdir, file.readline().strip())
-    except OSError as error:
-        raise UserError(f"no checkpoint to resume in '{fdir}'") from error
-    print(f'Loading checkpoint from "{path}"')
-    checkpoint = load_checkpoint(path)
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"checkpoint '{path}' does not fit: {reason}") from error
-    if optimizer is not None and checkpoint.get("optimizer") is not None:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    if scheduler is not None and checkpoint.get("scheduler") is not None:
-        if any(isinstance(value, NotRead) for value in checkpoint["scheduler"].values()):
-            raise UserError(f"checkpoint '{path}': the public toolbox's schedule is not resumed")
-        scheduler.load_state_dict(checkpoint["scheduler"])
-    print(f"Previous epoch: {checkpoint['epoch']}")
-    return int(checkpoint["epoch"])
-
-
-def count_num_param(model: nn.Module | None = None, params: Any = None) -> int:
-    """Number of values in the parameters of a model, or in ``params``.
-
-    ``params`` is an iterable of tensors, or of an optimizer's groups (dicts with "params").
-    """
-    if model is not None:
-        params = model.parameters()
-    total = 0
-    for item in params:
-        total += count_num_param(params=item["params"]) if isinstance(item, dict) else item.numel()
-    return total
-
-
 def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
     """Loads those weights of a file that fit the model by name and shape, and says which do not."""
     checkpoint = load_checkpoint(weight_path)
@@ -203,6 +155,6 @@ def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
     if not fitting:
         warnings.warn(f'Nothing in "{weight_path}" fits the model; going on without', stacklevel=2)
         return
-    print(f'Successfully loaded pretrained weights from "{weight_path}"')
+    log.info(f'Successfully loaded pretrained weights from "{weight_path}"')
     if discarded:
-        print(f"Layers discarded, as their names or sizes do not match: {discarded}")
+        log.info(f"Layers discarded, as their names or sizes do not match: {discarded}")

@@ -13,11 +13,11 @@ from PIL import Image, UnidentifiedImageError
 from dassl.config import get_cfg_default
 from dassl.data import DataManager, DatasetWrapper, build_data_loader
 from dassl.data.datasets import DatasetBase, Datum, subsample_classes
-from dassl.data.datasets.base_dataset import extract_archive
 from dassl.data.image_cache import ImageCache
 from dassl.data.samplers import RandomClassSampler, build_sampler
 from dassl.data.transforms import CHOICES, INTERPOLATION_MODES, Cutout, build_transform
 from dassl.utils import UserError, read_json, set_random_seed
+from dassl.utils.download import extract_archive
 from tests.dassl import toys
 
 

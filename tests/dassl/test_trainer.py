@@ -6,8 +6,14 @@ import torch
 from torch import nn
 
 from dassl.config import get_cfg_default
-from dassl.engine import SimpleTrainer, TrainerBase, build_trainer
-from dassl.engine import trainer as engine
+from dassl.engine import (
+    RECORDER_REGISTRY,
+    Recorder,
+    SimpleTrainer,
+    TrainerBase,
+    build_trainer,
+    resume,
+)
 from dassl.utils import LossError, UserError, set_random_seed
 from tests.dassl import toys
 
@@ -127,10 +133,10 @@ def test_random_states_come_back():
 
     set_random_seed(5)
     draw()  # leaves half of a pair of normal numbers behind in Python and NumPy
-    state = engine._random_state()
+    state = resume.random_state()
     first = draw()
     set_random_seed(6)
-    engine._set_random_state(state)
+    resume.set_random_state(state)
     assert draw() == first
 
 
@@ -155,8 +161,8 @@ def test_progress_is_saved_only_when_saving_is_cheap(cfg, tmp_path, monkeypatch)
         saved.append(state["epoch"])
         now[0] += 2.0
 
-    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(engine, "save_torch_file", slow_save)
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(resume, "save_torch_file", slow_save)
     for epoch in range(9):
         trainer.epoch = epoch
         now[0] += 5.0
@@ -194,19 +200,27 @@ def test_bar_replaces_the_lines_on_a_terminal_only(cfg, tmp_path, monkeypatch, c
     assert "epoch [2/2] batch [1/1] time" in captured.out
 
 
-def test_hooks_of_the_final_evaluation_and_of_no_other(cfg, tmp_path, monkeypatch):
+def enter(monkeypatch, name, recorder):
+    monkeypatch.setitem(RECORDER_REGISTRY._objects, name, recorder)
+
+
+def test_recorders_see_the_final_evaluation_and_no_other(cfg, tmp_path, monkeypatch):
     called = []
 
-    def batch_hook(self, batch, output):
-        called.append((len(batch["impath"]), tuple(output.shape)))
+    class Spy(Recorder):
+        def __init__(self, trainer):
+            super().__init__(trainer)
+            called.append("begin")
 
-    def end_hook(self):
-        assert not (tmp_path / "run" / "results.json").exists()
-        called.append("end")
+        def batch(self, batch, output):
+            called.append((len(batch["impath"]), tuple(output.shape)))
 
-    monkeypatch.setattr(toys.ToyTrainer, "before_final_test", lambda self: called.append("begin"))
-    monkeypatch.setattr(toys.ToyTrainer, "after_final_batch", batch_hook)
-    monkeypatch.setattr(toys.ToyTrainer, "after_final_test", end_hook)
+        def finish(self):
+            assert not (tmp_path / "run" / "results.json").exists()
+            called.append("end")
+
+    enter(monkeypatch, "spy", Spy)
+    cfg.TEST.RECORD = ("spy",)
     cfg.DATALOADER.TEST.BATCH_SIZE = 20
     trainer = build_trainer(cfg)
     trainer.test("val")
@@ -219,7 +233,11 @@ def test_a_switch_that_the_trainer_does_not_heed_is_refused(cfg, monkeypatch):
     cfg.TEST.SAVE_FEATURES = True
     with pytest.raises(UserError, match="SAVE_FEATURES is True.* ToyTrainer; it is for no trainer"):
         build_trainer(cfg)
-    monkeypatch.setattr(toys.WideToyTrainer, "save_keys", ("SAVE_LOGITS", "SAVE_FEATURES"))
+
+    class Features(Recorder):
+        trainers = ("WideToyTrainer",)
+
+    enter(monkeypatch, "features", Features)
     with pytest.raises(UserError, match="the trainer is ToyTrainer; it is for WideToyTrainer"):
         build_trainer(cfg)
     cfg.TRAINER.NAME = "WideToyTrainer"
@@ -228,7 +246,49 @@ def test_a_switch_that_the_trainer_does_not_heed_is_refused(cfg, monkeypatch):
     build_trainer(cfg)
 
 
-def test_what_is_kept_may_change_when_a_run_goes_on(cfg, capsys):
+def test_a_recorder_that_cannot_be_is_refused_before_data_is_read(cfg, monkeypatch):
+    class Picky(Recorder):
+        @classmethod
+        def check(cls, cfg):
+            raise UserError("TEST.RECORD has 'picky', but it is raining")
+
+    class Wide(Recorder):
+        trainers = ("WideToyTrainer",)
+
+    enter(monkeypatch, "picky", Picky)
+    enter(monkeypatch, "wide", Wide)
+    monkeypatch.setattr(toys.Toys, "__init__", lambda self, cfg: pytest.fail("data is read"))
+    for names, message in [
+        (("logit",), "unknown name in TEST.RECORD 'logit'; did you mean 'logits'"),
+        (("logits", "wide"), "TEST.RECORD has 'wide', but the trainer is ToyTrainer; it is for W"),
+        (("picky",), "but it is raining"),
+    ]:
+        cfg.TEST.RECORD = names
+        with pytest.raises(UserError, match=message):
+            build_trainer(cfg)
+        with pytest.raises(UserError, match=message):  # built without the registry
+            toys.ToyTrainer(cfg)
+
+
+def test_a_recorder_serves_trainers_derived_from_its_own_and_is_made_once(cfg, monkeypatch):
+    made = []
+
+    class OfToys(Recorder):
+        trainers = ("ToyTrainer",)
+
+        def __init__(self, trainer):
+            made.append(trainer)
+
+    enter(monkeypatch, "of_toys", OfToys)
+    cfg.TEST.SAVE_OF_TOYS = True
+    cfg.TEST.RECORD = ("of_toys", "of_toys")
+    cfg.TRAINER.NAME = "WideToyTrainer"
+    trainer = build_trainer(cfg)
+    trainer.test()
+    assert made == [trainer]
+
+
+def test_what_is_kept_may_change_when_a_run_goes_on(cfg, capsys, tmp_path):
     cfg.OPTIM.MAX_EPOCH = 1
     cfg.TEST.SAVE_FEATURES = False
     build_trainer(cfg).train()
@@ -236,3 +296,8 @@ def test_what_is_kept_may_change_when_a_run_goes_on(cfg, capsys):
     cfg.TEST.SAVE_FEATURES = None
     build_trainer(cfg).train()
     assert "not training again" in capsys.readouterr().out
+    (tmp_path / "run" / "logits.npz").unlink()
+    cfg.TEST.SAVE_LOGITS, cfg.TEST.RECORD = False, ("logits",)
+    build_trainer(cfg).train()
+    assert "not training again" in capsys.readouterr().out
+    assert (tmp_path / "run" / "logits.npz").exists()

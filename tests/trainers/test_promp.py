@@ -289,7 +289,7 @@ def test_an_interrupted_evaluation_leaves_no_evolution(run, tmp_path, monkeypatc
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ProMPT, "after_final_test", interrupted)
+    monkeypatch.setattr(promp.EvolutionRecorder, "finish", interrupted)
     assert run("ProMPT", "cut", "TEST.SAVE_EVOLUTION", "True", epochs=1)[0] == 130
     assert not list((tmp_path / "cut").glob("*evolution*"))
 

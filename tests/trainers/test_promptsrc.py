@@ -13,8 +13,7 @@ from PIL import Image
 
 from clip import tokenize
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.engine import build_trainer
-from dassl.engine import trainer as engine
+from dassl.engine import build_trainer, resume
 from dassl.utils import UserError, set_random_seed
 from tests.plain import (
     assert_same_gradients,
@@ -167,7 +166,7 @@ class GrayLevels(DatasetBase):
 @pytest.fixture
 def trainer(backbone, tmp_path, monkeypatch):
     """trainer(output folder) -> a PromptSRC for 4 epochs of 2 batches on GrayLevels."""
-    monkeypatch.setattr(engine, "_SAVE_INTERVAL", 0.0)
+    monkeypatch.setattr(resume, "SAVE_INTERVAL", 0.0)
     cfg, _ = settings(PromptSRC, **SMALL, GPA_MEAN=3.0, GPA_STD=1.5)
     cfg.merge_from_list(
         ["TRAINER.NAME", "PromptSRC", "MODEL.BACKBONE.NAME", backbone]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import train
-from dassl.engine import trainer as engine
+from dassl.engine import resume
 from tests.trainers.tiny import tiny_clip
 from tests.trainers.toy import CHECKPOINT, checkpoint
 from trainers.base import PromptTrainer
@@ -55,7 +55,7 @@ def test_train_save_and_reload_for_other_classes(run, tmp_path, trainer, backbon
 @pytest.mark.parametrize("trainer", ["CoOp", "HiCroPL"])
 def test_a_stopped_run_ends_with_bitwise_the_same_weights(run, tmp_path, trainer, monkeypatch):
     assert run(trainer, "whole", epochs=3)[0] == 0
-    monkeypatch.setattr(engine, "_SAVE_INTERVAL", 0.0)
+    monkeypatch.setattr(resume, "SAVE_INTERVAL", 0.0)
     step = PromptTrainer.forward_backward
 
     def stop_in_the_third_epoch(self, batch):

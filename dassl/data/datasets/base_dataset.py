@@ -8,8 +8,9 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
+from dassl.compat import PublicDatasetMethods
 from dassl.errors import UserError, check_choice
-from dassl.utils.download import download, extract_archive
+from dassl.utils.logger import log
 from dassl.utils.tools import check_isfile, read_json, write_json
 
 
@@ -50,7 +51,7 @@ class Datum:
 Split = list[Datum]
 
 
-class DatasetBase:
+class DatasetBase(PublicDatasetMethods):
     """A dataset: splits, and the names of the classes.
 
     A subclass takes the config, builds the lists and hands them to ``super().__init__``.
@@ -141,34 +142,6 @@ class DatasetBase:
         mapping = {item.label: item.classname for item in data_source}
         return mapping, [mapping[label] for label in sorted(mapping)]
 
-    def check_input_domains(
-        self, source_domains: Sequence[str], target_domains: Sequence[str]
-    ) -> None:
-        """Raises ``UserError`` where a domain is not one of ``domains``."""
-        self.is_input_domain_valid(source_domains)
-        self.is_input_domain_valid(target_domains)
-
-    def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
-        """Raises ``UserError`` where a domain is not one of ``domains``."""
-        for domain in input_domains:
-            check_choice(f"domain of {type(self).__name__}", domain, self.domains)
-
-    def download_data(self, url: str, dst: str, from_gdrive: bool = True) -> None:
-        """Downloads an archive to ``dst`` and unpacks it beside itself.
-
-        Args:
-            url: where it is, on Google Drive or elsewhere.
-            dst: path of the archive.
-            from_gdrive: not used; the address tells. Dataset files of the public toolbox give it.
-
-        Raises:
-            UserError: the address cannot be reached, the archive is damaged, or has members that
-                would land outside of the folder.
-        """
-        download(url, dst)
-        extract_archive(dst, os.path.dirname(dst) or ".")
-        print(f"File extracted to {os.path.dirname(dst)}")
-
     def generate_fewshot_dataset(
         self, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False
     ) -> Split | list[Split]:
@@ -195,7 +168,7 @@ class DatasetBase:
     def _sample(
         self, source: Sequence[Datum], num_shots: int, kind: str = "images", repeat: bool = False
     ) -> Split:
-        print(f"Creating a {num_shots}-shot dataset")
+        log.info(f"Creating a {num_shots}-shot dataset")
         sample: Split = []
         small: list[str] = []
         for items in self.split_dataset_by_label(source).values():
@@ -207,7 +180,7 @@ class DatasetBase:
                 sample.extend(items)
                 small.append(f"{items[0].classname} ({len(items)})")
         if small:
-            print(f"Classes with fewer than {num_shots} {kind}, all used: {', '.join(small)}")
+            log.info(f"Classes with fewer than {num_shots} {kind}, all used: {', '.join(small)}")
         return sample
 
     def sample_few_shot(
@@ -242,9 +215,9 @@ class DatasetBase:
         if seed >= 0 and os.path.exists(path):
             kept = _read_few_shot(path, folder, pools)
             if kept is not None:
-                print(f"Loading preprocessed few-shot data from {path}")
+                log.info(f"Loading preprocessed few-shot data from {path}")
                 return kept["train"], kept["val"]
-            print(f"The images of the dataset have changed: sampling anew what {path} holds")
+            log.info(f"The images of the dataset have changed: sampling anew what {path} holds")
 
         state = random.getstate()
         few_train = self._sample(train, num_shots, "training images")
@@ -257,9 +230,9 @@ class DatasetBase:
             }
             try:
                 write_json(record, path)
-                print(f"Saving preprocessed few-shot data to {path}")
+                log.info(f"Saving preprocessed few-shot data to {path}")
             except (OSError, UserError) as error:  # a read-only dataset; the seed gives the sample
-                print(f"Few-shot data was not saved: {error}")
+                log.info(f"Few-shot data was not saved: {error}")
         return few_train, few_val
 
     @staticmethod
@@ -313,7 +286,7 @@ def subsample_classes(*splits: Sequence[Datum], subsample: str = "all") -> list[
     check_choice("DATASET.SUBSAMPLE_CLASSES", subsample, ["all", "base", "new"])
     if subsample == "all":
         return [list(split) for split in splits]
-    print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
+    log.info(f"SUBSAMPLE {subsample.upper()} CLASSES!")
     labels = sorted({item.label for item in splits[0]})
     half = math.ceil(len(labels) / 2)
     selected = labels[:half] if subsample == "base" else labels[half:]

@@ -8,6 +8,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.errors import UserError, check_choice
+from dassl.utils.logger import log
 from dassl.utils.registry import Registry
 
 DATASET_REGISTRY = Registry("DATASET")
@@ -43,5 +44,5 @@ def build_dataset(cfg: CfgNode) -> Any:
     """
     check_dataset_cfg(cfg)
     if cfg.VERBOSE:
-        print(f"Loading dataset: {cfg.DATASET.NAME}")
+        log.info(f"Loading dataset: {cfg.DATASET.NAME}")
     return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)

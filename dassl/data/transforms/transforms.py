@@ -18,6 +18,7 @@ from PIL import Image
 from yacs.config import CfgNode
 
 from dassl.errors import UserError, check_choice
+from dassl.utils.logger import log
 
 CHOICES = (
     "random_translation",
@@ -138,7 +139,7 @@ def build_transform(
         UserError: a name is unknown, or a parameter of a named transform is not allowed.
     """
     if cfg.INPUT.NO_TRANSFORM:
-        print("Note: no transform is applied!")
+        log.info("Note: no transform is applied!")
         return None
     names = cfg.INPUT.TRANSFORMS if choices is None else choices
     for name in names:
@@ -149,9 +150,9 @@ def build_transform(
 
     steps = _train_steps(cfg, names, T) if is_train else _test_steps(cfg, names, T)
     if cfg.VERBOSE:
-        print(f"Transform for {'training' if is_train else 'test'}:")
+        log.info(f"Transform for {'training' if is_train else 'test'}:")
         for step in steps:
-            print(f"+ {step if hasattr(step, 'extra_repr') else type(step).__name__}")
+            log.info(f"+ {step if hasattr(step, 'extra_repr') else type(step).__name__}")
     return T.Compose(steps)
 
 

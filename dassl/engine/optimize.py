@@ -1,0 +1,67 @@
+"""Precision and the one optimizer step of the project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dassl.utils.logger import log
+
+PRECISIONS = ("fp32", "bf16", "fp16", "amp")
+
+
+class Precision(NamedTuple):
+    """Types of a computation; what is learned is fp32 in all of them."""
+
+    dtype: torch.dtype  # of the frozen weights
+    autocast_dtype: torch.dtype | None  # None: no autocast
+
+
+def precision(prec: str, device: torch.device) -> Precision:
+    """Return the types that one of ``PRECISIONS`` means on a device.
+
+    A CPU has no fp16: "fp16" is fp32 there and "amp" is bf16 autocast, which is logged.
+    """
+    if device.type == "cpu" and prec in ("fp16", "amp"):
+        used = "fp32" if prec == "fp16" else "bf16 autocast"
+        log.info(f"PREC {prec}: a CPU computes no fp16, {used} is used instead")
+        return Precision(torch.float32, None if prec == "fp16" else torch.bfloat16)
+    return {
+        "fp32": Precision(torch.float32, None),
+        "bf16": Precision(torch.bfloat16, None),
+        "fp16": Precision(torch.float16, None),
+        "amp": Precision(torch.float32, torch.float16),
+    }[prec]
+
+
+def grad_scaler(types: Precision, device: torch.device) -> torch.amp.GradScaler | None:
+    """Make the scaler that gradients in fp16 need; None where no fp16 is used."""
+    return torch.amp.GradScaler(device.type) if torch.float16 in types else None
+
+
+def optimizer_step(
+    loss: Tensor,
+    optimizers: Sequence[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Compute the gradients of a loss and take one step with each optimizer.
+
+    Args:
+        loss: one number; it is not looked at.
+        optimizers: of all that the loss is to change.
+        scaler: keeps gradients in fp16 from vanishing, and skips a step whose gradients overflow.
+    """
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    if scaler is None:
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    else:
+        scaler.scale(loss).backward()
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()

@@ -1,0 +1,114 @@
+"""What is kept of the final evaluation besides its figures, by name: ``TEST.RECORD``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from dassl.errors import UserError, check_choice
+from dassl.utils.logger import log
+from dassl.utils.registry import Registry
+from dassl.utils.tools import atomic_write
+
+RECORDER_REGISTRY = Registry("RECORDER")
+
+_SWITCH = "SAVE_"  # TEST.SAVE_LOGITS True asks for the recorder "logits"
+
+
+class Recorder:
+    """Sees each batch of the final evaluation and writes a file when it is over.
+
+    A subclass registers itself under a lower-case name. It writes in ``finish`` alone, and
+    atomically, so that an interrupted evaluation leaves nothing.
+
+    Args:
+        trainer: the one that evaluates; what it knows may be read.
+
+    Attributes:
+        trainers: names of the trainers that it is for; empty: all.
+    """
+
+    trainers: tuple[str, ...] = ()
+
+    @classmethod
+    def check(cls, cfg: CfgNode) -> None:
+        """Raise ``UserError`` for settings that it cannot work with; no data has been read."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def batch(self, batch: Any, output: Tensor) -> None:
+        """Take a batch of the loader and its logits (n, classes)."""
+
+    def finish(self) -> None:
+        """Write what is to be kept, after the last batch and before results.json is written."""
+
+
+def asked_by(cfg: CfgNode, name: str) -> str:
+    """Say which key asks for a recorder: "TEST.SAVE_LOGITS is True"."""
+    switch = _SWITCH + name.upper()
+    if cfg.TEST.get(switch):
+        return f"TEST.{switch} is {cfg.TEST[switch]}"
+    return f"TEST.RECORD has '{name}'"
+
+
+def chosen_recorders(cfg: CfgNode, trainer: type) -> list[type[Recorder]]:
+    """Return the recorders that TEST.RECORD and the switches TEST.SAVE_* ask for.
+
+    Args:
+        cfg: the config.
+        trainer: class of the trainer; recorders of its base classes are for it, too.
+
+    Raises:
+        UserError: a name is unknown, or its recorder is not for this trainer or these settings.
+    """
+    for name in cfg.TEST.RECORD:
+        check_choice("name in TEST.RECORD", name, RECORDER_REGISTRY.registered_names())
+    switches = [key for key, value in cfg.TEST.items() if key.startswith(_SWITCH) and value]
+    names = [*cfg.TEST.RECORD, *(key.removeprefix(_SWITCH).lower() for key in switches)]
+    known = {name: RECORDER_REGISTRY.get(name) for name in RECORDER_REGISTRY.registered_names()}
+    bases = {base.__name__ for base in trainer.__mro__}
+    chosen = []
+    for name in dict.fromkeys(names):
+        recorder: type[Recorder] | None = known.get(name)
+        able = recorder.trainers if recorder is not None else ()
+        if recorder is None or (able and not bases & set(able)):
+            raise UserError(
+                f"{asked_by(cfg, name)}, but the trainer is {trainer.__name__}; "
+                f"it is for {', '.join(able) or 'no trainer here'}"
+            )
+        recorder.check(cfg)
+        chosen.append(recorder)
+    return chosen
+
+
+@RECORDER_REGISTRY.register("logits")
+class LogitsRecorder(Recorder):
+    """Writes logits.npz: logits (n, classes), labels (n) and impaths (n)."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(trainer)
+        self.logits: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.paths: list[str] = []
+
+    def batch(self, batch: Any, output: Tensor) -> None:
+        self.logits.append(output.float().cpu())
+        self.labels.append(batch["label"].cpu())
+        self.paths.extend(batch["impath"])
+
+    def finish(self) -> None:
+        path = os.path.join(self.trainer.output_dir, "logits.npz")
+        with atomic_write(path, "wb") as file:
+            np.savez_compressed(
+                file,
+                logits=torch.cat(self.logits).numpy(),
+                labels=torch.cat(self.labels).numpy(),
+                impaths=np.array(self.paths),
+            )
+        log.info(f"Logits are saved to {path}")
