@@ -25,12 +25,13 @@ from torch import Tensor
 
 import trainers  # noqa: F401
 from benchmarks.text_features import NAMES, VIT_B16, plain_features, random_model
-from clip import tokenize
+from clip import PromptTokens, tokenize
+from clip.layer import Layers
 from dassl.config import get_cfg_default
-from trainers.promp import ProgressiveCLIP
+from trainers.promp import ProMPT
 
 
-class PlainProgressiveCLIP(ProgressiveCLIP):
+class PlainProMPT(ProMPT):
     """ProMPT whose every image takes every class through the text tower with all its tokens."""
 
     def set_classes(self, class_names: Any) -> None:
@@ -38,14 +39,16 @@ class PlainProgressiveCLIP(ProgressiveCLIP):
         texts = [f"{self.context.words} {name}." for name in self.class_names]
         self.ids = tokenize(texts, self.clip.context_length)
 
-    def conditional_text_features(self, context: Tensor) -> Tensor:
+    def encode_text(self, layers: Layers, tokens: PromptTokens | None = None) -> Tensor:
+        (context,) = layers
+        assert isinstance(context, Tensor)
         n, k = len(context), len(self.ids)
         prompts = context.expand(-1, k, -1, -1).flatten(0, 1)
         features = plain_features(self.clip, self.ids.repeat(n, 1), [prompts])
         return F.normalize(features, dim=-1).unflatten(0, (n, k))
 
 
-PATHS = {"plain": PlainProgressiveCLIP, "shared": ProgressiveCLIP}
+PATHS = {"plain": PlainProMPT, "shared": ProMPT}
 
 
 def peak_bytes() -> int:
@@ -58,8 +61,7 @@ def measure(path: str, batch: int, classes: int, repeats: int, gradients: str) -
     """Seconds of the fastest step and bytes that steps add; saves the gradients of a step."""
     cfg = get_cfg_default()
     names = [NAMES[i % len(NAMES)] for i in range(classes)]
-    settings = cfg.TRAINER.PROMPT
-    model = PATHS[path](cfg, settings, random_model(VIT_B16), names, ["a photo of a {}."])
+    model = PATHS[path](cfg, random_model(VIT_B16), names, ["a photo of a {}."])
     size = model.clip.visual.input_resolution
     images, labels = torch.randn(batch, 3, size, size), torch.arange(batch) % classes
     before = peak_bytes()

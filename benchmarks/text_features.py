@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clip import CLIP, CLIPConfig, PromptTokens, tokenize
+from clip.blocks import attend_to_earlier
 
 NAMES = ["dog", "golden retriever", "Boeing 737", "annual crop land", "art deco house"]
 
@@ -56,7 +57,7 @@ def plain_features(model: CLIP, ids: Tensor, prompts: list[Tensor]) -> Tensor:
             x = torch.cat([x[:, :1], prompt, x[:, 1 + m :]], dim=1)
         if i == 0:
             x = x + model.positional_embedding
-        x = block(x, causal=True)
+        x = block.run(x, attend_to_earlier)
     x = model.ln_final(x[torch.arange(len(ids)), ids.argmax(dim=-1)])
     return x @ model.text_projection
 

@@ -1,17 +1,21 @@
-"""Patched CLIP: one model, one prompt hook, weights loading, tokenisation."""
+"""CLIP with one hook for all that a method does to it, weights by name, tokenization."""
 
-from .clip import ClipError, available_models, build_model, load
-from .model import CLIP, CLIPConfig, convert_weights
+from .clip import ClipError, available_models, build_model, load, load_model
+from .layer import Layer
+from .model import CLIP, CLIPConfig, Preprocess, convert_weights
 from .tokens import PromptTokens, tokenize
 
 __all__ = [
     "CLIP",
     "CLIPConfig",
     "ClipError",
+    "Layer",
+    "Preprocess",
     "PromptTokens",
     "available_models",
     "build_model",
     "convert_weights",
     "load",
+    "load_model",
     "tokenize",
 ]

@@ -7,11 +7,8 @@ weights file: OpenAI's JIT archive, a plain PyTorch state dict, or safetensors.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import urllib.error
-import urllib.request
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -22,10 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model import CLIP, CLIPConfig
+from dassl.utils import UserError, load_checkpoint
+from dassl.utils.download import check_file, download
+
+from .model import CLIP, CLIPConfig, Preprocess, convert_weights
 from .tokens import tokenize
 
-__all__ = ["ClipError", "available_models", "build_model", "load", "tokenize"]
+__all__ = ["ClipError", "available_models", "build_model", "load", "load_model", "tokenize"]
 
 VIT_MINI = Path(__file__).parent / "weights" / "ViT-Mini.pt"
 OPENAI_MODELS = (
@@ -49,7 +49,7 @@ class ClipError(ValueError):
 
 
 def available_models() -> list[str]:
-    """Names that ``load`` takes, besides paths and open_clip pairs."""
+    """List the names that ``load`` takes, besides paths and open_clip pairs."""
     return ["ViT-Mini", *OPENAI_MODELS]
 
 
@@ -72,14 +72,6 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("CLIP_CACHE", Path.home() / ".cache" / "clip"))
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _download(url: str, root: str | os.PathLike | None = None) -> str:
     """Fetch one of OpenAI's files and return its path; a local path is returned as it is.
 
@@ -95,54 +87,19 @@ def _download(url: str, root: str | os.PathLike | None = None) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", expected):
         raise ClipError(f"{url} names no SHA-256 to verify the file with")
     target = Path(root or _cache_folder()) / filename
-    if target.exists() and _sha256(target) == expected:
-        return str(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(filename + ".part")
     try:
-        _fetch(url, part)
-    except (urllib.error.URLError, OSError) as error:
+        if target.exists():
+            check_file(str(target), expected)
+            return str(target)
+    except UserError:  # another file under this name: fetched anew
+        pass
+    try:
+        download(url, str(target), expected)
+    except UserError as error:
         raise ClipError(
             f"cannot download {url}: {error}; fetch it by other means and place it at {target}"
         ) from error
-    found = _sha256(part)
-    if found != expected:
-        part.unlink()
-        raise ClipError(f"{url} has SHA-256 {found}, expected {expected}; removed")
-    part.replace(target)
     return str(target)
-
-
-def _fetch(url: str, part: Path) -> None:
-    """Download ``url`` to ``part``, appending to what is there if the server allows it."""
-    from tqdm import tqdm
-
-    done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing
-            return
-        raise
-    with response:
-        resumed = response.status == 206
-        size = int(response.headers.get("Content-Length", 0)) + (done if resumed else 0)
-        with (
-            part.open("ab" if resumed else "wb") as file,
-            tqdm(
-                total=size or None,
-                initial=done if resumed else 0,
-                unit="B",
-                unit_scale=True,
-                desc=part.stem,
-            ) as bar,
-        ):
-            while block := response.read(1 << 20):
-                file.write(block)
-                bar.update(len(block))
-    if size and part.stat().st_size < size:
-        raise OSError(f"connection closed after {part.stat().st_size} of {size} bytes")
 
 
 def _is_jit(path: Path) -> bool:
@@ -161,7 +118,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             with warnings.catch_warnings():  # OpenAI's files are archives, deprecated or not
                 warnings.simplefilter("ignore", FutureWarning)
                 return torch.jit.load(str(path), map_location="cpu").state_dict()
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_checkpoint(str(path))
     except Exception as error:  # each format has its own family of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClipError(f"cannot read CLIP weights from {path}: {reason}") from error
@@ -207,8 +164,12 @@ def _config_from(state: Mapping[str, Tensor], quick_gelu: bool) -> CLIPConfig:
     )
 
 
-def build_model(state_dict: Mapping[str, Tensor], config: CLIPConfig | None = None) -> CLIP:
-    """A model in fp32 and evaluation mode that holds ``state_dict``.
+def build_model(
+    state_dict: Mapping[str, Tensor],
+    config: CLIPConfig | None = None,
+    preprocess: Preprocess | None = None,
+) -> CLIP:
+    """Make a model in fp32 and evaluation mode that holds ``state_dict``.
 
     Without ``config`` the architecture is read off the shapes: OpenAI's activation, and heads
     64 wide unless the state dict has a scalar ``head_width``.
@@ -217,7 +178,7 @@ def build_model(state_dict: Mapping[str, Tensor], config: CLIPConfig | None = No
         ClipError: tensors are missing, left over or of another shape.
     """
     try:
-        model = CLIP(config or _config_from(state_dict, quick_gelu=True))
+        model = CLIP(config or _config_from(state_dict, quick_gelu=True), preprocess)
         parameters = {k: v.float() for k, v in state_dict.items() if k not in _SCALARS}
         model.load_state_dict(parameters)
     except (KeyError, RuntimeError) as error:
@@ -243,7 +204,7 @@ def _load_open_clip(pair: str) -> CLIP:
 
 
 def from_open_clip(reference: torch.nn.Module) -> CLIP:
-    """Our model with the weights of an open_clip model.
+    """Make our model with the weights and the preprocessing of an open_clip model.
 
     Raises:
         ClipError: its towers are not CLIP's own ViT or ResNet and text transformer.
@@ -267,11 +228,49 @@ def from_open_clip(reference: torch.nn.Module) -> CLIP:
         )
     except (KeyError, AttributeError) as error:
         raise ClipError(f"unsupported open_clip architecture: {error}") from error
-    return build_model(state, config)
+    # open_clip puts both on the tower of a model that it made with weights
+    mean, std = (getattr(visual, f"image_{name}", None) for name in ("mean", "std"))
+    preprocess = Preprocess(config.image_resolution)
+    if mean is not None and std is not None:
+        preprocess = replace(preprocess, mean=tuple(mean), std=tuple(std))
+    interpolation = getattr(visual, "preprocess_cfg", {}).get("interpolation")
+    if interpolation is not None:
+        preprocess = replace(preprocess, interpolation=interpolation)
+    return build_model(state, config, preprocess)
 
 
-def load(name: str, device: str | torch.device = "cpu") -> CLIP:
-    """A frozen-ready CLIP in fp32 and evaluation mode, from a name, a pair or a path.
+def load(
+    name: str,
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | None = None,
+) -> tuple[CLIP, Preprocess]:
+    """Load a model as OpenAI's package does: fp16 on a GPU, fp32 elsewhere, and its transform.
+
+    Args:
+        name: as for ``load_model``.
+        device: a GPU where there is one, by default.
+        jit: always False; archives are read as data here and never executed.
+        download_root: folder of the downloaded files.
+
+    Raises:
+        ClipError: as ``load_model``, or ``jit`` is set.
+    """
+    if jit:
+        raise ClipError("jit: expected False, got True; models are not executed from archives")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_model(name, device, download_root)
+    if device.type == "cuda":
+        convert_weights(model)
+    return model, model.preprocess
+
+
+def load_model(
+    name: str, device: str | torch.device = "cpu", download_root: str | None = None
+) -> CLIP:
+    """Load a CLIP in fp32 and evaluation mode, from a name, a pair or a path.
+
+    The model carries its ``preprocess``, and ``similarity`` turns features into logits.
 
     Raises:
         ClipError: an unknown name, an unreachable address, a damaged or foreign file.
@@ -281,7 +280,7 @@ def load(name: str, device: str | torch.device = "cpu") -> CLIP:
     if name == "ViT-Mini":
         path = VIT_MINI
     elif name in OPENAI_MODELS:
-        path = Path(_download(_openai_url(name)))
+        path = Path(_download(_openai_url(name), download_root))
     elif Path(name).is_file():
         path = Path(name)
     else:

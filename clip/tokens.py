@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -46,27 +46,46 @@ def tokenize(
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Tokenised class names with places for prompts.
+    """Tokenized class names with places for prompts.
 
     Attributes:
         ids: (K, T) token ids, trimmed after the longest end token.
         eot: (K,) position of each end token.
-        slots: (K, m) positions of the m prompt tokens.
+        slots: (K, m) rising positions of the m prompt tokens, anywhere between start and end.
         prefix: number of leading positions that all classes have in common, prompts included;
-            0 where the prompts do not directly follow the start token.
+            0 where that is the start token alone.
+        shared_slots: positions of those slots that stand in the prefix.
     """
 
     ids: Tensor
     eot: Tensor
     slots: Tensor
     prefix: int
+    shared_slots: tuple[int, ...]
+
+    @classmethod
+    def of(cls, ids: Tensor, slots: Tensor) -> PromptTokens:
+        """Find out what texts have in common.
+
+        Args:
+            ids: (K, length) as ``tokenize`` returns them (end token: highest id).
+            slots: (K, m) positions of the prompts.
+        """
+        eot = ids.argmax(dim=-1)
+        ids = ids[:, : int(eot.max()) + 1]
+        is_slot = torch.zeros_like(ids, dtype=torch.bool).scatter(1, slots, True)
+        alike = (ids == ids[0]) & (is_slot == is_slot[0])
+        # The end token is read as a query, so it never counts as part of the prefix.
+        common = alike.all(dim=0)[: int(eot.min())]
+        prefix = int(common.long().cumprod(dim=0).sum())
+        prefix = prefix if prefix > 1 else 0
+        shared_slots = tuple(slot for slot in slots[0].tolist() if slot < prefix)
+        return cls(ids, eot, slots, prefix, shared_slots)
 
     @classmethod
     def plain(cls, ids: Tensor) -> PromptTokens:
-        """Texts without prompts, from ids as ``tokenize`` returns them (end token: highest id)."""
-        eot = ids.argmax(dim=-1)
-        no_slots = ids.new_zeros(len(ids), 0)
-        return cls(ids[:, : int(eot.max()) + 1], eot, no_slots, prefix=0)
+        """Texts without places for prompts, from ids as ``tokenize`` returns them."""
+        return cls.of(ids, ids.new_zeros(len(ids), 0))
 
     @classmethod
     def from_names(
@@ -107,16 +126,18 @@ class PromptTokens:
                 ]
                 row[: len(order)] = row[order].clone()
                 slot[before:] += name_length
-        eot = ids.argmax(dim=-1)
-        ids = ids[:, : int(eot.max()) + 1]
-        prefix = 0
-        if position == "end":
-            # The end token is read as a query, so it never counts as part of the prefix.
-            common = (ids == ids[0]).all(dim=0)[: int(eot.min())]
-            prefix = int(common.long().cumprod(dim=0).sum())
-        return cls(ids, eot, slots, prefix)
+        return cls.of(ids, slots)
+
+    def of_classes(self, classes: slice) -> PromptTokens:
+        """The tokens of some of the classes, which keep what all of them have in common."""
+        return replace(
+            self, ids=self.ids[classes], eot=self.eot[classes], slots=self.slots[classes]
+        )
 
     def to(self, device: torch.device | str) -> PromptTokens:
-        return PromptTokens(
-            self.ids.to(device), self.eot.to(device), self.slots.to(device), self.prefix
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            eot=self.eot.to(device),
+            slots=self.slots.to(device),
         )

@@ -6,12 +6,13 @@ Written from the definition on a state dict with OpenAI's names; the reference f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip import CLIP
+from clip import CLIP, Layer
 
 
 def norm(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -19,11 +20,32 @@ def norm(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, state[f"{name}.bias"])
 
 
-def block(state: dict[str, Tensor], name: str, x: Tensor, heads: int, causal: bool) -> Tensor:
-    """One pre-norm layer over a single sequence (T, width)."""
+def adapters_of(entry: Any) -> Layer:
+    """The adapters of an entry of a tower's layers; none for prompts alone."""
+    return entry if isinstance(entry, Layer) else Layer()
+
+
+def prompts_of(entry: Any, before: Tensor | None) -> Tensor | None:
+    """The prompts (m, width) of an entry, of those before it where they are a function."""
+    prompts = entry.prompts if isinstance(entry, Layer) else entry
+    return prompts if prompts is None or isinstance(prompts, Tensor) else prompts(before)
+
+
+def block(
+    state: dict[str, Tensor],
+    name: str,
+    x: Tensor,
+    heads: int,
+    causal: bool,
+    layer: Layer | None = None,
+) -> Tensor:
+    """One pre-norm layer over a single sequence (T, width), with a method's adapters."""
+    layer = layer or Layer()
     length, width = x.shape
-    h = norm(state, f"{name}.ln_1", x)
+    normed = h = norm(state, f"{name}.ln_1", x)
     qkv = h @ state[f"{name}.attn.in_proj_weight"].t() + state[f"{name}.attn.in_proj_bias"]
+    if layer.qkv is not None:
+        qkv = qkv + layer.qkv(h)
     out = []
     for q, k, v in zip(*(part.chunk(heads, dim=1) for part in qkv.chunk(3, dim=1)), strict=True):
         scores = q @ k.t() / (width / heads) ** 0.5
@@ -32,22 +54,35 @@ def block(state: dict[str, Tensor], name: str, x: Tensor, heads: int, causal: bo
         out.append(scores.softmax(dim=1) @ v)
     h = torch.cat(out, dim=1)
     x = x + h @ state[f"{name}.attn.out_proj.weight"].t() + state[f"{name}.attn.out_proj.bias"]
-    h = norm(state, f"{name}.ln_2", x)
+    if layer.out is not None:
+        x = x + layer.out(h)
+    g = h = norm(state, f"{name}.ln_2", x)
     h = h @ state[f"{name}.mlp.c_fc.weight"].t() + state[f"{name}.mlp.c_fc.bias"]
     h = h * torch.sigmoid(1.702 * h)
-    return x + h @ state[f"{name}.mlp.c_proj.weight"].t() + state[f"{name}.mlp.c_proj.bias"]
+    x = x + h @ state[f"{name}.mlp.c_proj.weight"].t() + state[f"{name}.mlp.c_proj.bias"]
+    if layer.mlp is not None:
+        x = x + layer.mlp(g)
+    if layer.block is not None:
+        x = x + layer.block(normed)
+    return x
 
 
-def text_feature(
-    model: CLIP, ids: Tensor, slots: list[int], prompts: list[Tensor | None]
-) -> Tensor:
-    """One text of ``context_length`` token ids, prompts (m, width) per layer at ``slots``: (d,)."""
+def text_feature(model: CLIP, ids: Tensor, slots: list[int], layers: Sequence[Any]) -> Tensor:
+    """One text of ``context_length`` token ids, prompts (m, width) per layer at ``slots``: (d,).
+
+    Without slots, prompts that begin behind the first layer are inserted behind the start token.
+    """
     state = dict(model.named_parameters())
     config = model.config
     x = state["token_embedding.weight"][ids]
+    end = int(ids.argmax())
     for i in range(config.text_layers):
-        prompt = prompts[i] if i < len(prompts) else None
-        if prompt is not None:
+        entry = layers[i] if i < len(layers) else None
+        prompt = prompts_of(entry, x[slots] if slots else None)
+        if prompt is not None and not slots and i > 0:
+            x = torch.cat([x[:1], prompt, x[1:]])
+            slots, end = list(range(1, 1 + len(prompt))), end + len(prompt)
+        elif prompt is not None:
             rows = list(x)
             for slot, token in zip(slots, prompt, strict=True):
                 rows[slot] = token
@@ -55,12 +90,20 @@ def text_feature(
         if i == 0:
             x = x + state["positional_embedding"]
         heads = config.text_width // config.head_width
-        x = block(state, f"transformer.resblocks.{i}", x, heads, causal=True)
-    return norm(state, "ln_final", x[ids.argmax()]) @ state["text_projection"]
+        layer = adapters_of(entry)
+        x = block(state, f"transformer.resblocks.{i}", x, heads, True, layer)
+    return norm(state, "ln_final", x[end]) @ state["text_projection"]
 
 
-def image_feature(model: CLIP, image: Tensor, prompts: list[Tensor | None]) -> Tensor:
+def image_feature(model: CLIP, image: Tensor, layers: Sequence[Any]) -> Tensor:
     """One image (3, R, R), prompts (m, width) per layer: (d,)."""
+    return image_parts(model, image, layers)["class"]
+
+
+def image_parts(
+    model: CLIP, image: Tensor, layers: Sequence[Any], through_ln_pre: bool = True
+) -> dict[str, Tensor]:
+    """All that can be read of one image (3, R, R)."""
     state = {k.removeprefix("visual."): v for k, v in model.named_parameters() if "visual" in k}
     config = model.config
     patch, width = config.vision_patch_size, config.vision_width
@@ -75,14 +118,19 @@ def image_feature(model: CLIP, image: Tensor, prompts: list[Tensor | None]) -> T
     x = torch.stack(tokens) + state["positional_embedding"]
     n_own = len(x)
     for i in range(config.vision_layers):
-        prompt = prompts[i] if i < len(prompts) else None
+        entry = layers[i] if i < len(layers) else None
+        if i == 0 and not through_ln_pre:
+            x = norm(state, "ln_pre", x)
+        prompt = prompts_of(entry, x[n_own:])
         if prompt is not None:
             x = torch.cat([x[:n_own], prompt])
-        if i == 0:
+        if i == 0 and through_ln_pre:
             x = norm(state, "ln_pre", x)
         heads = width // (config.vision_head_width or config.head_width)
-        x = block(state, f"transformer.resblocks.{i}", x, heads, causal=False)
-    return norm(state, "ln_post", x[0]) @ state["proj"]
+        layer = adapters_of(entry)
+        x = block(state, f"transformer.resblocks.{i}", x, heads, False, layer)
+    x = norm(state, "ln_post", x)
+    return {"class": x[0] @ state["proj"], "prompts": x[n_own:].mean(0), "patches": x[1:n_own]}
 
 
 def unit(x: Tensor) -> Tensor:

@@ -2,17 +2,18 @@
 
 import torch
 
-from benchmarks.promp_step import PlainProgressiveCLIP
+from benchmarks.promp_step import PlainProMPT
 from tests.trainers.tiny import NAMES, TEMPLATES, settings, tiny_clip
-from trainers.promp import ProgressiveCLIP, ProMPT
+from trainers.promp import ProMPT
 
 
 def test_the_plain_path_gives_the_same_loss_and_gradients():
     clip_model = tiny_clip()
     results = []
-    for model_class in (ProgressiveCLIP, PlainProgressiveCLIP):
+    for method in (ProMPT, PlainProMPT):
         torch.manual_seed(2)
-        model = model_class(*settings(ProMPT, PROMPT_DEPTH_VISION=3), clip_model, NAMES, TEMPLATES)
+        cfg, _ = settings(ProMPT, PROMPT_DEPTH_VISION=3)
+        model = method(cfg, clip_model, NAMES, TEMPLATES)
         _, terms = model(torch.randn(2, 3, 16, 16), torch.tensor([1, 0]))
         loss = torch.stack(list(terms.values())).sum()
         loss.backward()

@@ -5,40 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip import CLIP, PromptTokens
-from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 
-from .base import (
-    PromptedCLIP,
-    Prompts,
-    PromptTrainer,
-    check_range,
-    context_of_all_words,
-    trainer_defaults,
-)
+from .base import Method, Towers
+from .context import ContextLearner, context_of_all_words
+from .settings import check_range
+from .trainer import register_method
 
 POSITIONS = ("end", "middle", "front")
 
 
-class ContextLearner(nn.Module):
-    """Owns the context, under the name that published checkpoints give it."""
-
-    def __init__(self, ctx: Tensor):
-        super().__init__()
-        self.ctx = nn.Parameter(ctx)
-
-
-class ContextCLIP(PromptedCLIP):
+@register_method("COOP", N_CTX=16, CSC=False, CTX_INIT="", CLASS_TOKEN_POSITION="end")
+class CoOp(Method):
     """Learned context tokens (m, d_t) in front of, around or behind the class name.
 
     With ``CSC`` every class has its own: (K, m, d_t).  ``CTX_INIT`` gives the words to start from
     and then also their number; otherwise ``N_CTX`` tokens start from normal(0, 0.02).
     """
 
-    prompt_learner: ContextLearner
+    checkpoint_name = checkpoint_scope = "prompt_learner"
+
+    @classmethod
+    def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
+        if settings.CLASS_TOKEN_POSITION not in POSITIONS:
+            raise UserError(
+                f"TRAINER.COOP.CLASS_TOKEN_POSITION is '{settings.CLASS_TOKEN_POSITION}', "
+                f"allowed: {', '.join(POSITIONS)}"
+            )
+        if not settings.CTX_INIT:
+            check_range("TRAINER.COOP.N_CTX", settings.N_CTX, 1)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
@@ -52,23 +50,8 @@ class ContextCLIP(PromptedCLIP):
         position = self.settings.CLASS_TOKEN_POSITION
         return self.prompt_tokens(class_names, words, n_prompts, position)
 
-    def prompts(self) -> Prompts:
-        return Prompts(text=[self.prompt_learner.ctx])
+    def layers(self, condition: Tensor | None = None) -> Towers:
+        return Towers(text=[self.prompt_learner.ctx])
 
-
-@TRAINER_REGISTRY.register()
-class CoOp(PromptTrainer):
-    model_class = ContextCLIP
-    checkpoint_name = checkpoint_scope = "prompt_learner"
-    config_node = trainer_defaults(
-        "COOP", N_CTX=16, CSC=False, CTX_INIT="", CLASS_TOKEN_POSITION="end"
-    )
-
-    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
-        if settings.CLASS_TOKEN_POSITION not in POSITIONS:
-            raise UserError(
-                f"TRAINER.COOP.CLASS_TOKEN_POSITION is '{settings.CLASS_TOKEN_POSITION}', "
-                f"allowed: {', '.join(POSITIONS)}"
-            )
-        if not settings.CTX_INIT:
-            check_range("TRAINER.COOP.N_CTX", settings.N_CTX, 1)
+    def public_copies(self) -> set[str]:
+        return {"token_prefix", "token_suffix"}

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os.path as osp
-import re
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -14,23 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip import CLIP, PromptTokens, tokenize
-from clip.model import QuickGELU
-from dassl.engine import TRAINER_REGISTRY
+from clip import CLIP, PromptTokens
+from clip.blocks import QuickGELU
 from dassl.utils import UserError
 
-from .base import (
-    Context,
-    PromptedCLIP,
-    Prompts,
-    PromptTrainer,
-    check_range,
-    check_vit,
-    context_of_few_words,
-    load_frozen,
-    random_prompts,
-    trainer_defaults,
-)
+from .base import Batch, Features, Method, Towers
+from .context import Context, context_of_few_words, random_prompts
+from .descriptions import cut_to_context, read_descriptions
+from .settings import check_range, deepest_layer
+from .trainer import load_frozen, register_method
 
 HEADS = 8  # of the proxies' and the mappers' attention
 CHOICES = {
@@ -192,7 +180,7 @@ class CrossModalPromptLearner(nn.Module):
         mapped = mapper(torch.cat(list(receiving)), torch.cat(knowledge), hidden)
         return list(mapped.split(m))
 
-    def forward(self) -> Prompts:
+    def forward(self) -> Towers:
         """Prompts of the first layers of both towers after the knowledge flow.
 
         In "graph" mode the flow is part of the graph and nothing is changed.  In "in_place" mode
@@ -214,18 +202,47 @@ class CrossModalPromptLearner(nn.Module):
                 single = self.single_scale[direction]
                 receiving[part] = self._map(mapper, receiving[part], knowledge, single)
         if not self.in_place:
-            return Prompts(text, vision)
+            return Towers(text, vision)
         for parameters, refined in (
             (self.cross_prompts_text, text),
             (self.cross_prompts_visual, vision),
         ):
             for parameter, value in zip(parameters, refined, strict=True):
                 parameter.data.copy_(value)
-        return Prompts(list(self.cross_prompts_text), list(self.cross_prompts_visual))
+        return Towers(list(self.cross_prompts_text), list(self.cross_prompts_visual))
 
 
-class HierarchicalCLIP(PromptedCLIP):
-    """Predicts with the renormalised sum of unit prompted and unit frozen features."""
+@register_method(
+    "HICROPL",
+    N_CTX=16,
+    PROMPT_DEPTH=12,
+    CROSS_LAYER=6,  # k, the layer boundary of Table 5
+    CTX_INIT="a photo of a",  # used where N_CTX <= 4
+    LAMBD=12.0,
+    TEACHER_NAME="",  # CLIP of the frozen image features; "" is the backbone itself
+    FLOW="t2i_i2t",
+    MAPPER_SCALE="multi",  # of both directions, or single_multi: t2i single, i2t multi
+    COMPRESSION="lkp",
+    MAPPER_UPDATE="graph",
+    CONS_ANCHOR="prompted",
+    CRITERION="cosine",
+    FROZEN_TEXT="descriptions",
+    DESCRIPTIONS="datasets/descriptions/{dataset}.json",
+)
+class HiCroPL(Method):
+    """Predicts with the renormalized sum of unit prompted and unit frozen features."""
+
+    @classmethod
+    def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
+        node = "TRAINER.HICROPL"
+        for key, allowed in CHOICES.items():
+            if settings[key] not in allowed:
+                raise UserError(f"{node}.{key} is '{settings[key]}', allowed: {', '.join(allowed)}")
+        deepest = deepest_layer(clip_model)
+        check_range(f"{node}.PROMPT_DEPTH", settings.PROMPT_DEPTH, 1, deepest)
+        if "_" in settings.FLOW:  # both directions
+            check_range(f"{node}.CROSS_LAYER", settings.CROSS_LAYER, 1, settings.PROMPT_DEPTH - 1)
+        check_range(f"{node}.N_CTX", settings.N_CTX, 1)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
@@ -234,7 +251,7 @@ class HierarchicalCLIP(PromptedCLIP):
             settings, self.context, config.text_width, config.vision_width
         )
         # The in-place flow changes the prompts from one batch to the next, in evaluation too.
-        self.text_depends_on_image = settings.MAPPER_UPDATE == "in_place"
+        self.fixable = settings.MAPPER_UPDATE != "in_place"
         self.descriptions = settings.DESCRIPTIONS.replace("{dataset}", cfg.DATASET.NAME)
         self.teacher = self.clip
         if settings.TEACHER_NAME not in ("", cfg.MODEL.BACKBONE.NAME):
@@ -248,7 +265,12 @@ class HierarchicalCLIP(PromptedCLIP):
         super().set_classes(class_names)
         kind = self.settings.FROZEN_TEXT
         if kind == "descriptions":
-            texts = read_descriptions(self.descriptions, self.class_names)
+            texts = read_descriptions(
+                self.descriptions,
+                self.class_names,
+                key="TRAINER.HICROPL.DESCRIPTIONS",
+                other="choose TRAINER.HICROPL.FROZEN_TEXT template or templates",
+            )
             self.frozen_text = self.frozen_text_features(
                 cut_to_context(texts, self.clip.context_length)
             )
@@ -256,35 +278,35 @@ class HierarchicalCLIP(PromptedCLIP):
             count = 1 if kind == "template" else None
             self.frozen_text = self.template_features(self.templates[:count])
 
-    def prompts(self) -> Prompts:
+    def layers(self, condition: Tensor | None = None) -> Towers:
         return self.prompt_learner()
 
-    @torch.no_grad()
-    def frozen_image_features(self, images: Tensor) -> Tensor:
-        """V, the unit features of plain CLIP on the same view: (B, d)."""
-        return F.normalize(self.teacher.encode_image(images).float(), dim=-1)
+    def class_features(self, towers: Towers) -> Features:
+        prompted = self.encode_text(towers.text)
+        fused = F.normalize(prompted + self.frozen_text, dim=-1)
+        return {"text": fused, "prompted_text": prompted}
 
-    def forward(
-        self, images: Tensor, labels: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Logits (B, K); with labels also L_ce (eq. 4) and lambda * L_cons (eq. 5, 6)."""
-        prompts, prompted_text = self.class_features()
-        text = F.normalize(prompted_text + self.frozen_text, dim=-1)
-        frozen = self.frozen_image_features(images)
-        prompted = self.image_features(images, prompts)
-        image = F.normalize(prompted + frozen, dim=-1)
-        logits = self.clip.logit_scale.exp().float() * image @ text.t()
-        if labels is None:
-            return logits
-        terms = {"loss_ce": F.cross_entropy(logits, labels)}
+    def image_features(self, batch: Batch, towers: Towers) -> Features:
+        """Fuse prompted features with V, the features of plain CLIP on the same view."""
+        images = self.views(batch)[0]
+        with torch.no_grad():
+            frozen = F.normalize(self.teacher.encode_image(images).float(), dim=-1)
+        prompted = self.encode_image(images, towers.vision)
+        fused = F.normalize(prompted + frozen, dim=-1)
+        return {"image": fused, "prompted_image": prompted, "frozen_image": frozen}
+
+    def losses(self, features: Features, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """L_ce (eq. 4) and lambda * L_cons (eq. 5, 6)."""
+        terms = super().losses(features, logits, labels)
         if self.settings.LAMBD > 0:
             if self.settings.CONS_ANCHOR == "prompted":
-                anchors = (prompted, prompted_text)
+                image, text = features["prompted_image"], features["prompted_text"]
             else:
-                anchors = (frozen, self.frozen_text)
-            consistency = self.distance(image, anchors[0]) + self.distance(text, anchors[1])
+                image, text = features["frozen_image"], self.frozen_text
+            consistency = self.distance(features["image"], image)
+            consistency = consistency + self.distance(features["text"], text)
             terms["loss_cons"] = self.settings.LAMBD * consistency
-        return logits, terms
+        return terms
 
     def distance(self, features: Tensor, anchor: Tensor) -> Tensor:
         """Mean distance of unit features (N, d) by the criterion of Table 13."""
@@ -294,114 +316,6 @@ class HierarchicalCLIP(PromptedCLIP):
             return F.l1_loss(features, anchor)
         return F.mse_loss(features, anchor)
 
-
-def read_descriptions(path: str, class_names: Sequence[str]) -> list[list[str]]:
-    """The sentences of each class from a JSON file {class name: [sentences]}.
-
-    A class has the sentences of its own name; where the file has not that very name, those of the
-    one name that differs in nothing but case, underscores, hyphens, spaces and accents.
-
-    Raises:
-        UserError: no such file, not such a file, or classes without sentences or with several
-            names to choose from, all of which the line names.
-    """
-    key = "TRAINER.HICROPL.DESCRIPTIONS"
-    other = "choose TRAINER.HICROPL.FROZEN_TEXT template or templates"
-    if not osp.isfile(path):
-        raise UserError(
-            f"{key}: no file '{path}'; fetch the public ones with `python -m datasets.prepare "
-            f"descriptions`, write {{class name: [sentences]}} there, or {other}"
-        )
-    try:
-        with open(path, encoding="utf-8") as file:
-            sentences = dict(json.load(file).items())
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{key}: '{path}' is not JSON {{class name: [sentences]}}") from error
-    for name, texts in sentences.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{key}: '{path}' has no list of sentences for '{name}'")
-    by_spelling: dict[str, list[str]] = {}
-    for name, texts in sentences.items():
-        if texts:
-            by_spelling.setdefault(plain_spelling(name), []).append(name)
-    chosen, missing, several = [], [], []
-    for class_name in class_names:
-        names = by_spelling.get(plain_spelling(class_name), [])
-        exact = [name for name in names if name.replace("_", " ") == class_name.replace("_", " ")]
-        names = exact or names
-        if len(names) == 1:
-            chosen.append(sentences[names[0]])
-        elif names:
-            several.append(f"{class_name!r} ({' or '.join(map(repr, names))})")
-        else:
-            missing.append(repr(class_name))
-    problems = [f"has no sentences for {', '.join(missing)}"] if missing else []
-    problems += [f"has several names for {', '.join(several)}"] if several else []
-    if problems:
-        raise UserError(f"{key}: '{path}' {' and '.join(problems)}; correct it or {other}")
-    return chosen
-
-
-def plain_spelling(name: str) -> str:
-    """The name without case, accents, and kinds of blanks: "Gâteau_au-Riz" is "gateau au riz"."""
-    letters = unicodedata.normalize("NFKD", name).casefold()
-    letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
-    return " ".join(re.split(r"[\s_-]+", letters)).strip()
-
-
-def cut_to_context(texts: Sequence[Sequence[str]], context_length: int) -> list[list[str]]:
-    """The texts, without the last words of those that are longer than the context.
-
-    A few of the public descriptions ramble on, which should not end a run; a line counts them.
-    """
-    cut = 0
-
-    def fitting(text: str) -> str:
-        nonlocal cut
-        words = text.split()
-        while len(words) > 1:
-            try:
-                tokenize(" ".join(words), context_length)
-                break
-            except ValueError:
-                words.pop()
-        cut += len(words) < len(text.split())
-        return " ".join(words)
-
-    short = [[fitting(text) for text in class_texts] for class_texts in texts]
-    if cut:
-        print(f"Descriptions cut to the {context_length} tokens that the model takes: {cut}")
-    return short
-
-
-@TRAINER_REGISTRY.register()
-class HiCroPL(PromptTrainer):
-    model_class = HierarchicalCLIP
-    config_node = trainer_defaults(
-        "HICROPL",
-        N_CTX=16,
-        PROMPT_DEPTH=12,
-        CROSS_LAYER=6,  # k, the layer boundary of Table 5
-        CTX_INIT="a photo of a",  # used where N_CTX <= 4
-        LAMBD=12.0,
-        TEACHER_NAME="",  # CLIP of the frozen image features; "" is the backbone itself
-        FLOW="t2i_i2t",
-        MAPPER_SCALE="multi",  # of both directions, or single_multi: t2i single, i2t multi
-        COMPRESSION="lkp",
-        MAPPER_UPDATE="graph",
-        CONS_ANCHOR="prompted",
-        CRITERION="cosine",
-        FROZEN_TEXT="descriptions",
-        DESCRIPTIONS="datasets/descriptions/{dataset}.json",
-    )
-
-    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
-        node = "TRAINER.HICROPL"
-        for key, allowed in CHOICES.items():
-            if settings[key] not in allowed:
-                raise UserError(f"{node}.{key} is '{settings[key]}', allowed: {', '.join(allowed)}")
-        deepest = min(check_vit(clip_model), clip_model.config.text_layers)
-        check_range(f"{node}.PROMPT_DEPTH", settings.PROMPT_DEPTH, 1, deepest)
-        if "_" in settings.FLOW:  # both directions
-            check_range(f"{node}.CROSS_LAYER", settings.CROSS_LAYER, 1, settings.PROMPT_DEPTH - 1)
-        check_range(f"{node}.N_CTX", settings.N_CTX, 1)
+    def public_copies(self) -> set[str]:
+        buffers = {"prompt_learner.token_prefix", "prompt_learner.token_suffix"}
+        return buffers | self.copies_of_clip() | self.copies_of_teacher()

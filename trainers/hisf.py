@@ -8,31 +8,24 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
-from clip.model import QuickGELU
+from clip.blocks import QuickGELU
 from dassl.config import register_defaults
-from dassl.engine import RECORDER_REGISTRY, TRAINER_REGISTRY, Recorder
-from dassl.engine.recorders import asked_by
+from dassl.engine.recorders import RECORDER_REGISTRY, Recorder, asked_by
 from dassl.utils import UserError, atomic_write, log
 
-from .base import (
-    PromptedCLIP,
-    Prompts,
-    PromptTrainer,
-    check_range,
-    check_vit,
-    random_prompts,
-    trainer_defaults,
-)
+from .base import Features, Method, Towers
+from .context import random_prompts
+from .settings import check_range, deepest_layer
+from .trainer import register_method
 
 REDUCTION = 16  # of the bottleneck's hidden layer
 DECAYED = ("all", "projections")
 ATTENTION_FILE = "attention.npz"
 
-register_defaults("TEST", {"SAVE_ATTENTION": False})
+register_defaults("TEST", {"SAVE_ATTENTION": False})  # the same as TEST.RECORD ("attention",)
 
 
 class SemanticFusion(nn.Module):
@@ -84,7 +77,7 @@ class SemanticFusion(nn.Module):
 class FusedPromptLearner(nn.Module):
     """Prompts of both towers and their fusion with the labels.
 
-    With prompt initialisation (PI) both towers' prompts are projections of one matrix (eq. 2);
+    With prompt initialization (PI) both towers' prompts are projections of one matrix (eq. 2);
     without it each tower has its own.  All start from normal(0, 0.02).
 
     What the paper leaves open: P_s is as wide as the label embeddings; each fusion layer has
@@ -114,7 +107,7 @@ class FusedPromptLearner(nn.Module):
             SemanticFusion(config.vision_width, width) for _ in range(n_fusions)
         )
 
-    def forward(self, labels: Tensor) -> Prompts:
+    def forward(self, labels: Tensor) -> Towers:
         """Label embeddings E (K, d) -> prompts of the first layers of both towers.
 
         Text prompts carry their class's own label and are (K, m, d_t).  An image's class is not
@@ -122,7 +115,7 @@ class FusedPromptLearner(nn.Module):
         """
         text, vision = self.start()
         mean = labels.mean(dim=0, keepdim=True)
-        return Prompts(
+        return Towers(
             self._at_layers(self.fuse_text, text, labels, labels[:, None]),
             self._at_layers(self.fuse_vision, vision, labels, mean),
         )
@@ -168,104 +161,33 @@ class FusedPromptLearner(nn.Module):
         return at
 
 
-class FusedCLIP(PromptedCLIP):
+@register_method(
+    "HISF",
+    N_CTX=2,  # L_p, not in the paper; MaPLe's
+    FUSION_LAYERS=(1, 5, 9),  # counted from 1; not in the paper: shallow to deep in MaPLe's 9
+    PROMPT_INIT=True,  # PI
+    SEMANTIC_FUSION=True,  # SF
+    LOSS_CLS=True,
+    LAMBDA_LE=0.1,  # lambda_1, 0: off
+    LAMBDA_SA=1.0,  # lambda_2, 0: off
+    PROMPT_LR_FACTOR=1.0,  # of OPTIM.LR, for the prompts
+    DECAY="all",  # what OPTIM.WEIGHT_DECAY acts on: all or projections
+)
+class HISF(Method):
     """Class-specific text prompts, vision prompts for all images.
 
     f(P_final + E_i) of eq. 11 is read as the text tower over prompts followed by the class name;
     no words stand in front of it.
-    """
 
-    prompt_learner: FusedPromptLearner
-
-    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
-        self.prompt_learner = FusedPromptLearner(self.settings, self.clip)
-
-    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        m = self.settings.N_CTX
-        return self.prompt_tokens(class_names, " ".join(["X"] * m), m)
-
-    def set_classes(self, class_names: Sequence[str]) -> None:
-        super().set_classes(class_names)
-        # E: unit features (K, d) of the first template, which novel classes have, too.
-        self.labels = self.template_features(self.templates[:1])
-
-    def prompts(self) -> Prompts:
-        return self.prompt_learner(self.labels)
-
-    def forward(
-        self, images: Tensor, labels: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Logits (B, K); with labels also the terms of eq. 12 that are on."""
-        prompts, text = self.class_features()
-        image = self.image_features(images, prompts)
-        logits = self.clip.logit_scale.exp().float() * image @ text.t()
-        if labels is None:
-            return logits
-        settings, terms = self.settings, {}
-        if settings.LOSS_CLS:
-            terms["loss_cls"] = F.cross_entropy(logits, labels)  # eq. 11
-        if settings.LAMBDA_LE > 0:
-            final = prompts.text[-1]
-            assert final is not None
-            terms["loss_le"] = settings.LAMBDA_LE * self.label_distance(final)
-        if settings.LAMBDA_SA > 0:
-            cosines = (image * text[labels]).sum(dim=-1)
-            terms["loss_sa"] = settings.LAMBDA_SA * (1 - cosines).mean()  # eq. 10
-        return logits, terms
-
-    def label_distance(self, prompts: Tensor) -> Tensor:
-        """Eq. 9, text side: mean over classes of || mean over tokens of P_final,i - E_i ||_2.
-
-        P_final is that of the last fusion layer.  In the paper's ViT-B/16 d_t equals d; where
-        they differ, the frozen text projection takes the prompts to the width of the labels.
-        """
-        mean = prompts.mean(dim=-2)
-        if mean.shape[-1] != self.labels.shape[-1]:
-            mean = mean @ self.clip.text_projection.float()
-        return (mean - self.labels).norm(dim=-1).mean()
-
-
-@TRAINER_REGISTRY.register()
-class HISF(PromptTrainer):
-    """Section 4.1 trains with SGD, section 3.5 speaks of AdamW with weight decay on projection
+    Section 4.1 trains with SGD, section 3.5 speaks of AdamW with weight decay on projection
     matrices only and a higher rate for prompts: ``OPTIM.NAME``, ``DECAY``, ``PROMPT_LR_FACTOR``.
     """
 
-    model_class = FusedCLIP
-    config_node = trainer_defaults(
-        "HISF",
-        N_CTX=2,  # L_p, not in the paper; MaPLe's
-        FUSION_LAYERS=(1, 5, 9),  # counted from 1; not in the paper: shallow to deep in MaPLe's 9
-        PROMPT_INIT=True,  # PI
-        SEMANTIC_FUSION=True,  # SF
-        LOSS_CLS=True,
-        LAMBDA_LE=0.1,  # lambda_1, 0: off
-        LAMBDA_SA=1.0,  # lambda_2, 0: off
-        PROMPT_LR_FACTOR=1.0,  # of OPTIM.LR, for the prompts
-        DECAY="all",  # what OPTIM.WEIGHT_DECAY acts on: all or projections
-    )
-
-    def param_groups(self, learned: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
-        """Prompts, matrices, and the vectors of norms and biases, which are no projections."""
-        lr, decay = self.cfg.OPTIM.LR, self.cfg.OPTIM.WEIGHT_DECAY
-        other = decay if self.settings.DECAY == "all" else 0.0
-        groups: dict[str, list[nn.Parameter]] = {"prompts": [], "matrices": [], "vectors": []}
-        for name, tensor in learned.items():
-            if name.split(".")[1].startswith("ctx"):
-                groups["prompts"].append(tensor)
-            else:
-                groups["matrices" if tensor.dim() == 2 else "vectors"].append(tensor)
-        options: dict[str, dict[str, float]] = {
-            "prompts": {"lr": lr * self.settings.PROMPT_LR_FACTOR, "weight_decay": other},
-            "matrices": {"lr": lr, "weight_decay": decay},
-            "vectors": {"lr": lr, "weight_decay": other},
-        }
-        return [{"params": group, **options[kind]} for kind, group in groups.items() if group]
-
-    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
+    @classmethod
+    def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         node = "TRAINER.HISF"
         check_range(f"{node}.N_CTX", settings.N_CTX, 1)
-        deepest = min(check_vit(clip_model), clip_model.config.text_layers)
+        deepest = deepest_layer(clip_model)
         layers = list(settings.FUSION_LAYERS)
         if (
             not layers
@@ -289,13 +211,74 @@ class HISF(PromptTrainer):
         if settings.DECAY not in DECAYED:
             raise UserError(f"{node}.DECAY is '{settings.DECAY}', allowed: {', '.join(DECAYED)}")
 
+    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
+        self.prompt_learner = FusedPromptLearner(self.settings, self.clip)
+
+    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        m = self.settings.N_CTX
+        return self.prompt_tokens(class_names, " ".join(["X"] * m), m)
+
+    def set_classes(self, class_names: Sequence[str]) -> None:
+        super().set_classes(class_names)
+        # E: unit features (K, d) of the first template, which novel classes have, too.
+        self.labels = self.template_features(self.templates[:1])
+
+    def layers(self, condition: Tensor | None = None) -> Towers:
+        return self.prompt_learner(self.labels)
+
+    def class_features(self, towers: Towers) -> Features:
+        """Add ``final``, the text prompts of the last fusion layer."""
+        final = towers.text[-1]
+        assert isinstance(final, Tensor)
+        return {**super().class_features(towers), "final": final}
+
+    def losses(self, features: Features, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the terms of eq. 12 that are on."""
+        settings, terms = self.settings, {}
+        if settings.LOSS_CLS:
+            terms["loss_cls"] = super().losses(features, logits, labels)["loss_ce"]  # eq. 11
+        if settings.LAMBDA_LE > 0:
+            terms["loss_le"] = settings.LAMBDA_LE * self.label_distance(features["final"])
+        if settings.LAMBDA_SA > 0:
+            cosines = (features["image"] * features["text"][labels]).sum(dim=-1)
+            terms["loss_sa"] = settings.LAMBDA_SA * (1 - cosines).mean()  # eq. 10
+        return terms
+
+    def label_distance(self, prompts: Tensor) -> Tensor:
+        """Eq. 9, text side: mean over classes of || mean over tokens of P_final,i - E_i ||_2.
+
+        P_final is that of the last fusion layer.  In the paper's ViT-B/16 d_t equals d; where
+        they differ, the frozen text projection takes the prompts to the width of the labels.
+        """
+        mean = prompts.mean(dim=-2)
+        if mean.shape[-1] != self.labels.shape[-1]:
+            mean = mean @ self.clip.text_projection.float()
+        return (mean - self.labels).norm(dim=-1).mean()
+
+    def param_groups(self, optim_cfg: Any) -> list[dict[str, Any]]:
+        """Prompts, matrices, and the vectors of norms and biases, which are no projections."""
+        lr, decay = optim_cfg.LR, optim_cfg.WEIGHT_DECAY
+        other = decay if self.settings.DECAY == "all" else 0.0
+        groups: dict[str, list[nn.Parameter]] = {"prompts": [], "matrices": [], "vectors": []}
+        for name, tensor in self.learned().items():
+            if name.split(".")[1].startswith("ctx"):
+                groups["prompts"].append(tensor)
+            else:
+                groups["matrices" if tensor.dim() == 2 else "vectors"].append(tensor)
+        options: dict[str, dict[str, float]] = {
+            "prompts": {"lr": lr * self.settings.PROMPT_LR_FACTOR, "weight_decay": other},
+            "matrices": {"lr": lr, "weight_decay": decay},
+            "vectors": {"lr": lr, "weight_decay": other},
+        }
+        return [{"params": group, **options[kind]} for kind, group in groups.items() if group]
+
 
 @RECORDER_REGISTRY.register("attention")
 class AttentionRecorder(Recorder):
-    """Writes attention.npz, how much the prompts of each fusion layer attend to each label.
+    """Keeps how the prompts attend to the labels as attention.npz.
 
-    It has the array class_names (K) and, for each tower and fusion layer, one such as text.5 or
-    vision.5 with the weights of ``FusedPromptLearner.attention``.
+    The array class_names (K) and, for each tower and fusion layer, one such as text.5 or vision.5
+    with the weights of ``FusedPromptLearner.attention``.
     """
 
     trainers = ("HISF",)
@@ -309,13 +292,15 @@ class AttentionRecorder(Recorder):
             )
 
     def finish(self) -> None:
-        model = self.trainer.model
+        method = self.trainer.model
+        with torch.no_grad():
+            weights = method.prompt_learner.attention(method.labels)
         arrays = {
-            f"{tower}.{layer}": weights.float().cpu().numpy()
-            for tower, layers in model.prompt_learner.attention(model.labels).items()
-            for layer, weights in layers.items()
+            f"{tower}.{layer}": values.float().cpu().numpy()
+            for tower, layers in weights.items()
+            for layer, values in layers.items()
         }
         path = osp.join(self.trainer.output_dir, ATTENTION_FILE)
         with atomic_write(path, "wb") as file:
-            np.savez_compressed(file, class_names=np.array(model.class_names), **arrays)
+            np.savez_compressed(file, class_names=np.array(method.class_names), **arrays)
         log.info(f"Attention is saved to {path}")

@@ -10,19 +10,11 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
-from dassl.engine import TRAINER_REGISTRY
 
-from .base import (
-    PromptedCLIP,
-    Prompts,
-    PromptTrainer,
-    check_range,
-    check_vit,
-    context_of_few_words,
-    random_prompts,
-    trainer_defaults,
-)
-from .coop import ContextLearner
+from .base import Method, Towers
+from .context import ContextLearner, context_of_few_words, random_prompts
+from .settings import check_range, check_vit
+from .trainer import register_method
 
 
 class TowerPrompts(nn.Module):
@@ -46,20 +38,41 @@ class TowerPrompts(nn.Module):
             self.transformer.resblocks[str(i)] = layer
 
     def prompts(self) -> list[Tensor]:
-        """The prompts layer by layer, starting with the first layer that they enter."""
+        """Return the prompts layer by layer, starting with the first layer that they enter."""
         first = [self.VPT] if self.first_layer else []
         layers = cast(nn.ModuleDict, self.transformer.resblocks).values()
         return [*first, *(cast(Tensor, layer.VPT_shallow) for layer in layers)]
 
 
-class IndependentCLIP(PromptedCLIP):
+def check_vision_prompts(node: str, settings: Any, clip_model: CLIP, lowest_depth: int) -> None:
+    """Raise UserError unless the prompts fit the vision tower, which must be a ViT."""
+    layers, depth = check_vit(clip_model), settings.PROMPT_DEPTH_VISION
+    check_range(f"TRAINER.{node}.PROMPT_DEPTH_VISION", depth, lowest_depth, layers)
+    check_range(f"TRAINER.{node}.N_CTX_VISION", settings.N_CTX_VISION, 1)
+
+
+@register_method(
+    "IVLP",
+    N_CTX_VISION=2,
+    N_CTX_TEXT=2,
+    CTX_INIT="a photo of a",  # used where N_CTX_TEXT <= 4
+    PROMPT_DEPTH_VISION=9,  # 0: no vision prompts
+    PROMPT_DEPTH_TEXT=9,
+)
+class IVLP(Method):
     """Prompts in the first layers of both towers that know nothing of each other.
 
     Settings: ``N_CTX_TEXT``, ``PROMPT_DEPTH_TEXT``, ``N_CTX_VISION``, ``PROMPT_DEPTH_VISION`` and
     ``CTX_INIT``, words that the first text prompts start from where ``N_CTX_TEXT`` <= 4.
     """
 
-    prompt_learner: ContextLearner
+    @classmethod
+    def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
+        node, config = f"TRAINER.{cls.config_node}", clip_model.config
+        check_range(f"{node}.PROMPT_DEPTH_TEXT", settings.PROMPT_DEPTH_TEXT, 1, config.text_layers)
+        check_range(f"{node}.N_CTX_TEXT", settings.N_CTX_TEXT, 1)
+        if settings.PROMPT_DEPTH_VISION != 0:  # 0: text prompts only, which suit a ResNet too
+            check_vision_prompts(cls.config_node, settings, clip_model, lowest_depth=0)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
@@ -79,37 +92,10 @@ class IndependentCLIP(PromptedCLIP):
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
         return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
 
-    def prompts(self) -> Prompts:
+    def layers(self, condition: Tensor | None = None) -> Towers:
         text = [self.prompt_learner.ctx, *self.text_encoder.prompts()]
-        return Prompts(text, self.image_encoder.prompts())
+        return Towers(text, self.image_encoder.prompts())
 
-
-def check_vision_prompts(node: str, settings: Any, clip_model: CLIP, lowest_depth: int) -> None:
-    """Raise UserError unless the prompts fit the vision tower, which must be a ViT."""
-    layers, depth = check_vit(clip_model), settings.PROMPT_DEPTH_VISION
-    check_range(f"TRAINER.{node}.PROMPT_DEPTH_VISION", depth, lowest_depth, layers)
-    check_range(f"TRAINER.{node}.N_CTX_VISION", settings.N_CTX_VISION, 1)
-
-
-class IndependentTrainer(PromptTrainer):
-    """What trainers with independent prompts in both towers check."""
-
-    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
-        node, config = f"TRAINER.{self.config_node}", clip_model.config
-        check_range(f"{node}.PROMPT_DEPTH_TEXT", settings.PROMPT_DEPTH_TEXT, 1, config.text_layers)
-        check_range(f"{node}.N_CTX_TEXT", settings.N_CTX_TEXT, 1)
-        if settings.PROMPT_DEPTH_VISION != 0:  # 0: text prompts only, which suit a ResNet too
-            check_vision_prompts(self.config_node, settings, clip_model, lowest_depth=0)
-
-
-@TRAINER_REGISTRY.register()
-class IVLP(IndependentTrainer):
-    model_class = IndependentCLIP
-    config_node = trainer_defaults(
-        "IVLP",
-        N_CTX_VISION=2,
-        N_CTX_TEXT=2,
-        CTX_INIT="a photo of a",  # used where N_CTX_TEXT <= 4
-        PROMPT_DEPTH_VISION=9,  # 0: no vision prompts
-        PROMPT_DEPTH_TEXT=9,
-    )
+    def public_copies(self) -> set[str]:
+        buffers = {"prompt_learner.token_prefix", "prompt_learner.token_suffix"}
+        return buffers | self.copies_of_clip()

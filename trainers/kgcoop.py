@@ -3,22 +3,21 @@ CVPR 2023)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from dassl.engine import TRAINER_REGISTRY
-
-from .base import trainer_defaults
-from .coop import ContextCLIP, CoOp
-
-# Tensors that the public code saves beside the context and never reads.
-UNUSED = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
+from .base import Features
+from .coop import CoOp
+from .trainer import register_method
 
 
-class KnowledgeGuidedCLIP(ContextCLIP):
-    """CoOp's context, held near the frozen features of the dataset's own template."""
+@register_method("COOP", W=1.0)
+class KgCoOp(CoOp):
+    """CoOp's context, held near the frozen features of the dataset's own template.
+
+    Settings are CoOp's, and ``W`` beside them, as in the public code.
+    """
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)
@@ -31,30 +30,17 @@ class KnowledgeGuidedCLIP(ContextCLIP):
             self._frozen_text = self.template_features(self.templates[:1])
         return self._frozen_text
 
-    def loss_terms(
-        self, logits: Tensor, labels: Tensor, image: Tensor, text: Tensor
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Features, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy and W times the mean of 1 - cos(learned, frozen) over the classes.
 
         For unit features that is half the squared distance of the paper's equation; the weight
         of the public code, 8, belongs to this form.
         """
-        distance = 1 - (text * self.frozen_text).sum(dim=-1).mean()
-        return {
-            "loss_ce": F.cross_entropy(logits, labels),
-            "loss_kg": self.settings.W * distance,
-        }
+        distance = 1 - (features["text"] * self.frozen_text).sum(dim=-1).mean()
+        terms = super().losses(features, logits, labels)
+        return {**terms, "loss_kg": self.settings.W * distance}
 
-
-@TRAINER_REGISTRY.register()
-class KgCoOp(CoOp):
-    """Settings are CoOp's, and ``W`` beside them, as in the public code."""
-
-    model_class = KnowledgeGuidedCLIP
-    config_node = trainer_defaults("COOP", W=1.0)
-
-    def load_learned_state_dict(
-        self, name: str, state_dict: Mapping[str, Tensor], path: str
-    ) -> None:
-        kept = {key: value for key, value in state_dict.items() if key not in UNUSED}
-        super().load_learned_state_dict(name, kept, path)
+    def public_copies(self) -> set[str]:
+        """Name what is saved and never read, too."""
+        unused = {"bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias"}
+        return super().public_copies() | unused

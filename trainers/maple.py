@@ -9,18 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
-from dassl.engine import TRAINER_REGISTRY
 
-from .base import (
-    PromptedCLIP,
-    Prompts,
-    PromptTrainer,
-    check_range,
-    check_vit,
-    context_of_few_words,
-    random_prompts,
-    trainer_defaults,
-)
+from .base import Method, Towers
+from .context import context_of_few_words, random_prompts
+from .settings import check_range, deepest_layer
+from .trainer import register_method
 
 
 class MultiModalPromptLearner(nn.Module):
@@ -48,23 +41,30 @@ class MultiModalPromptLearner(nn.Module):
             copy.deepcopy(start) for _ in range(depth - 1)
         )
 
-    def forward(self) -> Prompts:
+    def forward(self) -> Towers:
         """Per layer the text prompts (m, d_t) and, projected from them, the vision prompts
         (m, d_v): section 3.2.3 of the paper."""
         text = [self.ctx, *self.compound_prompts_text]
         projections = [self.proj, *self.compound_prompt_projections]
         vision = [project(p) for project, p in zip(projections, text, strict=True)]
-        return Prompts(text, vision)
+        return Towers(text, vision)
 
 
-class MultiModalCLIP(PromptedCLIP):
+@register_method("MAPLE", N_CTX=2, CTX_INIT="a photo of a", PROMPT_DEPTH=9)
+class MaPLe(Method):
     """The text prompts are learned, the vision prompts are linear functions of them.
 
     ``N_CTX`` tokens start from the words of ``CTX_INIT`` where they are at most four; the words
     left over stand between them and the class name (2 learned tokens, then "of a").
     """
 
-    prompt_learner: MultiModalPromptLearner
+    checkpoint_name = "MultiModalPromptLearner"
+
+    @classmethod
+    def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
+        deepest = deepest_layer(clip_model)
+        check_range("TRAINER.MAPLE.PROMPT_DEPTH", settings.PROMPT_DEPTH, 1, deepest)
+        check_range("TRAINER.MAPLE.N_CTX", settings.N_CTX, 1)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
@@ -77,18 +77,9 @@ class MultiModalCLIP(PromptedCLIP):
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
         return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
 
-    def prompts(self) -> Prompts:
+    def layers(self, condition: Tensor | None = None) -> Towers:
         return self.prompt_learner()
 
-
-@TRAINER_REGISTRY.register()
-class MaPLe(PromptTrainer):
-    model_class = MultiModalCLIP
-    checkpoint_name = "MultiModalPromptLearner"
-    config_node = trainer_defaults("MAPLE", N_CTX=2, CTX_INIT="a photo of a", PROMPT_DEPTH=9)
-
-    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
-        layers = check_vit(clip_model)
-        deepest = min(layers, clip_model.config.text_layers)
-        check_range("TRAINER.MAPLE.PROMPT_DEPTH", settings.PROMPT_DEPTH, 1, deepest)
-        check_range("TRAINER.MAPLE.N_CTX", settings.N_CTX, 1)
+    def public_copies(self) -> set[str]:
+        buffers = {"prompt_learner.token_prefix", "prompt_learner.token_suffix"}
+        return buffers | self.copies_of_clip()

@@ -14,27 +14,20 @@ from torch import Tensor, nn
 from clip import CLIP, PromptTokens
 from clip.tokens import tokenizer
 from dassl.config import register_defaults
-from dassl.engine import RECORDER_REGISTRY, TRAINER_REGISTRY, Recorder
+from dassl.engine.recorders import RECORDER_REGISTRY, Recorder
 from dassl.utils import UserError, atomic_write, log
 
-from .base import (
-    Context,
-    PromptedCLIP,
-    Prompts,
-    PromptTrainer,
-    check_range,
-    check_vit,
-    context_from_words,
-    random_prompts,
-    trainer_defaults,
-)
+from .base import Batch, Features, Method, Towers
+from .context import Context, context_from_words, random_prompts
+from .settings import check_range, check_vit
+from .trainer import register_method
 
 REDUCTION = 16  # of the generators' hidden layer, d -> d/16
-TEMPLATE = "a photo of a {}."  # of the initialisation (section 3.3), with CLIP's full stop
+TEMPLATE = "a photo of a {}."  # of the initialization (section 3.3), with CLIP's full stop
 EVOLUTION_FILE = "evolution.jsonl"
 TOP = 5  # classes of each step that the file names
 
-register_defaults("TEST", {"SAVE_EVOLUTION": False})
+register_defaults("TEST", {"SAVE_EVOLUTION": False})  # the same as TEST.RECORD ("evolution",)
 
 
 class Generator(nn.Module):
@@ -86,8 +79,34 @@ class ProgressivePromptLearner(nn.Module):
             self.text_generator = Generator(config.embed_dim, config.text_width, 1)
 
 
-class ProgressiveCLIP(PromptedCLIP):
+def padded_context(clip_model: CLIP, words: str, n_prompts: int) -> Context:
+    """``context_from_words`` whose missing words are "X" placeholders with a random start."""
+    words = words.replace("_", " ")
+    missing = n_prompts - len(tokenizer().encode(words))
+    if not words or missing <= 0:
+        return context_from_words(clip_model, words, n_prompts)
+    init = context_from_words(clip_model, words, n_prompts - missing).init
+    assert init is not None
+    random = random_prompts(missing, init.shape[1]).data.to(init.device)
+    return Context(" ".join([words, *["X"] * missing]), n_prompts, torch.cat([init, random]))
+
+
+@register_method(
+    "PROMPT",
+    ITERATIONS=2,  # N
+    N_CTX_VISION=8,  # a: text features that the filter keeps, and vision prompts
+    N_CTX_TEXT=5,  # b
+    CTX_INIT="a photo of a",  # P^0 starts from its embeddings
+    PROMPT_DEPTH_VISION=9,  # J
+    LAMBD=1.0,
+    VISION_GENERATOR=True,  # G_V
+    TEXT_GENERATOR=True,  # G_T
+    FEATURE_FILTER=True,  # F
+)
+class ProMPT(Method):
     """Text features make vision prompts, image features make text prompts, N times over.
+
+    With no iterations (Table 5's "-Iter") this is zero-shot CLIP and learns nothing.
 
     What the paper leaves open:
     - Generators read unit features, as CoCoOp's meta-net does, so that what they start from does
@@ -103,127 +122,8 @@ class ProgressiveCLIP(PromptedCLIP):
       where it has fewer, the rest start from normal(0, 0.02).
     """
 
-    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
-        settings = self.settings
-        self.context = padded_context(self.clip, settings.CTX_INIT, settings.N_CTX_TEXT)
-        self.prompt_learner: Any = nn.Module()
-        if settings.ITERATIONS > 0:
-            self.prompt_learner = ProgressivePromptLearner(settings, self.context, self.clip)
-        self.text_depends_on_image = settings.ITERATIONS > 0 and settings.TEXT_GENERATOR
-
-    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
-
-    def set_classes(self, class_names: Sequence[str]) -> None:
-        super().set_classes(class_names)
-        self.frozen_text = self.template_features([TEMPLATE])  # Z^0 (eq. 7): (K, d)
-
-    def prompts(self) -> Prompts:
-        """P^0, the same for all images: what there is without G_T."""
-        return Prompts([self.prompt_learner.ctx] if self.settings.ITERATIONS > 0 else [])
-
-    def forward(
-        self, images: Tensor, labels: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Logits (B, K) of iteration N; with labels also lambda^(N-n) L_n (eq. 13, 14)."""
-        steps = self.evolve(images)
-        if labels is None:
-            return steps[-1]
-        last = len(steps) - 1
-        return steps[-1], {
-            f"loss_iteration{n}": self.settings.LAMBD ** (last - n)
-            * F.cross_entropy(steps[n], labels)
-            for n in range(1, last + 1)
-        }
-
-    def evolve(self, images: Tensor) -> list[Tensor]:
-        """Logits (B, K) after the initialisation and after each of the N iterations.
-
-        Their softmax over the classes is p^0..p^N (eq. 5, 12).
-        """
-        learner = self.prompt_learner
-        image = self.image_features(images, Prompts())  # x^0, eq. 6
-        logits, filtered = self.match(image, self.frozen_text)
-        steps = [logits]
-        if self.settings.ITERATIONS == 0:
-            return steps
-        # Without G_T the texts of all images and iterations are the same.
-        text = self.class_features()[1] if learner.text_generator is None else None
-        context: Tensor | None = None  # P^n, where it depends on the image: (B, 1, b, d_t)
-        vision: list[Tensor] = []  # O^n of the layers 1..J, each (B, a, d_v)
-        for _ in range(self.settings.ITERATIONS):
-            if learner.vision_generator is not None:
-                generated = learner.vision_generator(filtered)
-                if vision:
-                    generated = [g + o for g, o in zip(generated, vision, strict=True)]
-                vision = generated  # eq. 8
-                image = self.image_features(images, Prompts(vision=vision))  # eq. 9
-            if text is not None:
-                logits, filtered = self.match(image, text)
-            else:
-                (shift,) = learner.text_generator(image)
-                # eq. 10
-                context = (learner.ctx if context is None else context) + shift[:, None, None]
-                logits, filtered = self.match_conditional(image, context)
-            steps.append(logits)
-        return steps
-
-    def match(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) and filtered text features (B, a, d) of image features (B, d).
-
-        ``text`` is (K, d) for all images or (B, K, d).
-        """
-        scale = self.clip.logit_scale.exp().float()
-        if text.dim() == 2:
-            logits = scale * image @ text.t()
-        else:
-            logits = scale * (text @ image[:, :, None]).squeeze(-1)
-        text = text.expand(len(image), -1, -1)
-        if not self.settings.FEATURE_FILTER:
-            return logits, text
-        top = logits.topk(min(self.settings.N_CTX_VISION, logits.shape[1]), dim=1).indices
-        return logits, text.gather(1, top[:, :, None].expand(-1, -1, text.shape[-1]))
-
-    def match_conditional(self, image: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """``match`` with the texts (eq. 11) of each image's own context (B, 1, b, d_t)."""
-        size = self.images_per_pass
-        groups = zip(image.split(size), context.split(size), strict=True)
-        matched = [self.match(x, self.conditional_text_features(p)) for x, p in groups]
-        logits, filtered = zip(*matched, strict=True)
-        return torch.cat(logits), torch.cat(filtered)
-
-
-def padded_context(clip_model: CLIP, words: str, n_prompts: int) -> Context:
-    """``context_from_words`` whose missing words are "X" placeholders with a random start."""
-    words = words.replace("_", " ")
-    missing = n_prompts - len(tokenizer().encode(words))
-    if not words or missing <= 0:
-        return context_from_words(clip_model, words, n_prompts)
-    init = context_from_words(clip_model, words, n_prompts - missing).init
-    assert init is not None
-    random = random_prompts(missing, init.shape[1]).data.to(init.device)
-    return Context(" ".join([words, *["X"] * missing]), n_prompts, torch.cat([init, random]))
-
-
-@TRAINER_REGISTRY.register()
-class ProMPT(PromptTrainer):
-    """With no iterations (Table 5's "-Iter") this is zero-shot CLIP and learns nothing."""
-
-    model_class = ProgressiveCLIP
-    config_node = trainer_defaults(
-        "PROMPT",
-        ITERATIONS=2,  # N
-        N_CTX_VISION=8,  # a: text features that the filter keeps, and vision prompts
-        N_CTX_TEXT=5,  # b
-        CTX_INIT="a photo of a",  # P^0 starts from its embeddings
-        PROMPT_DEPTH_VISION=9,  # J
-        LAMBD=1.0,
-        VISION_GENERATOR=True,  # G_V
-        TEXT_GENERATOR=True,  # G_T
-        FEATURE_FILTER=True,  # F
-    )
-
-    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
+    @classmethod
+    def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         node = "TRAINER.PROMPT"
         check_range(
             f"{node}.PROMPT_DEPTH_VISION", settings.PROMPT_DEPTH_VISION, 1, check_vit(clip_model)
@@ -234,27 +134,91 @@ class ProMPT(PromptTrainer):
         if settings.LAMBD < 0:
             raise UserError(f"{node}.LAMBD is {settings.LAMBD}, allowed: 0 or more")
 
-    def model_inference(self, images: Tensor) -> Tensor:
-        with self._autocast():
-            self.steps = self.model.evolve(images)  # EvolutionRecorder reads them
-        return self.steps[-1]
+    def build(self, cfg: Any, class_names: Sequence[str]) -> None:
+        settings = self.settings
+        self.context = padded_context(self.clip, settings.CTX_INIT, settings.N_CTX_TEXT)
+        self.prompt_learner: Any = nn.Module()
+        if settings.ITERATIONS > 0:
+            self.prompt_learner = ProgressivePromptLearner(settings, self.context, self.clip)
+        self.conditional = settings.ITERATIONS > 0 and settings.TEXT_GENERATOR
+
+    def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
+
+    def set_classes(self, class_names: Sequence[str]) -> None:
+        super().set_classes(class_names)
+        self.frozen_text = self.template_features([TEMPLATE])  # Z^0 (eq. 7): (K, d)
+
+    def layers(self, condition: Tensor | None = None) -> Towers:
+        """P^0, the same for all images: what there is without G_T."""
+        return Towers([self.prompt_learner.ctx] if self.settings.ITERATIONS > 0 else [])
+
+    def features(self, batch: Batch) -> Features:
+        """Evolve: ``steps`` has logits (B, N + 1, K) of the initialization and each iteration.
+
+        Their softmax over the classes is p^0..p^N (eq. 5, 12).
+        """
+        images, learner = self.views(batch)[0], self.prompt_learner
+        image = self.encode_image(images)  # x^0, eq. 6
+        text = self.frozen_text
+        steps = [self.clip.similarity(image, text)]
+        # Without G_T the texts of all images and iterations are the same.
+        fixed = None if self.conditional else self.fixed_or_new()[1]["text"]
+        context: Tensor | None = None  # P^n, where it depends on the image: (B, 1, b, d_t)
+        vision: list[Tensor] = []  # O^n of the layers 1..J, each (B, a, d_v)
+        for _ in range(self.settings.ITERATIONS):
+            if learner.vision_generator is not None:
+                generated = learner.vision_generator(self.filtered(text, steps[-1]))
+                if vision:
+                    generated = [g + o for g, o in zip(generated, vision, strict=True)]
+                vision = generated  # eq. 8
+                image = self.encode_image(images, vision)  # eq. 9
+            if fixed is not None:
+                text = fixed
+            else:
+                (shift,) = learner.text_generator(image)
+                # eq. 10
+                context = (learner.ctx if context is None else context) + shift[:, None, None]
+                text = self.encode_text([context])  # eq. 11
+            steps.append(self.clip.similarity(image, text))
+        return {"image": image, "text": text, "steps": torch.stack(steps, dim=1)}
+
+    def filtered(self, text: Tensor, logits: Tensor) -> Tensor:
+        """Keep the a most probable of the text features (K, d) or (B, K, d): (B, a, d)."""
+        text = text.expand(len(logits), -1, -1)
+        if not self.settings.FEATURE_FILTER:
+            return text
+        top = logits.topk(min(self.settings.N_CTX_VISION, logits.shape[1]), dim=1).indices
+        return text.gather(1, top[:, :, None].expand(-1, -1, text.shape[-1]))
+
+    def logits(self, features: Features) -> Tensor:
+        """Return those of iteration N."""
+        return features["steps"][:, -1]
+
+    def losses(self, features: Features, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """lambda^(N-n) L_n (eq. 13, 14)."""
+        terms, last = {}, self.settings.ITERATIONS
+        for n in range(1, last + 1):
+            loss = super().losses(features, features["steps"][:, n], labels)["loss_ce"]
+            terms[f"loss_iteration{n}"] = self.settings.LAMBD ** (last - n) * loss
+        return terms
 
 
 @RECORDER_REGISTRY.register("evolution")
 class EvolutionRecorder(Recorder):
-    """Writes evolution.jsonl, what Figures 6 and 7 are drawn from.
+    """Keeps what Figures 6 and 7 are drawn from as evolution.jsonl.
 
-    It has a line for each image, in the order of the test, as ``evolution_record`` gives it.
+    A line for each image, in the order of the test, as ``evolution_record`` gives it.
     """
 
     trainers = ("ProMPT",)
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any):
         super().__init__(trainer)
         self.lines: list[str] = []
 
     def batch(self, batch: Mapping[str, Any], output: Tensor) -> None:
-        steps = torch.stack(self.trainer.steps, dim=1).float().cpu()
+        steps = self.trainer.features["steps"].float().cpu()
         for path, label, logits in zip(
             batch["impath"], batch["label"].tolist(), steps, strict=True
         ):

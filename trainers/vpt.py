@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip import CLIP, PromptTokens
-from dassl.engine import TRAINER_REGISTRY
 
-from .base import PromptedCLIP, Prompts, PromptTrainer, trainer_defaults
+from .base import Features, Method, Towers
 from .ivlp import TowerPrompts, check_vision_prompts
+from .trainer import register_method
 
 
-class VisionPromptedCLIP(PromptedCLIP):
+@register_method("VPT", N_CTX_VISION=2, CTX_INIT="a photo of a", PROMPT_DEPTH_VISION=1)
+class VPT(Method):
     """Prompts in the vision tower only; the text is "<CTX_INIT> <class name>." and frozen."""
+
+    checkpoint_name = "prompt_learner"  # that the public code puts the whole model into
+
+    @classmethod
+    def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
+        check_vision_prompts("VPT", settings, clip_model, lowest_depth=1)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, width = self.settings, self.clip.config.vision_width
-        self.prompt_learner = nn.Module()
         self.image_encoder = TowerPrompts(
             settings.PROMPT_DEPTH_VISION, settings.N_CTX_VISION, width, first_layer=True
         )
@@ -30,22 +36,13 @@ class VisionPromptedCLIP(PromptedCLIP):
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)
-        self.frozen_text = super().text_features(Prompts()).detach()
+        self.frozen_text = self.encode_text(()).detach()
 
-    def prompts(self) -> Prompts:
-        return Prompts(vision=self.image_encoder.prompts())
+    def layers(self, condition: Tensor | None = None) -> Towers:
+        return Towers(vision=self.image_encoder.prompts())
 
-    def text_features(self, prompts: Prompts) -> Tensor:
-        return self.frozen_text
+    def class_features(self, towers: Towers) -> Features:
+        return {"text": self.frozen_text}
 
-
-@TRAINER_REGISTRY.register()
-class VPT(PromptTrainer):
-    model_class = VisionPromptedCLIP
-    checkpoint_name = "prompt_learner"  # that the public code puts the whole model into
-    config_node = trainer_defaults(
-        "VPT", N_CTX_VISION=2, CTX_INIT="a photo of a", PROMPT_DEPTH_VISION=1
-    )
-
-    def check_settings(self, settings: Any, clip_model: CLIP) -> None:
-        check_vision_prompts(self.config_node, settings, clip_model, lowest_depth=1)
+    def public_copies(self) -> set[str]:
+        return self.copies_of_clip()

@@ -48,7 +48,7 @@ def test_plain_state_dict_nested_state_dict_and_safetensors(model, tmp_path):
     torch.save(nested, tmp_path / "nested.pt")
     save_file(model.state_dict(), tmp_path / "file.safetensors")
     for name in ("plain.pt", "nested.pt", "file.safetensors"):
-        loaded = clip.load(str(tmp_path / name))
+        loaded = clip.load_model(str(tmp_path / name))
         assert loaded.config == CONFIG
         same_weights(loaded, model)
 
@@ -69,7 +69,7 @@ def test_openai_s_jit_archive_in_fp16(model, tmp_path):
     holder.register_buffer("context_length", torch.tensor(77))
     traced = torch.jit.trace(holder, torch.zeros(1)).half()
     torch.jit.save(traced, tmp_path / "archive.pt")
-    loaded = clip.load(str(tmp_path / "archive.pt"))
+    loaded = clip.load_model(str(tmp_path / "archive.pt"))
     assert loaded.dtype == torch.float32
     same_weights(loaded, model, tolerance=2e-3)
 
@@ -78,11 +78,11 @@ def test_head_width_travels_in_the_state_dict(model):
     state = {**model.state_dict(), "head_width": torch.tensor(16)}
     loaded = build_model(state)
     assert loaded.config.head_width == 16
-    assert loaded.transformer.resblocks[0].attn.heads == 4
+    assert loaded.transformer.resblocks[0].attn.num_heads == 4
 
 
 def test_vit_mini_loads_and_matches_open_clip():
-    mini = clip.load("ViT-Mini")
+    mini = clip.load_model("ViT-Mini")
     config = mini.config
     assert config.vision_layers == config.text_layers == 12
     assert Path(clip.clip.VIT_MINI).stat().st_size <= 12 * 2**20
@@ -126,14 +126,14 @@ def test_a_damaged_file_is_named(model, tmp_path, damage):
     elif damage == "text":
         path.write_text("not weights")
     with pytest.raises(ClipError, match="weights.pt"):
-        clip.load(str(path))
+        clip.load_model(str(path))
 
 
 def test_unknown_names_say_what_is_known():
     with pytest.raises(ClipError, match=r"unknown backbone 'ViT-B/17'.*ViT-B/16"):
-        clip.load("ViT-B/17")
+        clip.load_model("ViT-B/17")
     with pytest.raises(ClipError, match=r"unknown open_clip pair 'ViT-B-16/nothing'.*laion2b"):
-        clip.load("open_clip:ViT-B-16/nothing")
+        clip.load_model("open_clip:ViT-B-16/nothing")
 
 
 def test_openai_addresses_come_with_hashes():

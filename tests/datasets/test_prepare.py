@@ -22,7 +22,8 @@ from dassl.data.datasets import DatasetBase
 from datasets import prepare, sources
 from datasets.sources import DESCRIPTIONS, PUBLIC_SETS, PublicSet, Source
 from tests.datasets import miniatures
-from trainers.hicropl import HiCroPL, read_descriptions
+from trainers.descriptions import read_descriptions
+from trainers.hicropl import HiCroPL
 
 CHECKOUT = Path(prepare.__file__).parents[1]
 
@@ -498,7 +499,7 @@ def test_descriptions_are_fetched_and_matched(described, server, capsys) -> None
     assert names_in(described) == {f"{name}.json" for name in DESCRIPTIONS}
     path = described / "EuroSAT.json"
     assert json.loads(path.read_text()) == {"Sea-or-Lake": ["Blue.", "Wet."], "forest": ["Green."]}
-    texts = read_descriptions(str(path), ["Forest", "sea_or_lake"])
+    texts = read_descriptions(str(path), ["Forest", "sea_or_lake"], "KEY", "another")
     assert texts == [["Green."], ["Blue.", "Wet."]]
     assert "mine" in json.loads((described / "UCF101.json").read_text())
     asked = len(server.asked)
@@ -542,5 +543,5 @@ def test_the_documented_file_is_read_as_documented(tmp_path) -> None:
     path = tmp_path / "texts.json"
     path.write_text(example)
     assert prepare.read_descriptions(str(path)) == json.loads(example)
-    texts = read_descriptions(str(path), ["Annual Crop Land", "Sea_or-Lake"])
+    texts = read_descriptions(str(path), ["Annual Crop Land", "Sea_or-Lake"], "KEY", "another")
     assert [len(class_texts) for class_texts in texts] == [1, 2]

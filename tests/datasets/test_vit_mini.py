@@ -23,7 +23,7 @@ WEIGHTS = Path(clip.__file__).parent / "weights" / "ViT-Mini.pt"
 
 @pytest.fixture(scope="module")
 def model() -> CLIP:
-    return clip.load("ViT-Mini", "cpu").float().eval()
+    return clip.load_model("ViT-Mini", "cpu").float().eval()
 
 
 def zero_shot(model: CLIP, root: Path, name: str, subset: str) -> float:

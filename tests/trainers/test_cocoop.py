@@ -49,7 +49,7 @@ def test_reads_public_checkpoints_of_other_classes(clip_model):
     state = {name: torch.full(tensor.shape, 0.25).half() for name, tensor in p.items()}
     state["token_prefix"] = torch.zeros(9, 1, 32)
     state["token_suffix"] = torch.zeros(9, 72, 32)
-    load_public(CoCoOp, model, state, "model.pth.tar-10")
+    load_public(model, state, "model.pth.tar-10")
     assert all((tensor == 0.25).all() for tensor in p.values())
 
 

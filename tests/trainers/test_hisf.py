@@ -12,7 +12,6 @@ from tests.plain import assert_same_gradients, image_feature, text_feature, unit
 from tests.trainers.tiny import (
     NAMES,
     TEMPLATES,
-    bare_trainer,
     build,
     check,
     class_ids,
@@ -184,12 +183,12 @@ def test_frozen_clip_stays_untouched(batch):
 
 @pytest.mark.parametrize("decay", ["all", "projections"])
 def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_model, decay):
-    model = build(HISF, clip_model, **SMALL)
-    trainer = bare_trainer(HISF, model)
-    trainer.cfg, trainer.settings = settings(HISF, PROMPT_LR_FACTOR=5.0, DECAY=decay)
-    trainer.cfg.OPTIM.LR, trainer.cfg.OPTIM.WEIGHT_DECAY = 0.01, 0.1
+    values = {**SMALL, "PROMPT_LR_FACTOR": 5.0, "DECAY": decay}
+    model = build(HISF, clip_model, **values)
+    optim_cfg = settings(HISF, **values)[0].OPTIM
+    optim_cfg.LR, optim_cfg.WEIGHT_DECAY = 0.01, 0.1
     trained = learned(model)
-    groups = trainer.param_groups(trained)
+    groups = model.param_groups(optim_cfg)
     found = {id(p): group for group in groups for p in group["params"]}
     assert len(found) == len(trained)
     for name, tensor in trained.items():

@@ -25,7 +25,7 @@ from tests.trainers.tiny import (
     tiny_clip,
     write_descriptions,
 )
-from trainers.base import PromptTrainer
+from trainers.base import Method
 from trainers.cocoop import CoCoOp
 from trainers.coop import CoOp
 from trainers.hicropl import HiCroPL
@@ -178,9 +178,9 @@ MAPLE_SHAPES = {
 COOP_FRONT = {"N_CTX": 4, "CSC": True, "CLASS_TOKEN_POSITION": "front"}
 HICROPL_SETTINGS = {"PROMPT_DEPTH": 4, "CROSS_LAYER": 2, "N_CTX": 3}
 Shapes = dict[str, tuple[int, ...]]
-# trainer, settings, folder of the public code, its tensors, their meaning
-Method = tuple[type[PromptTrainer], dict[str, Any], str, Shapes, Callable[[State], Tensor]]
-METHODS: dict[str, Method] = {
+# method, settings, folder of the public code, its tensors, their meaning
+Row = tuple[type[Method], dict[str, Any], str, Shapes, Callable[[State], Tensor]]
+METHODS: dict[str, Row] = {
     "CoOp": (CoOp, {"N_CTX": 4}, "prompt_learner", {"ctx": (4, D_T)}, coop_logits),
     "CoOp, CSC, front": (
         CoOp,
@@ -270,12 +270,12 @@ def write(folder: Path, state: State, epoch: int, legacy: bool = False, **extra:
 
 def load_into(method: str, directory: Path, tmp_path: Path, epoch: int | None = None) -> Any:
     """The method's model with the checkpoint in ``directory``, by its trainer's load_model."""
-    trainer_class, values, *_ = METHODS[method]
-    if trainer_class is HiCroPL:
+    method_class, values, *_ = METHODS[method]
+    if method_class is HiCroPL:
         write_descriptions(tmp_path / "texts.json")
         values = {**values, "DESCRIPTIONS": str(tmp_path / "texts.json")}
-    model = build(trainer_class, CLIP_MODEL, **values)
-    bare_trainer(trainer_class, model).load_model(str(directory), epoch=epoch)
+    model = build(method_class, CLIP_MODEL, **values)
+    bare_trainer(model).load_model(str(directory), epoch=epoch)
     return model.eval()
 
 

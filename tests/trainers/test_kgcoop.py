@@ -80,11 +80,11 @@ def test_reads_public_checkpoints_with_their_unused_tensors(clip_model):
         "token_prefix": torch.zeros(9, 1, 32),
         "token_suffix": torch.zeros(9, 72, 32),
     }
-    load_public(KgCoOp, model, state, "model.pth.tar-100")
+    load_public(model, state, "model.pth.tar-100")
     assert torch.equal(model.prompt_learner.ctx, torch.full((4, 32), 0.25))
     state["meta_net.linear2.weight"] = torch.zeros(32, 2)  # CoCoOp's
     with pytest.raises(UserError, match="meta_net.linear2.weight"):
-        load_public(KgCoOp, model, state, "model.pth.tar-10")
+        load_public(model, state, "model.pth.tar-10")
 
 
 def test_settings_that_cannot_be(clip_model):

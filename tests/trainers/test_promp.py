@@ -96,7 +96,7 @@ def test_every_iteration_loss_and_gradients_equal_the_plain_computation(clip_mod
     images, labels = batch
     words = "a photo of a" if values.get("N_CTX_TEXT") == 2 else "a photo of a X"
     expected = plain_steps(model, clip_model, images, NAMES, words)
-    steps = model.evolve(images)
+    steps = model.features(images)["steps"].unbind(1)
     assert len(steps) == len(expected) == model.settings.ITERATIONS + 1
     for fast, slow in zip(steps, expected, strict=True):
         torch.testing.assert_close(fast.softmax(dim=1), slow.softmax(dim=1), rtol=1e-4, atol=1e-5)
@@ -148,7 +148,8 @@ def test_no_iteration_is_zero_shot_clip_exactly(clip_model, batch):
 def test_initialisation_is_that_of_zero_shot_clip_at_any_number_of_iterations(clip_model, batch):
     images, _ = batch
     model = build(ProMPT, clip_model, **SMALL)
-    assert torch.equal(model.evolve(images)[0], build(ZeroshotCLIP, clip_model)(images))
+    steps = model.features(images)["steps"]
+    assert torch.equal(steps[:, 0], build(ZeroshotCLIP, clip_model)(images))
 
 
 @pytest.mark.parametrize("text_generator", [True, False])

@@ -24,6 +24,7 @@ from tests.plain import (
 )
 from tests.trainers.tiny import NAMES, build, check, class_ids, learned, load_public, settings
 from trainers.promptsrc import PromptSRC, epoch_weights
+from trainers.trainer import MethodTrainer
 
 SMALL = {"PROMPT_DEPTH_TEXT": 3, "PROMPT_DEPTH_VISION": 2, "N_CTX_TEXT": 3, "N_CTX_VISION": 2}
 
@@ -120,11 +121,11 @@ def test_reads_public_checkpoints_of_the_whole_model(clip_model):
         "logit_scale": (),
     }
     state |= {name: torch.zeros(shape).half() for name, shape in frozen.items()}
-    load_public(PromptSRC, model, state, "model.pth.tar-20")
+    load_public(model, state, "model.pth.tar-20")
     assert all((p == 0.25).all() for p in learned(model).values())
     state["image_encoder.transformer.resblocks.2.VPT_shallow"] = torch.zeros(2, 48)
     with pytest.raises(UserError, match="resblocks.2.VPT_shallow"):  # of a deeper model
-        load_public(PromptSRC, model, state, "model.pth.tar-20")
+        load_public(model, state, "model.pth.tar-20")
 
 
 def test_epoch_weights_are_a_normalised_gaussian():
@@ -176,7 +177,7 @@ def trainer(backbone, tmp_path, monkeypatch):
         + ["OPTIM.MAX_EPOCH", 4, "OPTIM.LR_SCHEDULER", "cosine", "TEST.NO_TEST", True]
     )
 
-    def make(output: str) -> PromptSRC:
+    def make(output: str) -> MethodTrainer:
         cfg.OUTPUT_DIR = str(tmp_path / output)
         set_random_seed(1)
         return build_trainer(cfg.clone())
@@ -193,9 +194,9 @@ def test_final_model_is_the_weighted_sum_over_the_epochs(trainer, tmp_path, monk
     epochs = []
     after_epoch = PromptSRC.after_epoch
 
-    def record(self):
-        epochs.append(weights_of(self))
-        after_epoch(self)
+    def record(self, epoch, n_epochs):
+        epochs.append({name: tensor.clone() for name, tensor in self.saved().items()})
+        after_epoch(self, epoch, n_epochs)
 
     monkeypatch.setattr(PromptSRC, "after_epoch", record)
     trainer("run").train()
@@ -212,7 +213,7 @@ def test_final_model_is_the_weighted_sum_over_the_epochs(trainer, tmp_path, monk
 def test_a_stopped_run_ends_with_the_same_aggregate(trainer, monkeypatch):
     whole = trainer("whole")
     whole.train()
-    step = PromptSRC.forward_backward
+    step = MethodTrainer.forward_backward
 
     def stop_in_the_third_epoch(self, batch):
         if self.epoch == 2 and self.batch_idx == 1:
@@ -220,10 +221,10 @@ def test_a_stopped_run_ends_with_the_same_aggregate(trainer, monkeypatch):
         return step(self, batch)
 
     stopped = trainer("stopped")
-    monkeypatch.setattr(PromptSRC, "forward_backward", stop_in_the_third_epoch)
+    monkeypatch.setattr(MethodTrainer, "forward_backward", stop_in_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
-    monkeypatch.setattr(PromptSRC, "forward_backward", step)
+    monkeypatch.setattr(MethodTrainer, "forward_backward", step)
     resumed = trainer("stopped")
     resumed.train()
     assert resumed.start_epoch == 2

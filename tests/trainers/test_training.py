@@ -16,7 +16,8 @@ import train
 from dassl.engine import resume
 from tests.trainers.tiny import tiny_clip
 from tests.trainers.toy import CHECKPOINT, checkpoint
-from trainers.base import PromptTrainer
+from trainers.coop import CoOp
+from trainers.trainer import MethodTrainer
 
 
 @pytest.mark.parametrize("trainer", CHECKPOINT)
@@ -56,16 +57,16 @@ def test_train_save_and_reload_for_other_classes(run, tmp_path, trainer, backbon
 def test_a_stopped_run_ends_with_bitwise_the_same_weights(run, tmp_path, trainer, monkeypatch):
     assert run(trainer, "whole", epochs=3)[0] == 0
     monkeypatch.setattr(resume, "SAVE_INTERVAL", 0.0)
-    step = PromptTrainer.forward_backward
+    step = MethodTrainer.forward_backward
 
     def stop_in_the_third_epoch(self, batch):
         if self.epoch == 2 and self.batch_idx == 1:
             raise KeyboardInterrupt
         return step(self, batch)
 
-    monkeypatch.setattr(PromptTrainer, "forward_backward", stop_in_the_third_epoch)
+    monkeypatch.setattr(MethodTrainer, "forward_backward", stop_in_the_third_epoch)
     assert run(trainer, "stopped", epochs=3)[0] == 130
-    monkeypatch.setattr(PromptTrainer, "forward_backward", step)
+    monkeypatch.setattr(MethodTrainer, "forward_backward", step)
     code, out = run(trainer, "stopped", epochs=3)
     assert code == 0 and "2 epochs are done" in out
     whole, stopped = (checkpoint(tmp_path / d, trainer, 3) for d in ("whole", "stopped"))
@@ -124,15 +125,13 @@ def test_checkpoints_that_do_not_fit_are_refused(run, tmp_path, trained):
 
 
 def test_a_nan_loss_stops_and_names_the_batch(run, tmp_path, monkeypatch):
-    from trainers.coop import ContextCLIP
-
-    def broken(self, logits, labels, image, text):
+    def broken(self, features, logits, labels):
         return {"loss_ce": logits.sum() * float("nan")}
 
     assert run("CoOp", "nan", "TRAIN.CHECKPOINT_FREQ", "1", epochs=1)[0] == 0
     good = checkpoint(tmp_path / "nan", "CoOp", 1)
     shutil.rmtree(tmp_path / "nan2", ignore_errors=True)
-    monkeypatch.setattr(ContextCLIP, "loss_terms", broken)
+    monkeypatch.setattr(CoOp, "losses", broken)
     code, out = run("CoOp", "nan2")
     assert code == 2
     assert "loss is nan at epoch 1, batch 1/4 (first images: " in out

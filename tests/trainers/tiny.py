@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import trainers
 from clip import CLIP, CLIPConfig, tokenize
 from dassl.config import get_cfg_default
-from dassl.engine import TrainerBase
-from trainers.base import PromptTrainer
+from dassl.engine import TRAINER_REGISTRY, TrainerBase
+from trainers.base import Method
 
 NAMES = ["red_circle", "very large dog", "blue square"]
 TEMPLATES = ["a photo of a {}.", "this is a {}."]
@@ -41,43 +41,41 @@ def tiny_clip(layers: int = 4) -> CLIP:
     return model.requires_grad_(False)
 
 
-def settings(trainer: type[PromptTrainer], **values: Any) -> Any:
+def settings(method: type[Method], **values: Any) -> Any:
     """(cfg, the method's node of it) with fp32 and these values."""
     cfg = get_cfg_default()
-    node = cfg.TRAINER[trainer.config_node]
+    node = cfg.TRAINER[method.config_node]
     for key, value in {"PREC": "fp32", **values}.items():
         assert key in node, key
         node[key] = value
     return cfg, node
 
 
-def build(trainer: type[PromptTrainer], model: CLIP, seed: int = 1, **values: Any) -> Any:
-    """The method's ``PromptedCLIP`` around ``model``, for NAMES, with a random seed."""
-    cfg, node = settings(trainer, **values)
+def build(method: type[Method], model: CLIP, seed: int = 1, **values: Any) -> Any:
+    """Make the method around ``model``, for NAMES, with a random seed."""
+    cfg, _ = settings(method, **values)
     torch.manual_seed(seed)
-    return trainer.model_class(cfg, node, model, NAMES, TEMPLATES)
+    return method(cfg, model, NAMES, TEMPLATES)
 
 
-def check(trainer: type[PromptTrainer], model: CLIP, **values: Any) -> None:
-    """Raise what the trainer raises where its method cannot have these settings on ``model``."""
-    _, node = settings(trainer, **values)
-    object.__new__(trainer).check_settings(node, model)
+def check(method: type[Method], model: CLIP, **values: Any) -> None:
+    """Raise what the method raises where it cannot have these settings on ``model``."""
+    _, node = settings(method, **values)
+    method.check_settings(node, model)
 
 
-def bare_trainer(trainer: type[PromptTrainer], model: nn.Module) -> Any:
-    """Make the method's trainer around a built model, without data, optimizer or output folder."""
-    bare = object.__new__(trainer)
+def bare_trainer(method: Method) -> Any:
+    """Make the trainer of a built method, without data, optimizer or output folder."""
+    bare = object.__new__(TRAINER_REGISTRY.get(type(method).__name__))
     TrainerBase.__init__(bare)
-    bare.register_model(trainer.checkpoint_name, model.get_submodule(trainer.checkpoint_scope))
+    bare.model = method
+    bare.register_model(method.checkpoint_name, method.get_submodule(method.checkpoint_scope))
     return bare
 
 
-def load_public(
-    trainer: type[PromptTrainer], model: nn.Module, state: Mapping[str, Tensor], path: str
-) -> None:
-    """Load a public state dict into a built model the way the trainer does."""
-    bare = bare_trainer(trainer, model)
-    bare.load_learned_state_dict(trainer.checkpoint_name, state, path)
+def load_public(method: Method, state: Mapping[str, Tensor], path: str) -> None:
+    """Load a public state dict into a built method the way the trainer does."""
+    bare_trainer(method).load_learned_state_dict(method.checkpoint_name, state, path)
 
 
 def learned(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,0 +1,178 @@
+"""The one transformer block of both towers, and attention in the forms that they need.
+
+Tensors are batch-first: (N, T, width), heads (N, heads, T, head width).  A block or transformer
+that is *called* takes OpenAI's layout (T, N, width) and computes what OpenAI's computes, for
+trainers that walk the blocks themselves; the towers here use ``ResidualAttentionBlock.run``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layer import UNTOUCHED, Adapter, Layer, adapted
+
+# (queries, keys, values) -> what the queries take of the values
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm that computes in fp32 whatever the input's type is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
+        return y.to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), OpenAI's approximation of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+def attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def attend_to_earlier(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend causally: each position to itself and to those before it."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def attend_behind(
+    prefix_k: Tensor, prefix_v: Tensor, n_classes: int, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """Attend causally from class suffixes to one common prefix and to themselves.
+
+    Args:
+        prefix_k, prefix_v: (P, heads, n, head width), computed once for all K suffixes.
+        n_classes: K.
+        q, k, v: (P * K, heads, S, head width), K suffixes for each of P prefixes.
+    """
+    length = q.shape[2]
+    q, k, v = (t.unflatten(0, (-1, n_classes)).transpose(1, 2) for t in (q, k, v))
+    q = q * q.shape[-1] ** -0.5  # (P, heads, K, S, head width)
+    # All K * S queries meet the same prefix keys: one matrix product instead of K copies.
+    to_prefix = (q.flatten(2, 3) @ prefix_k.mT).unflatten(2, (n_classes, length))
+    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    to_suffix = (q @ k.mT).masked_fill(future, -math.inf)
+    weights = torch.cat([to_prefix, to_suffix], dim=-1).softmax(dim=-1).to(v.dtype)
+    from_prefix, from_suffix = weights.split([prefix_k.shape[2], length], dim=-1)
+    out = (from_prefix.flatten(2, 3) @ prefix_v).unflatten(2, (n_classes, length))
+    out = out + from_suffix @ v
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+class Attention(nn.MultiheadAttention):
+    """Multi-head self-attention whose projections and softmax can be reached apart.
+
+    Called as a module it is ``nn.MultiheadAttention``, as OpenAI's blocks have it.
+    """
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(N, T, parts * width) -> (parts, N, heads, T, head width)."""
+        return x.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+
+    def project(
+        self, x: Tensor, rows: slice | Tensor | None, adapter: Adapter | None
+    ) -> tuple[Tensor, ...]:
+        """Queries of ``rows`` (None: all positions), keys and values of ``x`` (N, T, width)."""
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if rows is None:
+            return self._split(adapted(F.linear(x, weight, bias), adapter, x)).unbind(0)
+        width = self.embed_dim
+        q = F.linear(x[:, rows], weight[:width], bias[:width])
+        kv = F.linear(x, weight[width:], bias[width:])
+        if adapter is not None:
+            added = adapter(x.float()).to(kv.dtype)
+            q, kv = q + added[:, rows, :width], kv + added[..., width:]
+        return (*self._split(q).unbind(0), *self._split(kv).unbind(0))
+
+    def combine(self, heads: Tensor, adapter: Adapter | None) -> Tensor:
+        """(N, heads, T, head width) -> (N, T, width), through the output projection."""
+        x = heads.transpose(1, 2).flatten(2)
+        return adapted(self.out_proj(x), adapter, x)
+
+
+class ResidualAttentionBlock(nn.Module):
+    """The pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, quick_gelu: bool = True, causal: bool = False):
+        super().__init__()
+        self.causal = causal
+        self.attn = Attention(width, heads)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, 4 * width),
+                gelu=QuickGELU() if quick_gelu else nn.GELU(),
+                c_proj=nn.Linear(4 * width, width),
+            )
+        )
+        self.ln_2 = LayerNorm(width)
+
+    def run(
+        self,
+        x: Tensor,
+        attend: Attend,
+        layer: Layer = UNTOUCHED,
+        rows: slice | Tensor | None = None,
+    ) -> Tensor:
+        """Compute the block with what a method adds to it.
+
+        Args:
+            x: (N, T, width).
+            attend: how queries and keys meet.
+            layer: adapters; its prompts are the tower's business.
+            rows: positions whose output is wanted, None for all of them.
+
+        Returns:
+            (N, T, width), or (N, len(rows), width).
+        """
+        h = self.ln_1(x)
+        q, k, v = self.attn.project(h, rows, layer.qkv)
+        if rows is not None:
+            x, h = x[:, rows], h[:, rows]
+        x = x + self.attn.combine(attend(q, k, v), layer.out)
+        g = self.ln_2(x)
+        x = x + adapted(self.mlp(g), layer.mlp, g)
+        return adapted(x, layer.block, h)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(T, N, width) -> (T, N, width), with OpenAI's mask; for callers of OpenAI's block."""
+        mask = None
+        if self.causal:
+            mask = x.new_full((len(x), len(x)), -math.inf).triu(1)
+        return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, N, width) -> (T, N, width), as OpenAI's block."""
+        attend = attend_to_earlier if self.causal else attend_to_all
+        return self.run(x.transpose(0, 1), attend).transpose(0, 1)
+
+
+class Transformer(nn.Module):
+    def __init__(self, width: int, layers: int, heads: int, causal: bool, quick_gelu: bool = True):
+        super().__init__()
+        self.width = width
+        self.layers = layers
+        self.resblocks = nn.Sequential(
+            *[ResidualAttentionBlock(width, heads, quick_gelu, causal) for _ in range(layers)]
+        )
+
+    @property
+    def blocks(self) -> list[ResidualAttentionBlock]:
+        return cast("list[ResidualAttentionBlock]", list(self.resblocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, N, width) -> (T, N, width), as OpenAI's transformer."""
+        return self.resblocks(x)

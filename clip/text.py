@@ -1,0 +1,182 @@
+"""The text tower's way through its blocks, computing nothing twice.
+
+The tower is causal and its feature is read at the end token.  Two exact consequences are used:
+what follows the longest end token is never computed, and what all classes have in common (start
+token, shared prompts, leading words) is computed once, not once per class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .blocks import ResidualAttentionBlock, attend_behind, attend_to_earlier
+from .layer import Layer
+from .tokens import PromptTokens
+
+
+class Sequences:
+    """K token sequences in V variants, with what the classes have in common kept once.
+
+    Attributes:
+        prefix: (V, n, width), or None where nothing is shared.
+        rest: (V, K, T - n, width).
+        shared_slots: positions of those prompts that stand in the prefix.
+        slots: (K, m) positions of all prompts.
+        eot: (K,) positions of the end tokens.
+    """
+
+    def __init__(self, embedded: Tensor, tokens: PromptTokens):
+        """Start from token embeddings (K, T, width), without positional embedding."""
+        self.n = tokens.prefix
+        self.prefix = embedded[:1, : self.n] if self.n > 0 else None
+        self.rest = embedded[None, :, self.n :]
+        self.shared_slots = list(tokens.shared_slots)
+        self.slots = tokens.slots
+        self.eot = tokens.eot
+
+    @property
+    def n_classes(self) -> int:
+        return self.rest.shape[1]
+
+    def add(self, position: Tensor) -> None:
+        """Add the positional embeddings (T, width)."""
+        if self.prefix is not None:
+            self.prefix = self.prefix + position[: self.n]
+        self.rest = self.rest + position[self.n :]
+
+    def unshare(self, start: int) -> None:
+        """Move what stands in the prefix from ``start`` on to each class.
+
+        A start token that alone is left is not worth sharing, and goes with it.
+        """
+        assert self.prefix is not None
+        start = start if start > 1 else 0
+        tail = self.prefix[:, None, start:].expand(-1, self.n_classes, -1, -1)
+        rest = self.rest.expand(len(tail), -1, -1, -1)
+        self.rest = torch.cat([tail, rest], dim=2)
+        self.prefix = self.prefix[:, :start] if start > 0 else None
+        self.n = start
+        self.shared_slots = [slot for slot in self.shared_slots if slot < start]
+
+    def _in_variants(self, n_variants: int) -> None:
+        """Give every variant sequences of its own, which differ from now on."""
+        if n_variants > 1:
+            self.rest = self.rest.expand(n_variants, -1, -1, -1)
+            if self.prefix is not None:
+                self.prefix = self.prefix.expand(n_variants, -1, -1)
+
+    def _slots_in_rest(self) -> Tensor:
+        """Positions (V, K, slots, width), for gather and scatter, of the prompts of each class."""
+        slots = self.slots[:, len(self.shared_slots) :] - self.n
+        return slots[None, :, :, None].expand(len(self.rest), -1, -1, self.rest.shape[-1])
+
+    def prompts(self) -> Tensor:
+        """The prompt tokens that the previous layer put out: (V, K, m, width), K 1 if shared."""
+        if len(self.shared_slots) < self.slots.shape[1]:
+            if self.shared_slots:
+                self.unshare(self.shared_slots[0])
+            return self.rest.gather(2, self._slots_in_rest())
+        assert self.prefix is not None
+        return self.prefix[:, None, self.shared_slots]
+
+    def place(self, prompts: Tensor) -> None:
+        """Put prompts, of a shape that broadcasts to (V, K, m, width), at their places."""
+        if self.shared_slots and prompts.shape[1] > 1:
+            self.unshare(self.shared_slots[0])
+        self._in_variants(len(prompts))
+        s = len(self.shared_slots)
+        if s > 0:
+            assert self.prefix is not None
+            index = torch.tensor(self.shared_slots, device=prompts.device)[None, :, None]
+            shared = prompts[:, 0, :s].expand(len(self.prefix), -1, -1)
+            self.prefix = self.prefix.scatter(1, index.expand_as(shared), shared)
+        if s < self.slots.shape[1]:
+            index = self._slots_in_rest()
+            self.rest = self.rest.scatter(2, index, prompts[:, :, s:].expand_as(index))
+
+    def insert(self, prompts: Tensor) -> None:
+        """Put prompts (V, K, m, width), for which there are no places yet, behind [SOS]."""
+        m = prompts.shape[2]
+        if self.prefix is not None and prompts.shape[1] > 1:
+            self.unshare(0)
+        self._in_variants(len(prompts))
+        if self.prefix is not None:
+            shared = prompts[:, 0].expand(len(self.prefix), -1, -1)
+            self.prefix = torch.cat([self.prefix[:, :1], shared, self.prefix[:, 1:]], dim=1)
+            self.n += m
+            self.shared_slots = list(range(1, 1 + m))
+        else:
+            own = prompts.expand(len(self.rest), self.n_classes, -1, -1)
+            self.rest = torch.cat([self.rest[:, :, :1], own, self.rest[:, :, 1:]], dim=2)
+        self.slots = torch.arange(1, 1 + m, device=self.eot.device).repeat(self.n_classes, 1)
+        self.eot = self.eot + m
+
+    def run(self, block: ResidualAttentionBlock, layer: Layer) -> None:
+        """Take all sequences through one block."""
+        shape = self.rest.shape[:2]
+        rest = self.rest.flatten(0, 1)
+        if self.prefix is None:
+            self.rest = block.run(rest, attend_to_earlier, layer).unflatten(0, shape)
+            return
+        kept: list[Tensor] = []
+
+        def attend_and_keep(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            kept.extend((k, v))
+            return attend_to_earlier(q, k, v)
+
+        self.prefix = block.run(self.prefix, attend_and_keep, layer)
+        prefix_k, prefix_v = kept
+        attend = partial(attend_behind, prefix_k, prefix_v, self.n_classes)
+        self.rest = block.run(rest, attend, layer).unflatten(0, shape)
+
+    def ends(self) -> Tensor:
+        """What stands at the end tokens: (V, K, width)."""
+        classes = torch.arange(self.n_classes, device=self.eot.device)
+        return self.rest[:, classes, self.eot - self.n]
+
+
+def hidden_at_ends(
+    blocks: Sequence[ResidualAttentionBlock],
+    layers: Sequence[Layer],
+    tokens: PromptTokens,
+    embedded: Tensor,
+    position: Tensor,
+) -> Tensor:
+    """Take texts through the tower and return what stands at their end tokens.
+
+    Args:
+        blocks, layers: the tower's, one of each for each layer.
+        tokens: K texts.
+        embedded: token embeddings (K, T, width).
+        position: positional embeddings (T, width).
+
+    Returns:
+        (V, K, width), V the number of variants that the prompts ask for.
+
+    Raises:
+        ValueError: the number of prompts is not that of their places.
+    """
+    sequences = Sequences(embedded, tokens)
+    for i, (block, layer) in enumerate(zip(blocks, layers, strict=True)):
+        prompts = layer.prompts
+        m = sequences.slots.shape[1]
+        if prompts is not None:
+            if not isinstance(prompts, Tensor):
+                if m == 0:
+                    raise ValueError(f"layer {i}: a function needs prompts of an earlier layer")
+                prompts = prompts(sequences.prompts().float())
+            prompts = prompts[(None,) * (4 - prompts.dim())].to(embedded.dtype)
+            if i > 0 and m == 0:
+                sequences.insert(prompts)
+            elif prompts.shape[2] != m:
+                raise ValueError(f"layer {i} has {prompts.shape[2]} text prompts for {m} positions")
+            else:
+                sequences.place(prompts)
+        if i == 0:
+            sequences.add(position)
+        sequences.run(block, layer)
+    return sequences.ends()

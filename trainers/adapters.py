@@ -1,0 +1,44 @@
+"""Small modules that a method puts into a ``clip.Layer``; they act on each position alone."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def bottleneck(outer: int, width: int) -> nn.Sequential:
+    """Linear-ReLU down to ``width`` and Linear up again, as public adapters name them."""
+    down = nn.Sequential(nn.Linear(outer, width), nn.ReLU())
+    return nn.Sequential(OrderedDict(down=down, up=nn.Linear(width, outer)))
+
+
+class LowRank(nn.Module):
+    """B A x, times ``scaling``, of inputs with dropout; starts as zero (LoRA)."""
+
+    def __init__(self, width: int, rank: int, scaling: float, dropout: float):
+        super().__init__()
+        self.scaling = scaling
+        self.dropout = nn.Dropout(dropout)
+        self.w_lora_A = nn.Parameter(torch.empty(rank, width))
+        self.w_lora_B = nn.Parameter(torch.zeros(width, rank))
+        nn.init.kaiming_uniform_(self.w_lora_A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(x) @ self.w_lora_A.t() @ self.w_lora_B.t() * self.scaling
+
+
+class ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None

@@ -1,0 +1,64 @@
+"""Where a method's first-layer text prompts stand and what they start from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clip import CLIP
+from clip.tokens import tokenizer
+from dassl.utils import log
+
+
+class Context(NamedTuple):
+    """The words in front of the class name, the first ``n_prompts`` of which are prompts."""
+
+    words: str
+    n_prompts: int
+    init: Tensor | None  # (n_prompts, text width), or None for a random start
+
+    def start(self, text_width: int, *leading: int) -> Tensor:
+        """The words' embeddings, or normal(0, 0.02) of shape (*leading, n_prompts, text width)."""
+        if self.init is not None:
+            return self.init.clone()
+        return random_prompts(*leading, self.n_prompts, text_width).data
+
+
+class ContextLearner(nn.Module):
+    """Owns the context, under the name that published checkpoints give it."""
+
+    def __init__(self, ctx: Tensor):
+        super().__init__()
+        self.ctx = nn.Parameter(ctx)
+
+
+def context_from_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
+    """Start from the first ``n_prompts`` tokens of ``words``; without words "X" placeholders."""
+    if not words:
+        return Context(" ".join(["X"] * n_prompts), n_prompts, None)
+    words = words.replace("_", " ")
+    ids = tokenizer().encode(words)[:n_prompts]
+    weight = clip_model.token_embedding.weight
+    return Context(words, n_prompts, weight[torch.tensor(ids, device=weight.device)].float())
+
+
+def context_of_all_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
+    """As ``context_from_words``, but words also say how many prompts there are (CoOp, CoCoOp)."""
+    if words:
+        n_prompts = len(tokenizer().encode(words.replace("_", " ")))
+    return context_from_words(clip_model, words, n_prompts)
+
+
+def context_of_few_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
+    """As ``context_from_words``, but words count for at most four prompts (MaPLe and after)."""
+    if words and n_prompts > 4:
+        log.info(f'CTX_INIT "{words}" is ignored: {n_prompts} context tokens > 4, random context')
+        words = ""
+    return context_from_words(clip_model, words, n_prompts)
+
+
+def random_prompts(*shape: int, std: float = 0.02) -> nn.Parameter:
+    """Learnable prompt tokens, normal(0, std)."""
+    return nn.Parameter(torch.randn(*shape) * std)

@@ -1,0 +1,97 @@
+"""Sentences about the classes: reading, matching of class names, cutting."""
+
+from __future__ import annotations
+
+import json
+import os.path as osp
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from clip import tokenize
+from dassl.utils import UserError, log
+
+
+def read_descriptions(
+    path: str, class_names: Sequence[str], key: str, other: str
+) -> list[list[str]]:
+    """Read the sentences of each class from a JSON file {class name: [sentences]}.
+
+    A class has the sentences of its own name; where the file has not that very name, those of the
+    one name that differs in nothing but case, underscores, hyphens, spaces and accents.
+
+    Args:
+        path: of the file.
+        class_names: K names.
+        key: the config key that names the file, for error messages.
+        other: what else the user may do, for error messages.
+
+    Raises:
+        UserError: no such file, not such a file, or classes without sentences or with several
+            names to choose from, all of which the line names.
+    """
+    if not osp.isfile(path):
+        raise UserError(
+            f"{key}: no file '{path}'; fetch the public ones with `python -m datasets.prepare "
+            f"descriptions`, write {{class name: [sentences]}} there, or {other}"
+        )
+    try:
+        with open(path, encoding="utf-8") as file:
+            sentences = dict(json.load(file).items())
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{key}: '{path}' is not JSON {{class name: [sentences]}}") from error
+    for name, texts in sentences.items():
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{key}: '{path}' has no list of sentences for '{name}'")
+    by_spelling: dict[str, list[str]] = {}
+    for name, texts in sentences.items():
+        if texts:
+            by_spelling.setdefault(plain_spelling(name), []).append(name)
+    chosen, missing, several = [], [], []
+    for class_name in class_names:
+        names = by_spelling.get(plain_spelling(class_name), [])
+        exact = [name for name in names if name.replace("_", " ") == class_name.replace("_", " ")]
+        names = exact or names
+        if len(names) == 1:
+            chosen.append(sentences[names[0]])
+        elif names:
+            several.append(f"{class_name!r} ({' or '.join(map(repr, names))})")
+        else:
+            missing.append(repr(class_name))
+    problems = [f"has no sentences for {', '.join(missing)}"] if missing else []
+    problems += [f"has several names for {', '.join(several)}"] if several else []
+    if problems:
+        raise UserError(f"{key}: '{path}' {' and '.join(problems)}; correct it or {other}")
+    return chosen
+
+
+def plain_spelling(name: str) -> str:
+    """Drop case, accents, and kinds of blanks: "Gâteau_au-Riz" is "gateau au riz"."""
+    letters = unicodedata.normalize("NFKD", name).casefold()
+    letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return " ".join(re.split(r"[\s_-]+", letters)).strip()
+
+
+def cut_to_context(texts: Sequence[Sequence[str]], context_length: int) -> list[list[str]]:
+    """Return the texts without the last words of those that are longer than the context.
+
+    A few of the public descriptions ramble on, which should not end a run; a line counts them.
+    """
+    cut = 0
+
+    def fitting(text: str) -> str:
+        nonlocal cut
+        words = text.split()
+        while len(words) > 1:
+            try:
+                tokenize(" ".join(words), context_length)
+                break
+            except ValueError:
+                words.pop()
+        cut += len(words) < len(text.split())
+        return " ".join(words)
+
+    short = [[fitting(text) for text in class_texts] for class_texts in texts]
+    if cut:
+        log.info(f"Descriptions cut to the {context_length} tokens that the model takes: {cut}")
+    return short

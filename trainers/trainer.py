@@ -1,0 +1,257 @@
+"""The one trainer of all methods."""
+
+from __future__ import annotations
+
+import math
+import os.path as osp
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+import clip
+from clip import CLIP, ClipError
+from clip.clip import OPEN_CLIP
+from dassl.data.data_manager import build_data_loader
+from dassl.data.transforms import build_transform
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.engine.optimize import PRECISIONS, grad_scaler, optimizer_step, precision
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_optimizer
+from dassl.utils import UserError, load_checkpoint, load_pretrained_weights, log, nearest
+
+from .base import Batch, Features, Method
+from .settings import register_node
+
+AnyMethod = TypeVar("AnyMethod", bound=type[Method])
+
+
+def register_method(node: str, **defaults: Any) -> Callable[[AnyMethod], AnyMethod]:
+    """Register a ``Method`` as the trainer of its name; a decorator.
+
+    Args:
+        node: its settings are ``TRAINER.<node>``.
+        defaults: the keys of that node with their defaults, ``PREC`` beside them.
+    """
+
+    def register(method: AnyMethod) -> AnyMethod:
+        method.config_node = node
+        register_node(node, **defaults)
+        attributes = {"method": method, "__doc__": method.__doc__, "__module__": method.__module__}
+        TRAINER_REGISTRY.register(type(method.__name__, (MethodTrainer,), attributes))
+        return method
+
+    return register
+
+
+def load_frozen(key: str, name: str) -> CLIP:
+    """Load the CLIP that the config's ``key`` names, frozen, in fp32 on the CPU.
+
+    Raises:
+        UserError: an unknown backbone, or unreadable weights.
+    """
+    known = clip.available_models()
+    if not (name in known or name.startswith(OPEN_CLIP) or osp.exists(name)):
+        raise UserError(
+            f"{key}: unknown backbone '{name}'; {nearest(name, known)}, a weights file, "
+            f"or {OPEN_CLIP}<model>/<tag>"
+        )
+    try:
+        model = clip.load_model(name)
+    except ClipError as error:
+        raise UserError(f"{key}: {error}") from error
+    return model.requires_grad_(False)
+
+
+class MethodTrainer(TrainerX):
+    """Trains and evaluates one ``Method``.
+
+    Where settings leave nothing to learn, training is an evaluation.
+
+    Attributes:
+        method: class of the method.
+        model: the method.
+        features: what the last evaluated batch gave, for recorders.
+    """
+
+    method: type[Method]
+    model: Method
+    features: Features
+
+    def check_cfg(self, cfg: Any) -> None:
+        """Find everything that can be found wrong before any data is touched."""
+        node = f"TRAINER.{self.method.config_node}"
+        settings = cfg.TRAINER[self.method.config_node]
+        if settings.PREC not in PRECISIONS:
+            raise UserError(f"{node}.PREC is '{settings.PREC}', allowed: {', '.join(PRECISIONS)}")
+        n_views = self.method.n_views
+        if cfg.DATALOADER.K_TRANSFORMS != n_views:
+            raise UserError(
+                f"DATALOADER.K_TRANSFORMS: expected {n_views} for {cfg.TRAINER.NAME}, "
+                f"got {cfg.DATALOADER.K_TRANSFORMS}"
+            )
+        self.clip_model = load_frozen("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
+        size, resolution = tuple(cfg.INPUT.SIZE), self.clip_model.visual.input_resolution
+        if size != (resolution, resolution):
+            raise UserError(
+                f"INPUT.SIZE is {size}, "
+                f"{cfg.MODEL.BACKBONE.NAME} takes ({resolution}, {resolution})"
+            )
+        self.method.check_settings(settings, self.clip_model)
+
+    def build_model(self) -> None:
+        cfg = self.cfg
+        types = precision(cfg.TRAINER[self.method.config_node].PREC, self.device)
+        clip_model = self.clip_model.to(self.device)
+        if types.dtype != torch.float32:
+            clip.convert_weights(clip_model, types.dtype)
+        dataset = self.dm.dataset
+        templates = getattr(dataset, "templates", ["a photo of a {}."])
+        self.model = self.method(cfg, clip_model, dataset.classnames, templates)
+        self.model.autocast_dtype = types.autocast_dtype
+        scope = self.model.get_submodule(self.method.checkpoint_scope)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(scope, cfg.MODEL.INIT_WEIGHTS)
+        self.optim = self.sched = None
+        learned = self.model.learned()
+        if learned:
+            n_values = sum(tensor.numel() for tensor in learned.values())
+            log.info(f"Learnable tensors: {len(learned)} ({n_values:,} values)")
+            self.optim = build_optimizer(self.model, cfg.OPTIM, self.model.param_groups(cfg.OPTIM))
+            self.sched = self.build_schedule()
+        self.register_model(self.method.checkpoint_name, scope, self.optim, self.sched)
+        self.scaler = grad_scaler(types, self.device)
+
+    def build_schedule(self) -> Any:
+        """Build the schedule, and take the number of epochs from that of iterations, if need be."""
+        n_images, n_batches = len(self.dm.dataset.train_x), len(self.train_loader_x)
+        self.max_iter = self.model.iterations(self.cfg, n_images)
+        if self.max_iter is not None:
+            self.max_epoch = math.ceil(self.max_iter / n_batches)
+            log.info(f"Training takes {self.max_iter} iterations: {self.max_epoch} epochs")
+        n_steps = self.max_iter or self.max_epoch
+        return self.model.build_schedule(self.optim, self.cfg.OPTIM, n_steps)
+
+    # Training ----------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        if self.model.fit is not None:
+            self.before_train()
+            if self.start_epoch < self.max_epoch:
+                self.epoch = self.max_epoch - 1
+                self.fit(self.model.fit)
+                self.model_epoch = self.max_epoch
+                self.save_model(self.epoch, self.output_dir)
+            self.after_train()
+        elif self.model.learned():
+            super().train()
+        else:
+            log.info(f"{self.cfg.TRAINER.NAME} learns nothing: evaluating")
+            self.test()
+
+    def fit(self, fit: Callable[..., None]) -> None:
+        """Let the method fit itself to features of the training and validation images."""
+        dataset = self.dm.dataset
+        fit(
+            self.frozen_features(dataset.train_x), dataset.val and self.frozen_features(dataset.val)
+        )
+
+    @torch.no_grad()
+    def frozen_features(self, items: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Return unit image features (N, d) and labels (N,), in the test transform, on the CPU."""
+        cfg = self.cfg
+        loader = build_data_loader(
+            cfg,
+            data_source=items,
+            batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+            tfm=build_transform(cfg, is_train=False),
+            is_train=False,
+        )
+        features, labels = [], []
+        for batch in loader:
+            images, targets = self.parse_batch_test(batch)
+            with self.model.autocast():
+                features.append(self.model.encode_image(images).cpu())
+            labels.append(targets.cpu())
+        return torch.cat(features), torch.cat(labels)
+
+    def forward_backward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        images, labels = self.parse_batch_train(batch)
+        logits, terms = self.model.step(images, labels, self.update)
+        if self.max_iter is not None or self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        terms = {name: term.detach() for name, term in terms.items()}
+        summary = {
+            "loss": torch.stack(list(terms.values())).sum(),
+            "acc": compute_accuracy(logits.detach(), labels)[0].squeeze(),
+        }
+        return {**summary, **terms} if len(terms) > 1 else summary
+
+    def update(self, loss: Tensor) -> None:
+        """Take one optimizer step."""
+        assert self.optim is not None
+        optimizer_step(loss, [self.optim], self.scaler)
+
+    def parse_batch_train(self, batch: Mapping[str, Any]) -> tuple[Batch, Tensor]:
+        images = batch["img"]
+        if isinstance(images, list):  # several views
+            images = [view.to(self.device) for view in images]
+        else:
+            images = images.to(self.device)
+        return images, batch["label"].to(self.device)
+
+    def after_epoch(self) -> None:
+        self.model.after_epoch(self.epoch, self.max_epoch)
+        super().after_epoch()
+
+    def extra_state(self) -> dict[str, Any]:
+        return self.model.extra_state()
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.model.load_extra_state(state)
+
+    # Evaluation --------------------------------------------------------------------------------
+
+    def test(self, split: str | None = None) -> float:
+        self.set_model_mode("eval")
+        with self.model.fixed_classes():
+            return super().test(split)
+
+    def model_inference(self, images: Tensor) -> Tensor:
+        with self.model.autocast():
+            self.features = self.model.features(images)
+            return self.model.logits(self.features)
+
+    # Checkpoints hold what was learned, never the frozen CLIP ----------------------------------
+
+    def learned_state_dict(self, name: str) -> dict[str, Tensor]:
+        return self.model.saved()
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        public_file = osp.join(directory, self.method.public_file)
+        if not self.learned_state_dict(self.method.checkpoint_name):
+            log.info(f"{self.cfg.TRAINER.NAME} learns nothing: no checkpoint is loaded")
+        elif directory and self.method.public_file and osp.isfile(public_file):
+            try:
+                state = self.model.read_public_file(load_checkpoint(public_file))
+            except (KeyError, TypeError, AttributeError) as error:
+                name = self.cfg.TRAINER.NAME
+                raise UserError(f"'{public_file}' is not what {name}'s code saves") from error
+            self.load_learned_state_dict(self.method.checkpoint_name, state, public_file)
+            log.info(f"Load {public_file} to {self.method.checkpoint_name}")
+        else:
+            super().load_model(directory, epoch)
+
+    def load_learned_state_dict(
+        self, name: str, state_dict: Mapping[str, Tensor], path: str
+    ) -> None:
+        """Take what was learned from a checkpoint of ours or of the public code.
+
+        Raises:
+            UserError: a tensor is missing, unexpected or of another shape: the checkpoint is one
+                of another method, of other settings or of another width.
+        """
+        copies = self.model.public_copies() - self.learned_state_dict(name).keys()
+        kept = {key: value for key, value in state_dict.items() if key not in copies}
+        super().load_learned_state_dict(name, kept, path)
