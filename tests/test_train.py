@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import train
+from dassl.engine import resume
 from tests.dassl import toys
 
 REPOSITORY = Path(train.__file__).parent
@@ -187,6 +188,25 @@ def test_resume_option_goes_on_in_another_folder(root, finished, tmp_path, monke
     assert (tmp_path / "old" / "resume.pth.tar").is_file()
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_training_may_end_within_an_epoch_and_resume_there(root, tmp_path, monkeypatch, workers):
+    options = ("--trainer", "IterationTrainer", "DATALOADER.NUM_WORKERS", workers)
+    options = (*options, "OPTIM.MAX_EPOCH", "50")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(root, whole, *options) == 0
+    log = (whole / "log.txt").read_text()
+    assert log.count(" batch [") == 7
+    assert "epoch [2/3] batch [3/3]" in log and "epoch [3/3] batch [1/1]" in log
+    assert "eta 0:00:00" in [line for line in log.splitlines() if "batch [" in line][-1]
+    monkeypatch.setattr(resume, "SAVE_INTERVAL", 0.0)
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", (3, 1))
+    assert run(root, parts, *options) == 130
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", None)
+    assert run(root, parts, *options) == 0
+    assert_same_weights(parts, whole)
+    assert json.loads((parts / "results.json").read_text())["epoch"] == 3
+
+
 def test_interruption_in_the_first_epoch_starts_again(
     root, finished, tmp_path, monkeypatch, capsys
 ):
@@ -247,6 +267,28 @@ def test_sigterm_ends_the_process_with_130(root, tmp_path):
     assert done.returncode == 130
     assert done.stderr.strip().splitlines()[-1].startswith("interrupted; ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_second_process_can_be_silent(root, tmp_path):
+    code = (
+        "import logging, sys, train\n"
+        "from dassl.utils import log\n"
+        "from tests.dassl import toys\n"
+        "log.setLevel(logging.WARNING)\n"
+        "sys.exit(train.main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *toys.cli(root, tmp_path / "run", "VERBOSE", "True")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # what a trainer of the public kind prints itself is all that is left, in the log file, too
+    line = f"Building a model for {list(toys.CLASSES)}\n"
+    assert done.stdout == line
+    assert (tmp_path / "run" / "log.txt").read_text() == line
+    assert (tmp_path / "run" / "results.json").exists()
 
 
 # Bad input --------------------------------------------------------------------------------------
@@ -356,11 +398,23 @@ def test_corrupt_checkpoint_names_the_file(root, finished, tmp_path, capsys):
     assert f"checkpoint '{folder}/model.pth.tar-3' is corrupt" in error_of(capsys)
 
 
-@pytest.mark.parametrize("trainer", ["ToyTrainer", "OwnStepTrainer"])
-def test_loss_that_is_no_number_stops_the_run(root, tmp_path, capsys, monkeypatch, trainer):
+@pytest.mark.parametrize(
+    ("trainer", "print_freq"),
+    [
+        ("ToyTrainer", "1"),
+        ("OwnStepTrainer", "1"),
+        ("TensorTrainer", "1"),
+        ("TensorTrainer", "100"),  # longer than an epoch
+        ("SecretiveTrainer", "3"),
+        ("SecretiveTrainer", "100"),
+    ],
+)
+def test_loss_that_is_no_number_stops_the_run(
+    root, tmp_path, capsys, monkeypatch, trainer, print_freq
+):
     output = tmp_path / "run"
     monkeypatch.setattr(toys.ToyTrainer, "nan_at", (3, 2))
-    options = ("--trainer", trainer, "TRAIN.CHECKPOINT_FREQ", "1")
+    options = ("--trainer", trainer, "TRAIN.CHECKPOINT_FREQ", "1", "TRAIN.PRINT_FREQ", print_freq)
     assert run(root, output, *options) == 2
     line = error_of(capsys)
     assert "loss is nan at epoch 3, batch 2/3 (first images: " in line

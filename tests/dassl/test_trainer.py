@@ -1,4 +1,5 @@
 import random
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dassl.engine import (
     build_trainer,
     resume,
 )
+from dassl.engine.progress import EpochProgress, read_numbers
 from dassl.utils import LossError, UserError, set_random_seed
 from tests.dassl import toys
 
@@ -72,6 +74,22 @@ def test_backward_and_update_step_only_on_a_finite_loss(trainer):
     assert torch.equal(model.weight, before)
     trainer.model_backward_and_update(model(torch.ones(1, 2)).sum())
     assert torch.allclose(model.weight, before - 0.1)
+
+
+def test_a_loss_that_is_no_number_is_named_at_once_outside_of_an_epoch(trainer):
+    with pytest.raises(LossError, match=r"loss is nan at epoch 1, batch 1/0 \(first images: unkn"):
+        trainer.detect_anomaly(torch.tensor([1.0, float("nan")]))
+    trainer.detect_anomaly(torch.tensor([1.0]))
+
+
+def test_dassls_three_parts_of_a_step_are_the_whole_one(trainer):
+    model = trainer._models["one"]
+    before = model.weight.detach().clone()
+    for _ in range(2):
+        trainer.model_zero_grad()
+        trainer.model_backward(model(torch.ones(1, 2)).sum())
+        trainer.model_update()
+    assert torch.allclose(model.weight, before - 0.2)
 
 
 def test_saved_models_load_again(trainer, tmp_path, capsys):
@@ -198,6 +216,100 @@ def test_bar_replaces_the_lines_on_a_terminal_only(cfg, tmp_path, monkeypatch, c
     assert "loss=" in captured.err and "acc=" in captured.err and "lr=" in captured.err
     # stdout is no terminal here, so it gets the lines, too
     assert "epoch [2/2] batch [1/1] time" in captured.out
+
+
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__array__")
+
+
+def count_reads(monkeypatch, counts):
+    """Make every way from a tensor's values to Python count itself in counts[-1]."""
+    for name in READS:
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, _original=original, **kwargs):
+            counts[-1] += 1
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+
+
+@pytest.mark.parametrize("trainer", ["TensorTrainer", "SecretiveTrainer"])
+def test_the_device_is_read_at_the_interval_and_at_the_end_of_an_epoch(cfg, monkeypatch, trainer):
+    cfg.TRAINER.NAME, cfg.OPTIM.NAME = trainer, "sgd"
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 4
+    cfg.TRAIN.PRINT_FREQ = 3
+    trainer = build_trainer(cfg)
+    batches = list(trainer.train_loader_x)[:8]
+    trainer.train_loader_x = batches  # loading may read what it wants
+    counts = [0]
+    step = EpochProgress.step
+
+    def counting_step(self, summary, lr):
+        step(self, summary, lr)
+        counts.append(0)
+
+    monkeypatch.setattr(EpochProgress, "step", counting_step)
+    count_reads(monkeypatch, counts)
+    trainer.run_epoch()
+    assert [bool(count) for count in counts] == [False, False, True] * 2 + [False, True, False]
+    assert max(counts) == 2  # one transfer, and one list of what it brought
+
+
+def test_values_and_points_are_those_of_each_step_however_seldom_they_are_read(cfg, capsys):
+    cfg.TRAINER.NAME, cfg.OPTIM.NAME = "TensorTrainer", "sgd"
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 8
+    found = []
+    for frequency in (1, 2, 1000):
+        cfg.TRAIN.PRINT_FREQ = frequency
+        set_random_seed(1)
+        trainer = build_trainer(cfg)
+        points = []
+        trainer.write_scalar = lambda *point, points=points: points.append(point)
+        trainer.run_epoch()
+        lines = [line for line in capsys.readouterr().out.splitlines() if "batch [" in line]
+        found.append(
+            (points, [re.sub(r"(time|data|eta) [\d.:]+( \([\d.]+\))?", "", x) for x in lines])
+        )
+    (points, lines), (some_points, some_lines), (late_points, late_lines) = found
+    assert len(points) == 15 and points == some_points == late_points
+    assert len(lines) == 5 and some_lines == lines[1::2] and late_lines == lines
+
+
+def test_a_tensor_may_be_written_into_after_its_step(cfg, monkeypatch):
+    total = torch.zeros(1)
+    monkeypatch.setattr(toys.TensorTrainer, "summary", lambda self, *_: {"n": total.add_(1)})
+    cfg.TRAINER.NAME = "TensorTrainer"
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 8
+    trainer = build_trainer(cfg)
+    points = []
+    trainer.write_scalar = lambda tag, value, step: points.append((tag, value))
+    trainer.run_epoch()
+    assert [value for tag, value in points if tag == "train/n"] == [1, 1.5, 2, 2.5, 3]
+
+
+def test_a_plain_number_is_checked_at_once_and_earlier_tensors_before_it(cfg, monkeypatch):
+    cfg.TRAINER.NAME = "TensorTrainer"
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 8
+
+    def mixed(self, loss, accuracy):
+        is_bad = self.batch_idx == 3
+        return {"acc": accuracy, "penalty": float("inf") if is_bad else 1.0}
+
+    monkeypatch.setattr(toys.TensorTrainer, "summary", mixed)
+    trainer = build_trainer(cfg)
+    with pytest.raises(LossError, match="penalty is inf at epoch 1, batch 4/5"):
+        trainer.run_epoch()
+    assert trainer.batch_idx == 3
+    monkeypatch.setattr(toys.TensorTrainer, "nan_at", (1, 2))
+    with pytest.raises(LossError, match="loss is nan at epoch 1, batch 2/5"):
+        trainer.run_epoch()
+
+
+def test_tensors_of_several_types_are_read_exactly():
+    values = [torch.tensor(v) for v in (0.1, 2**40 + 1, True)]
+    values += [torch.tensor(0.1, dtype=kind) for kind in (torch.float64, torch.bfloat16)]
+    assert read_numbers(values) == [float(value) for value in values]
+    assert read_numbers([]) == []
 
 
 def enter(monkeypatch, name, recorder):

@@ -22,6 +22,8 @@ from dassl.utils import (
     listdir_nohidden,
     load_checkpoint,
     load_pretrained_weights,
+    log,
+    log_only,
     nearest,
     read_image,
     read_json,
@@ -49,6 +51,19 @@ def test_registry_finds_and_suggests():
         registry.get("coop")
     assert isinstance(info.value, KeyError)
     assert str(info.value) == "unknown trainer 'coop'; did you mean 'CoOp'? known: CoOp"
+
+
+def test_registry_takes_another_name():
+    registry = Registry("RECORDER")
+
+    @registry.register("logits")
+    class LogitsRecorder:
+        pass
+
+    assert registry.get("logits") is LogitsRecorder
+    assert registry.registered_names() == ["logits"]
+    with pytest.raises(KeyError, match="has a 'logits' already"):
+        registry.register("logits")(LogitsRecorder)
 
 
 def test_nearest_without_anything_near():
@@ -90,6 +105,20 @@ def test_logger_copies_what_is_printed(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "hello\nconsole only\nsecond\n"
     logs = sorted((tmp_path / "run").iterdir())
     assert [log.read_text() for log in logs] == ["hello\n", "second\n"]
+
+
+def test_library_lines_go_where_stdout_goes_now(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards
+    log.info("before, 100%")
+    setup_logger(str(tmp_path / "run"))
+    log.info("hello\nworld")
+    print("from a public trainer")
+    log_only("not on the console")
+    log.debug("details")
+    sys.stdout.close()
+    assert capsys.readouterr().out == "before, 100%\nhello\nworld\nfrom a public trainer\n"
+    lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert lines == ["hello", "world", "from a public trainer", "not on the console"]
 
 
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path):

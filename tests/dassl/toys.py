@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from pathlib import Path
@@ -184,6 +185,47 @@ class OwnStepTrainer(ToyTrainer):
         loss.backward()
         self.optim.step()
         return {"loss": loss.item()}
+
+
+@TRAINER_REGISTRY.register()
+class TensorTrainer(ToyTrainer):
+    """Gives tensors and reads nothing of the device."""
+
+    def forward_backward(self, batch):
+        where = (self.epoch + 1, self.batch_idx + 1)
+        if where == self.stop_at:
+            raise KeyboardInterrupt
+        image, label = self.parse_batch_train(batch)
+        output = self.model(image)
+        loss = F.cross_entropy(output, label)
+        if where == self.nan_at:
+            loss = loss * float("nan")
+        self.model_backward_and_update(loss)
+        self.steps += 1
+        if (self.batch_idx + 1) == self.num_batches:
+            self.update_lr()
+        return self.summary(loss, compute_accuracy(output, label)[0])
+
+    def summary(self, loss, accuracy):
+        return {"loss": loss, "acc": accuracy}
+
+
+@TRAINER_REGISTRY.register()
+class SecretiveTrainer(TensorTrainer):
+    """Steps on a loss that it tells nobody."""
+
+    def summary(self, loss, accuracy):
+        return None
+
+
+@TRAINER_REGISTRY.register()
+class IterationTrainer(TensorTrainer):
+    """Counts iterations: seven, which are two epochs of three batches and one of one."""
+
+    def build_model(self):
+        super().build_model()
+        self.max_iter = 7
+        self.max_epoch = math.ceil(self.max_iter / len(self.train_loader_x))
 
 
 def weights(folder: Path, epoch: int = 3) -> dict[str, torch.Tensor]:

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from torch import nn
+
+from dassl.engine.optimize import PRECISIONS, Precision, grad_scaler, optimizer_step, precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_a_step_starts_from_no_gradient_and_moves_all_optimizers():
+    models = [nn.Linear(2, 1, bias=False) for _ in range(2)]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    before = [model.weight.detach().clone() for model in models]
+    for _ in range(2):
+        optimizer_step(sum(model(torch.ones(1, 2)).sum() for model in models), optimizers)
+    for model, start in zip(models, before, strict=True):
+        assert torch.allclose(model.weight, start - 0.2)
+
+
+def test_a_scaled_step_is_the_plain_one_unless_it_overflows():
+    model = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = model.weight.detach().clone()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer_step(model(torch.ones(1, 2)).sum(), [optimizer], scaler)
+    assert torch.allclose(model.weight, before - 0.1)
+    optimizer_step(model(torch.ones(1, 2)).sum() * 3e38, [optimizer], scaler)
+    assert torch.allclose(model.weight, before - 0.1)
+    assert scaler.get_scale() == 512.0
+
+
+@pytest.mark.parametrize("prec", PRECISIONS)
+def test_precision_on_each_device(prec, capsys):
+    on_gpu, on_cpu = precision(prec, CUDA), capsys.readouterr().out
+    assert on_cpu == ""
+    on_cpu = precision(prec, CPU)
+    told = capsys.readouterr().out
+    fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
+    assert (on_gpu, on_cpu, told) == {
+        "fp32": (Precision(fp32, None), Precision(fp32, None), ""),
+        "bf16": (Precision(bf16, None), Precision(bf16, None), ""),
+        "fp16": (
+            Precision(fp16, None),
+            Precision(fp32, None),
+            "PREC fp16: a CPU computes no fp16, fp32 is used instead\n",
+        ),
+        "amp": (
+            Precision(fp32, fp16),
+            Precision(fp32, bf16),
+            "PREC amp: a CPU computes no fp16, bf16 autocast is used instead\n",
+        ),
+    }[prec]
+    assert grad_scaler(on_cpu, CPU) is None
+    assert (grad_scaler(on_gpu, CPU) is not None) == (prec in ("fp16", "amp"))
