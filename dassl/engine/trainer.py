@@ -440,9 +440,9 @@ class TrainerX(SimpleTrainer):
         try:
             for self.batch_idx, batch in enumerate(progress.batches(loader)):
                 progress.step(self.forward_backward(batch), self.get_current_lr())
-            progress.flush()
-        finally:
+        finally:  # after an error, too: a loss that is not finite may be its cause
             self._progress = None
+            progress.flush()
 
     def parse_batch_train(self, batch: Any) -> Any:
         """Return image, label and domain of a batch, on the device."""

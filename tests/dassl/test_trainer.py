@@ -22,6 +22,7 @@ from tests.dassl import toys
 
 @pytest.fixture
 def trainer():
+    torch.manual_seed(2)  # the sum of its outputs is positive
     made = TrainerBase()
     model = nn.Linear(2, 2)
     optim = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -303,6 +304,32 @@ def test_a_plain_number_is_checked_at_once_and_earlier_tensors_before_it(cfg, mo
     monkeypatch.setattr(toys.TensorTrainer, "nan_at", (1, 2))
     with pytest.raises(LossError, match="loss is nan at epoch 1, batch 2/5"):
         trainer.run_epoch()
+
+
+def test_what_fails_because_of_a_bad_loss_is_told_as_that(cfg, monkeypatch):
+    def fragile(self, loss, accuracy):
+        if self.batch_idx == 2:
+            raise RuntimeError("input contains NaN")
+        return {"loss": loss}
+
+    monkeypatch.setattr(toys.TensorTrainer, "summary", fragile)
+    cfg.TRAINER.NAME = "TensorTrainer"
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 8
+    trainer = build_trainer(cfg)
+    with pytest.raises(RuntimeError, match="contains NaN"):
+        trainer.run_epoch()
+    monkeypatch.setattr(toys.TensorTrainer, "nan_at", (1, 2))
+    with pytest.raises(LossError, match="loss is nan at epoch 1, batch 2/5"):
+        trainer.run_epoch()
+
+
+def test_an_interrupted_epoch_shows_the_batches_that_are_done(cfg, monkeypatch, capsys):
+    cfg.TRAINER.NAME, cfg.TRAIN.PRINT_FREQ = "TensorTrainer", 100
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 8
+    monkeypatch.setattr(toys.TensorTrainer, "stop_at", (1, 4))
+    with pytest.raises(KeyboardInterrupt):
+        build_trainer(cfg).run_epoch()
+    assert capsys.readouterr().out.count("epoch [1/10] batch [") == 3
 
 
 def test_tensors_of_several_types_are_read_exactly():
