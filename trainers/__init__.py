@@ -1,6 +1,7 @@
 """Registered trainers, one file each."""
 
 from . import (
+    cliplora,
     cocoop,
     coop,
     hicropl,
@@ -9,6 +10,7 @@ from . import (
     kgcoop,
     linear_probe,
     maple,
+    mma,
     promp,
     promptsrc,
     vpt,
@@ -16,6 +18,7 @@ from . import (
 )
 
 __all__ = [
+    "cliplora",
     "cocoop",
     "coop",
     "hicropl",
@@ -24,6 +27,7 @@ __all__ = [
     "kgcoop",
     "linear_probe",
     "maple",
+    "mma",
     "promp",
     "promptsrc",
     "vpt",

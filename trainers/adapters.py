@@ -17,11 +17,11 @@ def bottleneck(outer: int, width: int) -> nn.Sequential:
 
 
 class LowRank(nn.Module):
-    """B A x, times ``scaling``, of inputs with dropout; starts as zero (LoRA)."""
+    """B A x, times alpha / sqrt(rank), of inputs with dropout; starts as zero (LoRA)."""
 
-    def __init__(self, width: int, rank: int, scaling: float, dropout: float):
+    def __init__(self, width: int, rank: int, alpha: float, dropout: float):
         super().__init__()
-        self.scaling = scaling
+        self.scaling = alpha / math.sqrt(rank)
         self.dropout = nn.Dropout(dropout)
         self.w_lora_A = nn.Parameter(torch.empty(rank, width))
         self.w_lora_B = nn.Parameter(torch.zeros(width, rank))

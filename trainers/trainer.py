@@ -129,7 +129,9 @@ class MethodTrainer(TrainerX):
         self.max_iter = self.model.iterations(self.cfg, n_images)
         if self.max_iter is not None:
             self.max_epoch = math.ceil(self.max_iter / n_batches)
-            log.info(f"Training takes {self.max_iter} iterations: {self.max_epoch} epochs")
+            log.info(
+                f"Training takes {self.max_iter} iterations, which are {self.max_epoch} epochs"
+            )
         n_steps = self.max_iter or self.max_epoch
         return self.model.build_schedule(self.optim, self.cfg.OPTIM, n_steps)
 
@@ -147,7 +149,7 @@ class MethodTrainer(TrainerX):
         elif self.model.learned():
             super().train()
         else:
-            log.info(f"{self.cfg.TRAINER.NAME} learns nothing: evaluating")
+            log.info(f"{self.method.__name__} learns nothing: evaluating")
             self.test()
 
     def fit(self, fit: Callable[..., None]) -> None:
@@ -196,10 +198,10 @@ class MethodTrainer(TrainerX):
     def parse_batch_train(self, batch: Mapping[str, Any]) -> tuple[Batch, Tensor]:
         images = batch["img"]
         if isinstance(images, list):  # several views
-            images = [view.to(self.device) for view in images]
+            images = [view.to(self.device, non_blocking=True) for view in images]
         else:
-            images = images.to(self.device)
-        return images, batch["label"].to(self.device)
+            images = images.to(self.device, non_blocking=True)
+        return images, batch["label"].to(self.device, non_blocking=True)
 
     def after_epoch(self) -> None:
         self.model.after_epoch(self.epoch, self.max_epoch)
@@ -231,12 +233,12 @@ class MethodTrainer(TrainerX):
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         public_file = osp.join(directory, self.method.public_file)
         if not self.learned_state_dict(self.method.checkpoint_name):
-            log.info(f"{self.cfg.TRAINER.NAME} learns nothing: no checkpoint is loaded")
+            log.info(f"{self.method.__name__} learns nothing: no checkpoint is loaded")
         elif directory and self.method.public_file and osp.isfile(public_file):
             try:
                 state = self.model.read_public_file(load_checkpoint(public_file))
             except (KeyError, TypeError, AttributeError) as error:
-                name = self.cfg.TRAINER.NAME
+                name = self.method.__name__
                 raise UserError(f"'{public_file}' is not what {name}'s code saves") from error
             self.load_learned_state_dict(self.method.checkpoint_name, state, public_file)
             log.info(f"Load {public_file} to {self.method.checkpoint_name}")

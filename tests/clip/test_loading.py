@@ -7,14 +7,16 @@ import http.server
 import threading
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import clip
-from clip import CLIPConfig, ClipError
-from clip.clip import OPENAI_MODELS, _download, _openai_url, build_model
+from clip import CLIPConfig, ClipError, Preprocess
+from clip.clip import OPENAI_MODELS, _download, _openai_url, build_model, from_open_clip
 
 CONFIG = CLIPConfig(
     embed_dim=16,
@@ -127,6 +129,49 @@ def test_a_damaged_file_is_named(model, tmp_path, damage):
         path.write_text("not weights")
     with pytest.raises(ClipError, match="weights.pt"):
         clip.load_model(str(path))
+
+
+def picture(size: tuple[int, int]) -> Image.Image:
+    pixels = np.random.RandomState(0).randint(0, 256, (*size, 3))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(40, 70), (70, 40), (32, 32), (20, 90)])
+def test_preprocess_is_open_clip_s(size):
+    ours = clip.load_model("ViT-Mini").preprocess
+    theirs = open_clip.image_transform(32, is_train=False)
+    assert torch.equal(ours(picture(size)), theirs(picture(size)))
+
+
+def test_load_keeps_openai_s_contract():
+    model, preprocess = clip.load("ViT-Mini", device="cpu", jit=False)
+    assert model.dtype == torch.float32 and not model.training
+    image = preprocess(picture((50, 60)).convert("L")).unsqueeze(0)
+    assert image.shape == (1, 3, 32, 32)
+    text = clip.tokenize(["a red circle", "a green square"])
+    with torch.no_grad():
+        per_image, per_text = model(image, text)
+        found = model.similarity(model.encode_image(image), model.encode_text(text))
+    assert per_image.shape == (1, 2) and torch.equal(per_text, per_image.t())
+    torch.testing.assert_close(found, per_image)
+    with pytest.raises(ClipError, match="jit: expected False, got True"):
+        clip.load("ViT-Mini", jit=True)
+
+
+def test_an_open_clip_model_brings_its_own_preprocessing():
+    reference = open_clip.CLIP(
+        16,
+        {"layers": 1, "width": 64, "patch_size": 8, "image_size": 16},
+        {"width": 64, "layers": 1, "heads": 1, "vocab_size": 49408, "context_length": 77},
+        quick_gelu=True,
+    )
+    assert from_open_clip(reference).preprocess == Preprocess(16)
+    open_clip.model.set_model_preprocess_cfg(
+        reference,
+        {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1), "interpolation": "bilinear"},
+    )
+    expected = Preprocess(16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "bilinear")
+    assert from_open_clip(reference).preprocess == expected
 
 
 def test_unknown_names_say_what_is_known():

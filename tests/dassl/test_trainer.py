@@ -18,6 +18,7 @@ from dassl.engine import (
 from dassl.engine.progress import EpochProgress, read_numbers
 from dassl.utils import LossError, UserError, set_random_seed
 from tests.dassl import toys
+from tests.device_reads import count_reads
 
 
 @pytest.fixture
@@ -217,21 +218,6 @@ def test_bar_replaces_the_lines_on_a_terminal_only(cfg, tmp_path, monkeypatch, c
     assert "loss=" in captured.err and "acc=" in captured.err and "lr=" in captured.err
     # stdout is no terminal here, so it gets the lines, too
     assert "epoch [2/2] batch [1/1] time" in captured.out
-
-
-READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__array__")
-
-
-def count_reads(monkeypatch, counts):
-    """Make every way from a tensor's values to Python count itself in counts[-1]."""
-    for name in READS:
-        original = getattr(torch.Tensor, name)
-
-        def counted(self, *args, _original=original, **kwargs):
-            counts[-1] += 1
-            return _original(self, *args, **kwargs)
-
-        monkeypatch.setattr(torch.Tensor, name, counted)
 
 
 @pytest.mark.parametrize("trainer", ["TensorTrainer", "SecretiveTrainer"])

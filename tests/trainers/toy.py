@@ -51,12 +51,21 @@ OPTIONS = {
     "IVLP": ["TRAINER.IVLP.PROMPT_DEPTH_VISION", "3", "TRAINER.IVLP.PROMPT_DEPTH_TEXT", "3"],
     "ProMPT": ["TRAINER.PROMPT.PROMPT_DEPTH_VISION", "3", "TRAINER.PROMPT.N_CTX_VISION", "2"],
     "HISF": ["TRAINER.HISF.FUSION_LAYERS", "(1, 3)"],
+    "MMA": [
+        *("TRAINER.MMADAPTER.ADAPTER_START", "3", "TRAINER.MMADAPTER.ADAPTER_END", "4"),
+        *("TRAINER.MMADAPTER.TEXT_CTX_INIT", "a photo of a"),
+    ],
+    "CLIPLoRA": ["TRAINER.CLIPLORA.N_ITERS", "1"],  # 2 epochs of the classes of one subset
     "PromptSRC": [
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "3"),
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
     ],
 }
-NODES = {"ZeroshotCLIP": "ZSCLIP", "KgCoOp": "COOP"}  # config nodes that are not the trainer's name
+NODES = {
+    "ZeroshotCLIP": "ZSCLIP",
+    "KgCoOp": "COOP",
+    "MMA": "MMADAPTER",
+}  # config nodes that are not the trainer's name
 CHECKPOINT = {
     "CoOp": "prompt_learner",
     "CoCoOp": "prompt_learner",
@@ -68,6 +77,8 @@ CHECKPOINT = {
     "HiCroPL": "VLPromptLearner",
     "ProMPT": "VLPromptLearner",
     "HISF": "VLPromptLearner",
+    "MMA": "adapter_learner",
+    "CLIPLoRA": "lora",
 }
 
 
