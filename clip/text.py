@@ -81,7 +81,7 @@ class Sequences:
                 self.unshare(self.shared_slots[0])
             return self.rest.gather(2, self._slots_in_rest())
         assert self.prefix is not None
-        return self.prefix[:, None, self.shared_slots]
+        return self.prefix.index_select(1, self.slots[0])[:, None]
 
     def place(self, prompts: Tensor) -> None:
         """Put prompts, of a shape that broadcasts to (V, K, m, width), at their places."""
@@ -91,9 +91,9 @@ class Sequences:
         s = len(self.shared_slots)
         if s > 0:
             assert self.prefix is not None
-            index = torch.tensor(self.shared_slots, device=prompts.device)[None, :, None]
             shared = prompts[:, 0, :s].expand(len(self.prefix), -1, -1)
-            self.prefix = self.prefix.scatter(1, index.expand_as(shared), shared)
+            index = self.slots[0, :s, None].expand_as(shared)
+            self.prefix = self.prefix.scatter(1, index, shared)
         if s < self.slots.shape[1]:
             index = self._slots_in_rest()
             self.rest = self.rest.scatter(2, index, prompts[:, :, s:].expand_as(index))

@@ -104,7 +104,8 @@ class VisionTransformer(nn.Module):
                 # Nothing but what is read is computed behind the last block.
                 rows = slice(0, 1)
                 if "prompts" in parts:
-                    rows = torch.tensor([0, *range(n_own, x.shape[1])], device=x.device)
+                    positions = torch.arange(x.shape[1], device=x.device)
+                    rows = torch.cat([positions[:1], positions[n_own:]])
                 n_own = 1
             x = block.run(x, attend, layer, rows)
         x = self.ln_post(x)

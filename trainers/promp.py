@@ -122,6 +122,8 @@ class ProMPT(Method):
       where it has fewer, the rest start from normal(0, 0.02).
     """
 
+    prompt_learner: Any
+
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         node = "TRAINER.PROMPT"
@@ -137,7 +139,6 @@ class ProMPT(Method):
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
         self.context = padded_context(self.clip, settings.CTX_INIT, settings.N_CTX_TEXT)
-        self.prompt_learner: Any = nn.Module()
         if settings.ITERATIONS > 0:
             self.prompt_learner = ProgressivePromptLearner(settings, self.context, self.clip)
         self.conditional = settings.ITERATIONS > 0 and settings.TEXT_GENERATOR
@@ -158,7 +159,7 @@ class ProMPT(Method):
 
         Their softmax over the classes is p^0..p^N (eq. 5, 12).
         """
-        images, learner = self.views(batch)[0], self.prompt_learner
+        images = self.views(batch)[0]
         image = self.encode_image(images)  # x^0, eq. 6
         text = self.frozen_text
         steps = [self.clip.similarity(image, text)]
@@ -167,6 +168,7 @@ class ProMPT(Method):
         context: Tensor | None = None  # P^n, where it depends on the image: (B, 1, b, d_t)
         vision: list[Tensor] = []  # O^n of the layers 1..J, each (B, a, d_v)
         for _ in range(self.settings.ITERATIONS):
+            learner = self.prompt_learner
             if learner.vision_generator is not None:
                 generated = learner.vision_generator(self.filtered(text, steps[-1]))
                 if vision:
