@@ -199,6 +199,14 @@ class Method(nn.Module):
                 return logits
             return logits, self.losses(features, logits, labels)
 
+    def train(self, mode: bool = True) -> Method:
+        """Set the mode of what is learned; a frozen CLIP, whose statistics are data, stays put."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, CLIP):
+                module.eval()
+        return self
+
     def views(self, batch: Batch) -> Sequence[Tensor]:
         return [batch] if isinstance(batch, Tensor) else batch
 

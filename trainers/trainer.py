@@ -178,6 +178,10 @@ class MethodTrainer(TrainerX):
             labels.append(targets.cpu())
         return torch.cat(features), torch.cat(labels)
 
+    def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
+        super().set_model_mode(mode, names)
+        self.model.train(mode == "train")  # all of it, also where checkpoints hold a part
+
     def forward_backward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         images, labels = self.parse_batch_train(batch)
         logits, terms = self.model.step(images, labels, self.update)

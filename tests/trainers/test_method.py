@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ from clip import CLIP
 from dassl.engine import TRAINER_REGISTRY
 from tests.plain import plain_logits, text_feature, unit
 from tests.trainers import toy
-from tests.trainers.tiny import NAMES, TEMPLATES, build, class_ids, settings
+from tests.trainers.tiny import (
+    NAMES,
+    TEMPLATES,
+    bare_trainer,
+    build,
+    class_ids,
+    settings,
+    tiny_clip,
+)
 from trainers.base import Method, Towers
 from trainers.context import ContextLearner, random_prompts
 from trainers.trainer import MethodTrainer, register_method
@@ -59,6 +68,20 @@ def test_class_features_are_computed_once_for_an_evaluation(run, monkeypatch, tr
     code, out = run(trainer, "run", "DATALOADER.TEST.BATCH_SIZE", "2", epochs=1)
     assert code == 0, out
     assert calls == ["features"]
+
+
+def test_training_leaves_a_frozen_clip_in_evaluation_mode():
+    resnet = CLIP(replace(tiny_clip().config, vision_layers=(1, 1, 1, 1), image_resolution=32))
+    model = build(
+        METHODS["IVLP"], resnet.requires_grad_(False), PROMPT_DEPTH_VISION=0, PROMPT_DEPTH_TEXT=2
+    )
+    before = {name: buffer.clone() for name, buffer in resnet.named_buffers()}
+    bare_trainer(model).set_model_mode("train")
+    assert model.training and model.prompt_learner.training and not resnet.visual.bn1.training
+    model(torch.randn(4, 3, 32, 32))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in resnet.named_buffers())
+    bare_trainer(model).set_model_mode("eval")
+    assert not model.training and not model.prompt_learner.training
 
 
 class Counting(Method):
