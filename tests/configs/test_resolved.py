@@ -1,0 +1,86 @@
+"""What the config files of the trainers come to is what it was when each stood alone.
+
+After a change that is meant, store the new values with
+
+    python -c "from tests.configs.test_resolved import store; store()"
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from dassl.config import to_dict
+from dassl.engine import TRAINER_REGISTRY
+
+REPOSITORY = Path(train.__file__).parent
+TRAINERS = REPOSITORY / "configs" / "trainers"
+FILES = sorted(str(path.relative_to(TRAINERS)) for path in TRAINERS.rglob("*.yaml"))
+SNAPSHOT = Path(__file__).parent / "resolved.json"
+# what is not of the file, and the number of this machine's cores
+LEFT_OUT = {"TRAINER.NAME", "DATALOADER.NUM_WORKERS"}
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested keys into dotted ones."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
+@cache
+def resolved(trainer: str, file: str = "") -> dict[str, Any]:
+    """Merge a file of a trainer over its defaults; of the nodes of trainers, only its own."""
+    arguments = ["--trainer", trainer]
+    if file:
+        arguments += ["--config-file", str(TRAINERS / file)]
+    cfg = train.setup_cfg(train.build_parser().parse_args(arguments))
+    node = TRAINER_REGISTRY.get(trainer).method.config_node
+    values = flat(to_dict(cfg))
+    return {
+        key: value
+        for key, value in sorted(values.items())
+        if key not in LEFT_OUT
+        and (not key.startswith("TRAINER.") or key.startswith(f"TRAINER.{node}."))
+    }
+
+
+def store() -> None:
+    """Write what the files come to: the defaults of each trainer, and what each file changes."""
+    defaults: dict[str, dict[str, Any]] = {}
+    files: dict[str, dict[str, Any]] = {}
+    for file in FILES:
+        trainer = file.split("/")[0]
+        own = resolved(trainer)
+        defaults[trainer] = {k: v for k, v in own.items() if k.startswith("TRAINER.")}
+        defaults["all"] = {k: v for k, v in own.items() if not k.startswith("TRAINER.")}
+        files[file] = {k: v for k, v in resolved(trainer, file).items() if v != own[k]}
+    lines = [
+        f"{json.dumps(name)}: {{\n"
+        + ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in group.items())
+        + "\n}"
+        for name, group in (("defaults", defaults), ("files", files))
+    ]
+    SNAPSHOT.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "/vit_mini" not in file])
+def test_a_file_comes_to_what_is_stored(file):
+    stored = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    trainer = file.split("/")[0]
+    now = resolved(trainer)
+    old = stored["defaults"]["all"] | stored["defaults"][trainer]
+    # a default that is new is allowed, and so is one that is gone, where no file sets it
+    expected = now | {k: v for k, v in old.items() if k in now} | stored["files"][file]
+    assert resolved(trainer, file) == expected
+
+
+def test_every_file_is_stored():
+    assert sorted(json.loads(SNAPSHOT.read_text(encoding="utf-8"))["files"]) == FILES
