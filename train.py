@@ -60,32 +60,27 @@ def setup_cfg(args: argparse.Namespace) -> Any:
     # these two register themselves and the defaults of their config keys
     import datasets  # noqa: F401
     import trainers  # noqa: F401
-    from dassl.config import get_cfg_default, merge_from_file, merge_from_list
+    from dassl.config import get_cfg_default, merge_from_file, merge_from_list, set_key
 
     cfg = get_cfg_default()
     for path in (args.dataset_config_file, args.config_file):
         if path:
             merge_from_file(cfg, path)
-    if args.root:
-        cfg.DATASET.ROOT = args.root
-    if args.output_dir:
-        cfg.OUTPUT_DIR = args.output_dir
-    if args.resume:
-        cfg.RESUME = args.resume
-    if args.seed is not None:
-        cfg.SEED = args.seed
-    if args.source_domains:
-        cfg.DATASET.SOURCE_DOMAINS = tuple(args.source_domains)
-    if args.target_domains:
-        cfg.DATASET.TARGET_DOMAINS = tuple(args.target_domains)
-    if args.transforms:
-        cfg.INPUT.TRANSFORMS = tuple(args.transforms)
-    if args.trainer:
-        cfg.TRAINER.NAME = args.trainer
-    if args.backbone:
-        cfg.MODEL.BACKBONE.NAME = args.backbone
-    if args.head:
-        cfg.MODEL.HEAD.NAME = args.head
+    options = {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "SEED": args.seed,
+        "DATASET.SOURCE_DOMAINS": args.source_domains and tuple(args.source_domains),
+        "DATASET.TARGET_DOMAINS": args.target_domains and tuple(args.target_domains),
+        "INPUT.TRANSFORMS": args.transforms and tuple(args.transforms),
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+    }
+    for key, value in options.items():
+        if value not in (None, ""):
+            set_key(cfg, key, value)
     merge_from_list(cfg, args.opts)
     cfg.freeze()
     return cfg

@@ -2,7 +2,14 @@
 
 from dassl.compat import clean_cfg
 from dassl.config.defaults import get_cfg_default, register_defaults
-from dassl.config.merge import first_difference, merge_from_file, merge_from_list, to_dict
+from dassl.config.merge import (
+    first_difference,
+    merge_from_file,
+    merge_from_list,
+    set_key,
+    set_keys,
+    to_dict,
+)
 
 __all__ = [
     "clean_cfg",
@@ -11,5 +18,7 @@ __all__ = [
     "merge_from_file",
     "merge_from_list",
     "register_defaults",
+    "set_key",
+    "set_keys",
     "to_dict",
 ]

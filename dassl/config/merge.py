@@ -13,13 +13,38 @@ from dassl.errors import UnknownNameError, UserError, nearest
 
 
 def merge_from_file(cfg: CN, path: str) -> None:
-    """Merges a YAML file into ``cfg``.
+    """Merge a YAML file into ``cfg``.
+
+    A file may name others that come first: ``BASE: [relative/path.yaml, ...]``, relative to its
+    own folder. The later of them wins over the earlier, and the file itself over all of them.
 
     Raises:
-        UserError: the file is missing or no YAML mapping, or a key or the type of a value is wrong.
+        UserError: the file or one of its bases is missing or no YAML mapping, ``BASE`` is no list
+            of texts or leads back to the file, or a key or the type of a value is wrong.
     """
     if not os.path.isfile(path):
         raise UserError(f"config file '{path}' does not exist")
+    _merge_file(cfg, path, ())
+
+
+def _merge_file(cfg: CN, path: str, above: tuple[str, ...]) -> None:
+    """Merge a file that exists; ``above`` are the real paths of the files that it is a base of."""
+    tree = _read(path)
+    bases = tree.pop("BASE", [])
+    if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+        raise UserError(f"BASE in '{path}': expected a list of file names, got {bases!r}")
+    above = (*above, os.path.realpath(path))
+    for base in bases:
+        base_path = os.path.normpath(os.path.join(os.path.dirname(path), base))
+        if not os.path.isfile(base_path):
+            raise UserError(f"BASE in '{path}': expected an existing file, got '{base}'")
+        if os.path.realpath(base_path) in above:
+            raise UserError(f"BASE in '{path}': expected no cycle of files, got '{base}'")
+        _merge_file(cfg, base_path, above)
+    _merge(cfg, tree, "", f" in '{path}'", _recorded(cfg))
+
+
+def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             tree = yaml.safe_load(file)
@@ -27,10 +52,10 @@ def merge_from_file(cfg: CN, path: str) -> None:
         reason = " ".join(str(error).split())
         raise UserError(f"config file '{path}' cannot be read: {reason}") from error
     if tree is None:
-        return
+        return {}
     if not isinstance(tree, dict):
         raise UserError(f"config file '{path}' must hold a mapping of keys, not a {_kind(tree)}")
-    _merge(cfg, tree, "", f" in '{path}'")
+    return tree
 
 
 def merge_from_list(cfg: CN, options: list[str] | None) -> None:
@@ -46,10 +71,33 @@ def merge_from_list(cfg: CN, options: list[str] | None) -> None:
         tree: Any = value
         for part in reversed(key.split(".")):
             tree = {part: tree}
-        _merge(cfg, tree, "", " on the command line")
+        _merge(cfg, tree, "", " on the command line", _recorded(cfg))
 
 
-def _merge(cfg: CN, tree: dict[str, Any], prefix: str, where: str) -> None:
+def set_key(cfg: CN, key: str, value: Any) -> None:
+    """Set one key as a user's option, such as ``--seed``, does; the value is taken as it is."""
+    *nodes, name = key.split(".")
+    node = cfg
+    for part in nodes:
+        node = node[part]
+    node[name] = value
+    _recorded(cfg).add(key)
+
+
+def set_keys(cfg: CN) -> frozenset[str]:
+    """Return the dotted keys that files, pairs and options have set; the others are defaults.
+
+    What Python code assigns (``cfg.OPTIM.LR = 0.1``) is not among them.
+    """
+    return frozenset(_recorded(cfg))
+
+
+def _recorded(cfg: CN) -> set[str]:
+    # Where yacs keeps what is of the tree and no key of it: clones have it, nothing else shows it.
+    return cfg.__dict__.setdefault("__set_keys__", set())
+
+
+def _merge(cfg: CN, tree: dict[str, Any], prefix: str, where: str, recorded: set[str]) -> None:
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if name not in cfg:
@@ -58,9 +106,10 @@ def _merge(cfg: CN, tree: dict[str, Any], prefix: str, where: str) -> None:
         if isinstance(cfg[name], CN):
             if not isinstance(value, dict):
                 raise UserError(f"config key {key}{where} is a section, not a value ({value!r})")
-            _merge(cfg[name], value, key + ".", where)
+            _merge(cfg[name], value, key + ".", where, recorded)
         else:
             cfg[name] = _coerce(key, value, cfg[name], where)
+            recorded.add(key)
 
 
 def _coerce(key: str, value: Any, default: Any, where: str) -> Any:

@@ -10,6 +10,8 @@ from dassl.config import (
     merge_from_file,
     merge_from_list,
     register_defaults,
+    set_key,
+    set_keys,
     to_dict,
 )
 from dassl.utils import UserError
@@ -108,3 +110,105 @@ def test_first_difference_names_the_key():
     assert first_difference(old, new, ("OUTPUT_DIR",)) is None
     new["OPTIM"]["LR"] = 1.0
     assert first_difference(old, new, ("OUTPUT_DIR",)) == ("OPTIM.LR", 0.0003, 1.0)
+
+
+# Files that share parts -------------------------------------------------------------------------
+
+
+def write(folder, **texts):
+    for name, text in texts.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return get_cfg_default()
+
+
+def test_later_bases_win_and_the_file_wins_over_all(tmp_path):
+    cfg = write(
+        tmp_path,
+        parts__deepest="OPTIM:\n  LR: 1\n  GAMMA: 1\n  MOMENTUM: 1\n  EPS: 1\n",
+        parts__one="BASE: [deepest.yaml]\nOPTIM:\n  LR: 2\n  GAMMA: 2\n  MOMENTUM: 2\n",
+        other="OPTIM:\n  LR: 3\n  GAMMA: 3\n",
+        file="OPTIM:\n  LR: 4\nBASE: [parts/one.yaml, other.yaml]\n",
+    )
+    merge_from_file(cfg, str(tmp_path / "file.yaml"))
+    assert (cfg.OPTIM.LR, cfg.OPTIM.GAMMA, cfg.OPTIM.MOMENTUM, cfg.OPTIM.EPS) == (4, 3, 2, 1)
+    assert "BASE" not in cfg
+
+
+def test_two_files_may_share_a_base_and_paths_may_go_up(tmp_path, monkeypatch):
+    cfg = write(
+        tmp_path,
+        base="OPTIM:\n  GAMMA: 0.5\n",
+        a__one="BASE: [../base.yaml]\n",
+        a__two="BASE: [../base.yaml]\n",
+        file="BASE: [a/one.yaml, a/two.yaml]\n",
+    )
+    monkeypatch.chdir(tmp_path)
+    merge_from_file(cfg, "file.yaml")
+    assert cfg.OPTIM.GAMMA == 0.5
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("[none.yaml]", "BASE in '.*file.yaml': expected an existing file, got 'none.yaml'"),
+        ("['']", "BASE in '.*file.yaml': expected an existing file, got ''"),
+        ("one.yaml", "BASE in '.*file.yaml': expected a list of file names, got 'one.yaml'"),
+        ("[3]", r"BASE in '.*file.yaml': expected a list of file names, got \[3\]"),
+        ("{a: b}", "BASE in '.*file.yaml': expected a list of file names, got "),
+        ("", "BASE in '.*file.yaml': expected a list of file names, got None"),
+        ("[file.yaml]", "BASE in '.*file.yaml': expected no cycle of files, got 'file.yaml'"),
+        ("[a.yaml]", "BASE in '.*b.yaml': expected no cycle of files, got './a.yaml'"),
+        ("[wrong.yaml]", "unknown config key OPTIM.GAMA in '.*wrong.yaml'"),
+        ("[list.yaml]", "config file '.*list.yaml' must hold a mapping"),
+    ],
+)
+def test_bad_base_is_one_line_that_names_the_file(tmp_path, base, message):
+    cfg = write(
+        tmp_path,
+        file=f"BASE: {base}\n",
+        one="",
+        a="BASE: [b.yaml]\n",
+        b="BASE: [./a.yaml]\n",
+        wrong="OPTIM:\n  GAMA: 1\n",
+        list="- a\n",
+    )
+    with pytest.raises(UserError, match=message) as info:
+        merge_from_file(cfg, str(tmp_path / "file.yaml"))
+    assert "\n" not in str(info.value)
+
+
+def test_base_is_a_key_of_files_alone():
+    with pytest.raises(UserError, match="unknown config key BASE on the command line"):
+        merge_from_list(get_cfg_default(), ["BASE", "['a.yaml']"])
+
+
+# Which keys were set ----------------------------------------------------------------------------
+
+
+def test_keys_of_files_pairs_and_options_are_recorded(tmp_path):
+    cfg = write(
+        tmp_path,
+        base="OPTIM:\n  GAMMA: 0.5\n",
+        # a key that is set to its default is set
+        file="BASE: [base.yaml]\nINPUT:\n  SIZE: [224, 224]\n",
+    )
+    assert set_keys(cfg) == set()
+    merge_from_file(cfg, str(tmp_path / "file.yaml"))
+    merge_from_list(cfg, ["DATALOADER.TEST.BATCH_SIZE", "8"])
+    set_key(cfg, "SEED", 3)
+    cfg.OPTIM.LR = 0.1
+    expected = {"OPTIM.GAMMA", "INPUT.SIZE", "DATALOADER.TEST.BATCH_SIZE", "SEED"}
+    assert set_keys(cfg) == expected and cfg.SEED == 3
+    assert set_keys(cfg.clone()) == expected
+    assert set_keys(get_cfg_default()) == set()
+
+
+def test_the_record_is_no_part_of_the_tree():
+    plain, cfg = get_cfg_default(), get_cfg_default()
+    merge_from_list(cfg, ["OPTIM.LR", str(cfg.OPTIM.LR)])
+    assert cfg == plain and list(cfg) == list(plain)
+    assert str(cfg) == str(plain) and cfg.dump() == plain.dump() and to_dict(cfg) == to_dict(plain)
+    cfg.freeze()
+    assert set_keys(cfg) == {"OPTIM.LR"}
