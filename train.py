@@ -61,6 +61,7 @@ def setup_cfg(args: argparse.Namespace) -> Any:
     import datasets  # noqa: F401
     import trainers  # noqa: F401
     from dassl.config import get_cfg_default, merge_from_file, merge_from_list, set_key
+    from trainers.trainer import follow_backbone
 
     cfg = get_cfg_default()
     for path in (args.dataset_config_file, args.config_file):
@@ -82,6 +83,7 @@ def setup_cfg(args: argparse.Namespace) -> Any:
         if value not in (None, ""):
             set_key(cfg, key, value)
     merge_from_list(cfg, args.opts)
+    follow_backbone(cfg)
     cfg.freeze()
     return cfg
 

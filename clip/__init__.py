@@ -1,6 +1,6 @@
 """CLIP with one hook for all that a method does to it, weights by name, tokenization."""
 
-from .clip import ClipError, available_models, build_model, load, load_model
+from .clip import ClipError, available_models, build_model, load, load_model, preprocess_of
 from .layer import Layer
 from .model import CLIP, CLIPConfig, Preprocess, convert_weights
 from .tokens import PromptTokens, tokenize
@@ -17,5 +17,6 @@ __all__ = [
     "convert_weights",
     "load",
     "load_model",
+    "preprocess_of",
     "tokenize",
 ]

@@ -25,20 +25,30 @@ from dassl.utils.download import check_file, download
 from .model import CLIP, CLIPConfig, Preprocess, convert_weights
 from .tokens import tokenize
 
-__all__ = ["ClipError", "available_models", "build_model", "load", "load_model", "tokenize"]
+__all__ = [
+    "ClipError",
+    "available_models",
+    "build_model",
+    "load",
+    "load_model",
+    "preprocess_of",
+    "tokenize",
+]
 
 VIT_MINI = Path(__file__).parent / "weights" / "ViT-Mini.pt"
-OPENAI_MODELS = (
-    "RN50",
-    "RN101",
-    "RN50x4",
-    "RN50x16",
-    "RN50x64",
-    "ViT-B/32",
-    "ViT-B/16",
-    "ViT-L/14",
-    "ViT-L/14@336px",
-)
+VIT_MINI_RESOLUTION = 32
+# Pixels of the side of the images that each of OpenAI's models sees.
+OPENAI_MODELS = {
+    "RN50": 224,
+    "RN101": 224,
+    "RN50x4": 288,
+    "RN50x16": 384,
+    "RN50x64": 448,
+    "ViT-B/32": 224,
+    "ViT-B/16": 224,
+    "ViT-L/14": 224,
+    "ViT-L/14@336px": 336,
+}
 OPEN_CLIP = "open_clip:"
 # Scalars that weights files carry beside the parameters.
 _SCALARS = ("input_resolution", "context_length", "vocab_size", "head_width")
@@ -108,17 +118,23 @@ def _is_jit(path: Path) -> bool:
     )
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def _read_state_dict(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Read the tensors of a weights file; on the device "meta" only their shapes and types."""
     try:
         if path.suffix == ".safetensors":
+            from safetensors import safe_open
             from safetensors.torch import load_file
 
-            return load_file(path)
+            if device != "meta":
+                return load_file(path, device)
+            with safe_open(path, "pt") as file:
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+            return {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
         if _is_jit(path):
             with warnings.catch_warnings():  # OpenAI's files are archives, deprecated or not
                 warnings.simplefilter("ignore", FutureWarning)
-                return torch.jit.load(str(path), map_location="cpu").state_dict()
-        content = load_checkpoint(str(path))
+                return torch.jit.load(str(path), map_location=device).state_dict()
+        content = load_checkpoint(str(path), device)
     except Exception as error:  # each format has its own family of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClipError(f"cannot read CLIP weights from {path}: {reason}") from error
@@ -237,6 +253,44 @@ def from_open_clip(reference: torch.nn.Module) -> CLIP:
     if interpolation is not None:
         preprocess = replace(preprocess, interpolation=interpolation)
     return build_model(state, config, preprocess)
+
+
+def preprocess_of(name: str) -> Preprocess | None:
+    """Tell the preprocessing of the model that ``load_model`` makes of a name, pair or path.
+
+    No weights are downloaded or loaded: names are in a table, pairs in open_clip's registry, and
+    of a weights file only the shapes of its tensors are read.
+
+    Returns:
+        None for what ``load_model`` refuses: it says why.
+    """
+    if name == "ViT-Mini":
+        return Preprocess(VIT_MINI_RESOLUTION)
+    if name in OPENAI_MODELS:
+        return Preprocess(OPENAI_MODELS[name])
+    if name.startswith(OPEN_CLIP):
+        return _open_clip_preprocess(name.removeprefix(OPEN_CLIP))
+    if not Path(name).is_file():
+        return None
+    try:
+        shapes = _read_state_dict(Path(name), "meta")
+        tensors = {key: tensor for key, tensor in shapes.items() if key not in _SCALARS}
+        return Preprocess(_config_from(tensors, quick_gelu=True).image_resolution)
+    except (ClipError, KeyError, AttributeError, IndexError):  # other weights than a CLIP's
+        return None
+
+
+def _open_clip_preprocess(pair: str) -> Preprocess | None:
+    import open_clip
+
+    name, _, tag = pair.partition("/")
+    if tag not in open_clip.list_pretrained_tags_by_model(name):
+        return None
+    size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
+    if not isinstance(size, int):  # no square: no CLIP of ours
+        return None
+    trained = open_clip.get_pretrained_cfg(name, tag)
+    return Preprocess(size, tuple(trained["mean"]), tuple(trained["std"]), trained["interpolation"])
 
 
 def load(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import clip
-from clip import CLIP, ClipError
+from clip import CLIP, ClipError, Preprocess
 from clip.clip import OPEN_CLIP
+from dassl.config import set_keys
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
@@ -25,6 +26,9 @@ from .base import Batch, Features, Method
 from .settings import register_node
 
 AnyMethod = TypeVar("AnyMethod", bound=type[Method])
+
+# What CLIP's few-shot methods train with.
+TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
 
 def register_method(node: str, **defaults: Any) -> Callable[[AnyMethod], AnyMethod]:
@@ -64,6 +68,37 @@ def load_frozen(key: str, name: str) -> CLIP:
     return model.requires_grad_(False)
 
 
+def input_of(preprocess: Preprocess) -> dict[str, Any]:
+    """Return the ``INPUT`` keys that say what a backbone takes, with their values."""
+    return {
+        "SIZE": (preprocess.size, preprocess.size),
+        "INTERPOLATION": preprocess.interpolation,
+        "PIXEL_MEAN": list(preprocess.mean),
+        "PIXEL_STD": list(preprocess.std),
+    }
+
+
+def follow_backbone(cfg: Any) -> None:
+    """Let the ``INPUT`` keys that nobody set follow the backbone, in place.
+
+    This is for trainers of a ``Method`` alone; others find the public defaults. Where nobody chose
+    transforms, they are CLIP's. A backbone that is not known leaves everything as it is, and is
+    reported where it is loaded.
+    """
+    name = cfg.TRAINER.NAME
+    if name not in TRAINER_REGISTRY.registered_names():
+        return
+    if not issubclass(TRAINER_REGISTRY.get(name), MethodTrainer):
+        return
+    preprocess = clip.preprocess_of(cfg.MODEL.BACKBONE.NAME)
+    if preprocess is None:
+        return
+    user_set = set_keys(cfg)
+    for key, value in {**input_of(preprocess), "TRANSFORMS": TRANSFORMS}.items():
+        if f"INPUT.{key}" not in user_set:
+            cfg.INPUT[key] = value
+
+
 class MethodTrainer(TrainerX):
     """Trains and evaluates one ``Method``.
 
@@ -92,13 +127,24 @@ class MethodTrainer(TrainerX):
                 f"got {cfg.DATALOADER.K_TRANSFORMS}"
             )
         self.clip_model = load_frozen("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
-        size, resolution = tuple(cfg.INPUT.SIZE), self.clip_model.visual.input_resolution
-        if size != (resolution, resolution):
-            raise UserError(
-                f"INPUT.SIZE is {size}, "
-                f"{cfg.MODEL.BACKBONE.NAME} takes ({resolution}, {resolution})"
-            )
+        self.check_input(cfg)
         self.method.check_settings(settings, self.clip_model)
+
+    def check_input(self, cfg: Any) -> None:
+        """Refuse images of another size than the backbone's, warn of other preprocessing."""
+        backbone = cfg.MODEL.BACKBONE.NAME
+        expected = input_of(self.clip_model.preprocess)
+        size, resolution = tuple(cfg.INPUT.SIZE), expected.pop("SIZE")
+        if size != resolution:
+            raise UserError(f"INPUT.SIZE is {size}, {backbone} takes {resolution}")
+        for key, value in expected.items():
+            if type(value)(cfg.INPUT[key]) != value:
+                log.warning(
+                    f"INPUT.{key}: {backbone} was trained with {value}, got {cfg.INPUT[key]}"
+                )
+        if "normalize" not in cfg.INPUT.TRANSFORMS:
+            names = list(cfg.INPUT.TRANSFORMS)
+            log.warning(f"INPUT.TRANSFORMS: {backbone} was trained with 'normalize', got {names}")
 
     def build_model(self) -> None:
         cfg = self.cfg

@@ -115,8 +115,10 @@ def plain_reason(error: Exception) -> str:
     return (text.split("\n")[0].split(". ")[0] or type(error).__name__)[:200]
 
 
-def load_checkpoint(path: str) -> Any:
+def load_checkpoint(path: str, device: str = "cpu") -> Any:
     """Reads a checkpoint onto the CPU; nothing but tensors and plain values is unpickled.
+
+    On the device "meta" tensors have shapes and types, and no values are read.
 
     Raises:
         UserError: the file is missing, corrupt, or holds something else.
@@ -127,7 +129,7 @@ def load_checkpoint(path: str) -> Any:
         raise UserError(f"checkpoint '{path}' does not exist")
     try:
         with torch.serialization.safe_globals(checkpoint_types()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # the kinds of a damaged file's errors are many
         if name := refused_type(error):
             raise UserError(

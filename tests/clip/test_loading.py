@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ from safetensors.torch import save_file
 
 import clip
 from clip import CLIPConfig, ClipError, Preprocess
-from clip.clip import OPENAI_MODELS, _download, _openai_url, build_model, from_open_clip
+from clip.clip import (
+    OPENAI_MODELS,
+    _download,
+    _openai_url,
+    _read_state_dict,
+    build_model,
+    from_open_clip,
+)
 
 CONFIG = CLIPConfig(
     embed_dim=16,
@@ -29,6 +37,7 @@ CONFIG = CLIPConfig(
     text_width=64,
     text_layers=1,
 )
+CLIPA = Preprocess(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +62,28 @@ def test_plain_state_dict_nested_state_dict_and_safetensors(model, tmp_path):
         loaded = clip.load_model(str(tmp_path / name))
         assert loaded.config == CONFIG
         same_weights(loaded, model)
+        assert_shapes_tell(tmp_path / name, loaded)
+
+
+def assert_shapes_tell(path: Path, loaded: clip.CLIP) -> None:
+    """The preprocessing is known from shapes alone: no value of a tensor is read."""
+    assert clip.preprocess_of(str(path)) == loaded.preprocess == Preprocess(16)
+    assert {tensor.device.type for tensor in _read_state_dict(path, "meta").values()} == {"meta"}
+
+
+def test_preprocessing_of_a_file_of_the_old_format_with_heads_of_another_width(model, tmp_path):
+    state = {**model.state_dict(), "head_width": torch.tensor(16)}
+    path = str(tmp_path / "old.pt")
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    assert clip.preprocess_of(path) == clip.load_model(path).preprocess == Preprocess(16)
+
+
+def test_preprocessing_of_a_resnet_file(tmp_path):
+    config = replace(
+        CONFIG, vision_layers=(1, 1, 1, 1), vision_patch_size=None, image_resolution=64
+    )
+    torch.save(clip.CLIP(config).state_dict(), tmp_path / "resnet.pt")
+    assert clip.preprocess_of(str(tmp_path / "resnet.pt")) == Preprocess(64)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of making one, not of reading it
@@ -74,6 +105,7 @@ def test_openai_s_jit_archive_in_fp16(model, tmp_path):
     loaded = clip.load_model(str(tmp_path / "archive.pt"))
     assert loaded.dtype == torch.float32
     same_weights(loaded, model, tolerance=2e-3)
+    assert_shapes_tell(tmp_path / "archive.pt", loaded)
 
 
 def test_head_width_travels_in_the_state_dict(model):
@@ -129,6 +161,8 @@ def test_a_damaged_file_is_named(model, tmp_path, damage):
         path.write_text("not weights")
     with pytest.raises(ClipError, match="weights.pt"):
         clip.load_model(str(path))
+    if damage != "missing tensor":  # not one that the shapes of images depend on
+        assert clip.preprocess_of(str(path)) is None
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
@@ -172,6 +206,34 @@ def test_an_open_clip_model_brings_its_own_preprocessing():
     )
     expected = Preprocess(16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "bilinear")
     assert from_open_clip(reference).preprocess == expected
+
+
+def test_preprocessing_of_names_is_what_their_models_bring():
+    assert clip.preprocess_of("ViT-Mini") == clip.load_model("ViT-Mini").preprocess
+    for name in OPENAI_MODELS:
+        key = name.replace("/", "-").replace("@336px", "-336")
+        size = open_clip.get_model_config(key)["vision_cfg"]["image_size"]
+        assert clip.preprocess_of(name) == Preprocess(size), name
+
+
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        ("ViT-B-16/laion2b_s34b_b88k", Preprocess(224)),
+        ("ViT-L-14-336/openai", Preprocess(336)),
+        ("ViT-L-16-SigLIP-384/webli", Preprocess(384, (0.5,) * 3, (0.5,) * 3)),
+        ("ViT-B-32-quickgelu/metaclip_400m", Preprocess(224)),
+        ("ViT-L-14-CLIPA/datacomp1b", CLIPA),
+    ],
+)
+def test_preprocessing_of_a_pair_is_open_clip_s_and_loads_nothing(monkeypatch, pair, expected):
+    monkeypatch.setattr(open_clip, "create_model", None)
+    assert clip.preprocess_of(f"open_clip:{pair}") == expected
+
+
+@pytest.mark.parametrize("name", ["", "ViT-B/17", ".", "open_clip:ViT-B-16/nothing", "open_clip:x"])
+def test_preprocessing_of_what_cannot_be_loaded_is_not_known(name):
+    assert clip.preprocess_of(name) is None
 
 
 def test_unknown_names_say_what_is_known():
