@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from PIL import Image
 
 import clip
 import datasets  # noqa: F401  (registers the datasets)
+import train
 from clip.model import CLIP
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+REPOSITORY = Path(train.__file__).parent
 WEIGHTS = Path(clip.__file__).parent / "weights" / "ViT-Mini.pt"
 
 
@@ -66,3 +69,15 @@ def test_shifts_and_handwriting_are_recognised(model: CLIP, root: Path) -> None:
     for name in ("ShapesV2", "ShapesSketch", "ShapesNoise", "ShapesRendition"):
         assert zero_shot(model, root, name, "all") > 10 * 100 / 32
     assert zero_shot(model, root, "Digits", "all") > 60
+
+
+def test_zero_shot_needs_no_config_file(model: CLIP, root: Path, tmp_path: Path) -> None:
+    """Without the backbone's own preprocessing it was 23.4 %."""
+    root.mkdir(exist_ok=True)
+    arguments = ["--trainer", "ZeroshotCLIP", "--backbone", "ViT-Mini", "--eval-only"]
+    arguments += ["--root", str(root), "--output-dir", str(tmp_path / "run")]
+    arguments += ["--dataset-config-file", f"{REPOSITORY}/configs/datasets/shapes.yaml"]
+    assert train.main([*arguments, "DATASET.SUBSAMPLE_CLASSES", "base"]) == 0
+    accuracy = json.loads((tmp_path / "run/results.json").read_text())["accuracy"]
+    assert round(accuracy, 1) == 58.1
+    assert accuracy == pytest.approx(zero_shot(model, root, "Shapes", "base"), abs=1e-4)
