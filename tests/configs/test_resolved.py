@@ -1,4 +1,4 @@
-"""What the config files of the trainers come to is what it was when each stood alone.
+"""The config files of the trainers: what each comes to is what it was when each stood alone.
 
 After a change that is meant, store the new values with
 
@@ -8,14 +8,16 @@ After a change that is meant, store the new values with
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from yacs.config import CfgNode
 
 import train
-from dassl.config import to_dict
+from dassl.config import set_keys, to_dict
 from dassl.engine import TRAINER_REGISTRY
 
 REPOSITORY = Path(train.__file__).parent
@@ -35,15 +37,19 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-@cache
-def resolved(trainer: str, file: str = "") -> dict[str, Any]:
-    """Merge a file of a trainer over its defaults; of the nodes of trainers, only its own."""
+def config(trainer: str, file: str = "") -> CfgNode:
+    """Merge a file of a trainer over its defaults."""
     arguments = ["--trainer", trainer]
     if file:
         arguments += ["--config-file", str(TRAINERS / file)]
-    cfg = train.setup_cfg(train.build_parser().parse_args(arguments))
+    return train.setup_cfg(train.build_parser().parse_args(arguments))
+
+
+@cache
+def resolved(trainer: str, file: str = "") -> dict[str, Any]:
+    """Return what a file comes to, with dotted keys; of the nodes of trainers, only its own."""
+    values = flat(to_dict(config(trainer, file)))  # which registers the trainers
     node = TRAINER_REGISTRY.get(trainer).method.config_node
-    values = flat(to_dict(cfg))
     return {
         key: value
         for key, value in sorted(values.items())
@@ -80,6 +86,36 @@ def test_a_file_comes_to_what_is_stored(file):
     # a default that is new is allowed, and so is one that is gone, where no file sets it
     expected = now | {k: v for k, v in old.items() if k in now} | stored["files"][file]
     assert resolved(trainer, file) == expected
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_says_what_its_images_are_and_takes_nothing_from_the_backbone(file):
+    cfg = config(file.split("/")[0], file)
+    keys = ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS")
+    assert {"MODEL.BACKBONE.NAME", *(f"INPUT.{key}" for key in keys)} <= set_keys(cfg)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_header_names_commands_that_exist(file):
+    header = []
+    for line in (TRAINERS / file).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# "):
+            break
+        header.append(line)
+    text = "\n".join(header)
+    scripts = re.findall(r"scripts/\S+\.sh", text)
+    assert scripts or f"--config-file configs/trainers/{file}" in text
+    for script in scripts:
+        assert (REPOSITORY / script).is_file()
+    for chosen in re.findall(r"CFG=(\S+)", text):
+        assert file.endswith(f"/{chosen}.yaml")
+
+
+def test_no_file_is_another_s_copy_and_together_they_are_short():
+    texts = [path.read_text(encoding="utf-8") for path in TRAINERS.rglob("*.yaml")]
+    assert len(set(texts)) == len(FILES)
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 700
 
 
 def test_every_file_is_stored():
