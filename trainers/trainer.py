@@ -136,7 +136,7 @@ class MethodTrainer(TrainerX):
         expected = input_of(self.clip_model.preprocess)
         size, resolution = tuple(cfg.INPUT.SIZE), expected.pop("SIZE")
         if size != resolution:
-            raise UserError(f"INPUT.SIZE is {size}, {backbone} takes {resolution}")
+            raise UserError(f"INPUT.SIZE: expected {resolution} for {backbone}, got {size}")
         for key, value in expected.items():
             if type(value)(cfg.INPUT[key]) != value:
                 log.warning(

@@ -142,7 +142,7 @@ def test_a_nan_loss_stops_and_names_the_batch(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("trainer", "arguments", "message"),
     [
-        ("CoOp", ["INPUT.SIZE", "(32, 32)"], r"INPUT.SIZE is (32, 32), "),
+        ("CoOp", ["INPUT.SIZE", "(32, 32)"], r"INPUT.SIZE: expected (16, 16) for "),
         ("CoOp", ["MODEL.BACKBONE.NAME", "ViT-B/61"], "did you mean 'ViT-B/16'"),
         ("CoOp", ["TRAINER.COOP.PREC", "fp8"], "allowed: fp32, bf16, fp16, amp"),
         ("CoOp", ["TRAINER.COOP.N_CTX", "75"], "the model takes 77"),
