@@ -47,7 +47,7 @@ $(STAMP): requirements-lock.txt requirements.txt setup.py
 	@touch $@
 
 demo: $(STAMP)
-	@$(BIN)/python -m benchmarks.table --datasets shapes digits \
+	@$(BIN)/python -m experiments table --datasets shapes digits \
 	  --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 --few-shot digits \
 	  --root data --output-dir output/demo
 

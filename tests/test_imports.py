@@ -16,7 +16,8 @@ ALLOWED = {
     "datasets": ("dassl",),
     "trainers": ("dassl", "clip"),
     "train": ("dassl", "trainers", "datasets"),
-    "benchmarks": ("dassl", "clip", "trainers", "datasets", "train"),
+    "experiments": ("dassl", "clip", "trainers", "datasets", "train"),
+    "benchmarks": ("dassl", "clip", "trainers", "datasets", "train", "experiments"),
 }
 
 

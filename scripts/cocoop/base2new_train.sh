@@ -1,6 +1,4 @@
 #!/bin/sh
 # CoCoOp, base-to-novel: train on the base classes. Arguments: DATASET SEED
-# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
-TRAINER=CoCoOp
-. "$(dirname "$0")/../common.sh"
-base2new_train vit_b16_c4_ep10_batch1_ctxv1 "$@"
+# From the environment: DATA, CFG, SHOTS and others, see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script CoCoOp train_base "$0" "$OLDPWD" "$@"

@@ -1,6 +1,4 @@
 #!/bin/sh
 # CoCoOp, cross-dataset: test what SOURCE taught on another dataset. Arguments: DATASET SEED
-# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
-TRAINER=CoCoOp
-. "$(dirname "$0")/../common.sh"
-xd_test vit_b16_c4_ep10_batch1_ctxv1 scripts/cocoop/xd_train.sh "$@"
+# From the environment: DATA, CFG, SHOTS and others, see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script CoCoOp test_target "$0" "$OLDPWD" "$@"

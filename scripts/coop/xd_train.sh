@@ -1,6 +1,4 @@
 #!/bin/sh
 # CoOp, cross-dataset: train on the source dataset. Arguments: DATASET SEED
-# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
-TRAINER=CoOp
-. "$(dirname "$0")/../common.sh"
-xd_train vit_b16_ep50_ctxv1 "$@"
+# From the environment: DATA, CFG, SHOTS and others, see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script CoOp train_source "$0" "$OLDPWD" "$@"

@@ -1,6 +1,4 @@
 #!/bin/sh
 # IVLP, cross-dataset: test what SOURCE taught on another dataset. Arguments: DATASET SEED
-# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
-TRAINER=IVLP
-. "$(dirname "$0")/../common.sh"
-xd_test vit_b16_c2_ep5_batch4_2+2ctx scripts/ivlp/xd_train_ivlp.sh "$@"
+# From the environment: DATA, CFG, SHOTS and others, see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script IVLP test_target "$0" "$OLDPWD" "$@"

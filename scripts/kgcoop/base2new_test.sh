@@ -1,6 +1,4 @@
 #!/bin/sh
 # KgCoOp, base-to-novel: test on the novel classes. Arguments: DATASET SEED
-# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
-TRAINER=KgCoOp
-. "$(dirname "$0")/../common.sh"
-base2new_test vit_b16_ep100_ctxv1 scripts/kgcoop/base2new_train.sh "$@"
+# From the environment: DATA, CFG, SHOTS and others, see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script KgCoOp test_new "$0" "$OLDPWD" "$@"

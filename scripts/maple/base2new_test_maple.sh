@@ -1,6 +1,4 @@
 #!/bin/sh
 # MaPLe, base-to-novel: test on the novel classes. Arguments: DATASET SEED
-# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
-TRAINER=MaPLe
-. "$(dirname "$0")/../common.sh"
-base2new_test vit_b16_c2_ep5_batch4_2ctx scripts/maple/base2new_train_maple.sh "$@"
+# From the environment: DATA, CFG, SHOTS and others, see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script MaPLe test_new "$0" "$OLDPWD" "$@"

@@ -1,6 +1,4 @@
 #!/bin/sh
 # MaPLe on all classes, seeds 1 to 3 (or SEED). Arguments: DATASET SHOTS
-# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
-TRAINER=MaPLe
-. "$(dirname "$0")/../common.sh"
-few_shot vit_b16_c2_ep5_batch4_2ctx "$@"
+# From the environment: DATA, CFG, SHOTS and others, see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script MaPLe train_all "$0" "$OLDPWD" "$@"

@@ -1,6 +1,4 @@
 #!/bin/sh
 # ProMPT, cross-dataset: test what SOURCE taught on another dataset. Arguments: DATASET SEED
-# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
-TRAINER=ProMPT
-. "$(dirname "$0")/../common.sh"
-xd_test vit_b16_ep2_batch4_8+5ctx_cross_datasets scripts/promp/xd_train.sh "$@"
+# From the environment: DATA, CFG, SHOTS and others, see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script ProMPT test_target "$0" "$OLDPWD" "$@"

@@ -1,6 +1,4 @@
 #!/bin/sh
 # PromptSRC, cross-dataset: train on the source dataset. Arguments: DATASET SEED
-# From the environment: DATA, CFG, SHOTS and others, see scripts/common.sh.
-TRAINER=PromptSRC
-. "$(dirname "$0")/../common.sh"
-xd_train vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets "$@"
+# From the environment: DATA, CFG, SHOTS and others, see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script PromptSRC train_source "$0" "$OLDPWD" "$@"

@@ -9,38 +9,54 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+from experiments import script
+from experiments.runs import Run
+
+REPOSITORY = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+VARIABLES = {"DATA", "SHOTS", "CFG", "LOADEP", "SEED", "SOURCE", "SUB", "TRAINER"}
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*/*.sh"))
 
 # Appends its arguments to calls.jsonl and leaves the results.json of a finished run.
 STUB = """
-import json, pathlib, sys
-arguments = sys.argv[1:]
-with open("calls.jsonl", "a") as file:
-    file.write(json.dumps(arguments) + "\\n")
-folder = pathlib.Path(arguments[arguments.index("--output-dir") + 1])
-folder.mkdir(parents=True, exist_ok=True)
-(folder / "results.json").write_text("{}")
+import json, pathlib
+
+def main(arguments):
+    with open("calls.jsonl", "a") as file:
+        file.write(json.dumps(arguments) + "\\n")
+    folder = pathlib.Path(arguments[arguments.index("--output-dir") + 1])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text('{"accuracy": 80.0}')
+    return 0
 """
 
 
 class Checkout:
-    """A copy of scripts/ beside the stub, in a folder whose name holds a blank."""
+    """Copies of scripts/ and experiments/ beside the stub, in a folder whose name holds a blank."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a checkout"
-        shutil.copytree(REPOSITORY / "scripts", self.root / "scripts")
+        for name in ("scripts", "experiments"):
+            shutil.copytree(REPOSITORY / name, self.root / name)
+        (self.root / "dassl").symlink_to(REPOSITORY / "dassl")
         (self.root / "train.py").write_text(STUB)
 
     def sh(
         self, script: str, *arguments: str, cwd: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        known = {"DATA", "SHOTS", "CFG", "LOADEP", "SEED", "SOURCE", "SUB"}
-        clean = {name: value for name, value in os.environ.items() if name not in known}
+        clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         return subprocess.run(
             ["sh", str(self.root / "scripts" / script), *arguments],
             cwd=cwd or self.root,
             env={**clean, "PYTHON": sys.executable, **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "experiments", *arguments],
+            cwd=self.root,
             capture_output=True,
             text=True,
         )
@@ -64,9 +80,9 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_wrong_number_of_arguments_is_one_line_and_exit_code_2(checkout, script):
-    done = checkout.sh(f"{script.parent.name}/{script.name}")
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_wrong_number_of_arguments_is_one_line_and_exit_code_2(checkout, path):
+    done = checkout.sh(f"{path.parent.name}/{path.name}")
     assert done.returncode == 2
     assert done.stderr.startswith("error: usage: sh ") and done.stderr.count("\n") == 1
     assert "DATASET" in done.stderr
@@ -195,16 +211,79 @@ def test_zeroshot_only_evaluates_and_keeps_class_subsets_apart(checkout):
     assert both["--output-dir"] != new["--output-dir"]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_config_files_chosen_are_in_the_repository(checkout, script):
+def runs_for(path: Path, arguments: list[str]) -> list[Run]:
+    """List what a script runs with the environment as it is, without running the script."""
+    called = path.read_text().splitlines()[-1].split(" script ")[1]
+    trainer, step, name, folder, rest = called.split()
+    assert (name, folder, rest) == ('"$0"', '"$OLDPWD"', '"$@"')
+    return script.runs_for(trainer, step, "/somewhere", arguments)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_config_files_chosen_are_in_the_repository(checkout, path):
+    chosen = set()
     for dataset in ("imagenet", "oxford_pets", "shapes"):
-        arguments = {"zeroshot.sh": [dataset], "few_shot.sh": [dataset, "16"]}
-        # With LOADEP the test scripts ask for no finished training.
-        checkout.sh(
-            f"{script.parent.name}/{script.name}",
-            *arguments.get(script.name, [dataset, "1"]),
-            LOADEP="1",
-        )
-    chosen = {options(call)["--config-file"] for call in checkout.calls()}
+        named = {"zeroshot.sh": [dataset], "few_shot.sh": [dataset, "16"]}
+        arguments = named.get(path.name, [dataset, "1"])
+        chosen |= {str(run.config_file) for run in runs_for(path, arguments)}
+    # The last one by the shell; with LOADEP the test scripts ask for no finished training.
+    done = checkout.sh(f"{path.parent.name}/{path.name}", *arguments, LOADEP="1")
+    assert done.returncode == 0, done.stderr
+    chosen |= {options(call)["--config-file"] for call in checkout.calls()}
     assert chosen
     assert sorted(path for path in chosen if not (REPOSITORY / path).is_file()) == []
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent.name for path in SCRIPTS}))
+def test_folders_and_arguments_are_what_the_shell_library_made(monkeypatch, folder):
+    """script_calls.txt was written by the scripts when they were shell code of their own."""
+    expected: dict[str, list[str]] = {}
+    for line in (HERE / "script_calls.txt").read_text().splitlines():
+        command, _, arguments = line.partition(": ")
+        if f" {command}".rpartition("/")[0].rpartition(" ")[2] == folder:
+            expected.setdefault(command, []).append(arguments)
+    assert expected or folder in ("mma", "cliplora")
+    for command, calls in expected.items():
+        words = command.split()
+        environment = dict(word.split("=") for word in words if "=" in word)
+        name, *arguments = words[len(environment) :]
+        with monkeypatch.context() as context:
+            for variable in VARIABLES:
+                context.delenv(variable, raising=False)
+            for variable, value in environment.items():
+                context.setenv(variable, value)
+            runs = runs_for(REPOSITORY / "scripts" / name, arguments)
+            assert [joined(run.arguments) for run in runs] == calls
+
+
+def joined(call: list[str]) -> str:
+    return " ".join(sorted(" ".join(filter(None, pair)) for pair in options(call).items()))
+
+
+def test_scripts_and_the_table_take_the_runs_of_one_another_as_finished(checkout):
+    for name in ("datasets/shapes", "trainers/CoOp/vit_mini", "trainers/ZeroshotCLIP/vit_mini"):
+        path = checkout.root / "configs" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (checkout.root / "torch.py").write_text("def set_num_threads(number): pass")
+    assert checkout.sh("coop/base2new_train.sh", "shapes", "1").returncode == 0
+    assert checkout.sh("coop/base2new_test.sh", "shapes", "1").returncode == 0
+    assert checkout.sh("zsclip/zeroshot.sh", "shapes", SUB="base").returncode == 0
+    assert checkout.sh("coop/few_shot.sh", "shapes", "16", SEED="1").returncode == 0
+    assert len(checkout.calls()) == 4
+    command = ["table", "--methods", "ZeroshotCLIP", "CoOp", "--seeds", "1", "2"]
+    done = checkout.python(*command, "--few-shot", "shapes", "--shots", "16")
+    assert done.returncode == 0, done.stderr
+    assert "| shapes  | CoOp         | 80.0 ± 0.0 |" in done.stdout
+    # zero-shot on novel and all classes, and CoOp's three runs of seed 2
+    assert len(checkout.calls()) == 4 + 2 + 3
+    for name, *arguments in (
+        ("coop/base2new_train.sh", "shapes", "2"),
+        ("coop/base2new_test.sh", "shapes", "2"),
+        ("coop/few_shot.sh", "shapes", "16"),
+        ("zsclip/zeroshot.sh", "shapes"),
+    ):
+        again = checkout.sh(name, *arguments)
+        assert again.stdout.startswith("skipped, finished before: output/"), again.stderr
+    # but for the third seed of few_shot.sh, which the table was not asked for
+    assert len(checkout.calls()) == 9 + 1

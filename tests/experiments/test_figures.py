@@ -1,4 +1,4 @@
-"""benchmarks/figures.py on files written by hand; what trainers leave is in tests/trainers."""
+"""experiments/figures.py on files written by hand; what trainers leave is in tests/trainers."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import figures
+from experiments import figures
 
 NAMES = ["red circle", "very_large_dog", "blue square"]
 

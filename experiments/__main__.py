@@ -1,0 +1,36 @@
+"""Everything above one run: ``python -m experiments COMMAND``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "run": "do the steps of one protocol for one method, dataset and seed",
+    "table": "train and test methods under one protocol and print one table",
+    "ablations": "repeat the papers' ablation tables of ProMPT and HISF on Shapes",
+    "figures": "draw what ProMPT and HISF keep of an evaluation",
+    "script": "what the shell scripts of scripts/ call",
+}
+USAGE = "usage: python -m experiments COMMAND [OPTION...]; COMMAND --help says which"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command that is named first; return its exit code."""
+    if argv[:1] and argv[0] in ("-h", "--help"):
+        print(USAGE, *(f"  {name:10} {text}" for name, text in COMMANDS.items()), sep="\n")
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        got = f"'{argv[0]}'" if argv else "none"
+        print(f"error: COMMAND: expected {', '.join(COMMANDS)}, got {got}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"experiments.{argv[0]}").main(argv[1:])
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""Which config file a method is run with: its paper's, or on the embedded datasets ViT-Mini's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dassl.errors import UserError
+from experiments.protocols import Protocol
+
+CONFIGS = Path("configs")
+MINI = "ViT-Mini"
+UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
+CLOSED_SET = ("LinearProbe",)  # know the classes that they were trained on and no others
+
+
+class Rule(NamedTuple):
+    """A config file and when it is meant: the first rule of a method that fits counts.
+
+    Args:
+        config: name of the file, without .yaml.
+        protocols: those it is for; all where empty.
+        datasets: likewise, datasets trained on.
+        shots: likewise.
+    """
+
+    config: str
+    protocols: Sequence[str] = ()
+    datasets: Sequence[str] = ()
+    shots: Sequence[int] = ()
+
+    def fits(self, *case: object) -> bool:
+        """Tell whether protocol, dataset and shots are those of the rule."""
+        return all(not known or value in known for known, value in zip(self[1:], case, strict=True))
+
+
+TRANSFER = ("cross_dataset", "domain_generalization")
+FEW_SHOT = ("few_shot",)
+IMAGENET = ("imagenet",)
+# These far from CLIP's images take later epochs into the aggregate (as in the public code).
+LATE_AGGREGATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
+
+PAPERS: dict[str, tuple[Rule, ...]] = {
+    "ZeroshotCLIP": (Rule("vit_b16"),),
+    "ZeroshotCLIP2": (Rule("vit_b16"),),
+    "LinearProbe": (Rule("vit_b16"),),
+    "CoOp": (
+        # The fewer the shots, the fewer the epochs (as in the paper); ImageNet always 50.
+        Rule("vit_b16_ep50", FEW_SHOT, IMAGENET),
+        Rule("vit_b16_ep50", FEW_SHOT, shots=(1,)),
+        Rule("vit_b16_ep100", FEW_SHOT, shots=(2, 4)),
+        Rule("vit_b16", FEW_SHOT),
+        Rule("vit_b16_ep50_ctxv1"),
+    ),
+    "CoCoOp": (Rule("vit_b16_c4_ep10_batch1_ctxv1"),),
+    "KgCoOp": (Rule("vit_b16_ep100_ctxv1"),),
+    "VPT": (Rule("vit_b16_c2_ep5_batch4_4"),),
+    "IVLP": (Rule("vit_b16_c2_ep5_batch4_2+2ctx"),),
+    "MaPLe": (
+        Rule("vit_b16_c2_ep5_batch4_2ctx_cross_datasets", TRANSFER),
+        Rule("vit_b16_c2_ep5_batch4_2ctx"),
+    ),
+    "PromptSRC": (
+        Rule("vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45", FEW_SHOT, LATE_AGGREGATE),
+        Rule("vit_b16_c2_ep50_batch4_4+4ctx_few_shot", FEW_SHOT),
+        Rule("vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets", TRANSFER),
+        Rule("vit_b16_c2_ep20_batch4_4+4ctx"),
+    ),
+    "ProMPT": (
+        Rule("vit_b16_ep2_batch4_8+5ctx_cross_datasets", TRANSFER),
+        Rule("vit_b16_ep5_batch4_8+5ctx"),
+    ),
+    "HISF": (Rule("vit_b16_ep50_batch4"),),
+    "HiCroPL": (
+        Rule("vit_b16_c2_ep50_batch32_16ctx_few_shot", FEW_SHOT),
+        Rule("vit_b16_c2_ep5_batch32_2ctx_cross_datasets", TRANSFER),
+        Rule("vit_b16_c2_ep40_batch128_16ctx", datasets=IMAGENET),
+        Rule("vit_b16_c2_ep50_batch32_16ctx"),
+    ),
+    "MMA": (Rule("vit_b16_ep5_imnet", datasets=IMAGENET), Rule("vit_b16_ep5")),
+    "CLIPLoRA": (Rule("vit_b16"),),
+}
+MINIATURE = (Rule("vit_mini_cross_datasets", TRANSFER), Rule("vit_mini"))
+ONE_MINIATURE = (Rule("vit_mini"),)
+MINIATURES = dict.fromkeys((*UNTRAINED, "LinearProbe", "MMA", "CLIPLoRA"), ONE_MINIATURE)
+
+
+def is_embedded(dataset: str) -> bool:
+    """Tell whether a dataset is one of the embedded benchmark, drawn on first use."""
+    return dataset.startswith("shapes") or dataset in ("glyphs", "digits")
+
+
+def config_of(
+    trainer: str, protocol: Protocol, dataset: str, shots: int, backbone: str = ""
+) -> str:
+    """Name the config file of a method, trained on ``dataset``, without folder and .yaml.
+
+    ViT-Mini's where that is the backbone, as it is for the embedded datasets unless one is given.
+
+    Raises:
+        UserError: the method has none for this.
+    """
+    if backbone == MINI or (is_embedded(dataset) and not backbone):
+        rules: tuple[Rule, ...] = MINIATURES.get(trainer, MINIATURE)
+    else:
+        rules = PAPERS.get(trainer, ())
+    for rule in rules:
+        if rule.fits(protocol.name, dataset, shots):
+            return rule.config
+    raise UserError(
+        f"config: expected the name of a file in {CONFIGS / 'trainers' / trainer}, got none: "
+        f"experiments/configs.py knows no usual one for {trainer}"
+    )

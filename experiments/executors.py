@@ -1,0 +1,153 @@
+"""Where runs are done: here one after another, or in several processes of this machine.
+
+A job is a chain of runs, each of which may need the one before. Whatever else can do jobs, on other
+machines, gets its place here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.protocols import Protocol
+from experiments.runs import Run
+
+INTERRUPTED = 130  # exit code of a run that was told to stop
+
+
+class RunFailed(Exception):
+    """A run ended with an exit code other than 0; the message is what it printed last."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The runs of a protocol for one method, dataset, seed and number of shots."""
+
+    protocol: Protocol
+    runs: tuple[Run, ...]
+
+    def __str__(self) -> str:
+        run = self.runs[0]
+        method = ",".join(filter(None, (run.trainer, run.variant)))
+        return f"{method} on {run.dataset}, {self.protocol.title}, seed {run.seed}"
+
+
+def do_here(runs: Sequence[Run], first: str) -> int:
+    """Do runs in this process, one after another, and return the exit code of the last one done.
+
+    Args:
+        runs: finished ones are named and left as they are; the first failure ends it.
+        first: command that trains what the runs test, for the message where that is missing.
+
+    Raises:
+        UserError: a model to test is missing.
+    """
+    for run in runs:
+        if run.is_finished:
+            print(f"skipped, finished before: {run.place}", flush=True)
+            continue
+        run.check_model(first)
+        make_root(run.root)
+        import train  # brings torch
+
+        code = train.main(run.arguments)
+        if code != 0:
+            return code
+    return 0
+
+
+def make_root(root: str) -> None:
+    """Make the usual folder of the datasets, into which the embedded ones are drawn.
+
+    Any other has to be there: it may be a misspelled one.
+    """
+    if root == "data":
+        Path(root).mkdir(exist_ok=True)
+
+
+def work(job: Job) -> float:
+    """Do those runs of a job that are not finished yet; return the seconds it took.
+
+    Raises:
+        RunFailed: a run did not end with exit code 0.
+    """
+    import train  # brings torch: in the worker processes alone
+
+    start = time.monotonic()
+    for run in job.runs:
+        if run.is_finished:
+            continue
+        printed = io.StringIO()  # the run keeps its own log.txt
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            code = train.main(run.arguments)
+        if code == INTERRUPTED:
+            os._exit(code)  # or this worker would begin the job that is next in its queue
+        if code != 0:
+            lines = printed.getvalue().strip().splitlines() or [f"exit code {code}"]
+            raise RunFailed(f"{job}: {lines[-1].removeprefix('error: ')}")
+    return time.monotonic() - start
+
+
+def prepare_worker(threads: int) -> None:
+    """Give a worker process its share of the cores, and leave Ctrl-C to its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def run_all(jobs: Sequence[Job], workers: int) -> int:
+    """Do the jobs in ``workers`` processes; return the exit code of a command that does that.
+
+    A job that fails, or a command that is told to stop, stops all; the line that says so is
+    printed here.
+    """
+    # Being told to stop is the same as Ctrl-C: no worker may be left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        do_all(jobs, workers)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except RunFailed as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def do_all(jobs: Sequence[Job], workers: int) -> None:
+    """Do the jobs in ``workers`` processes and print a line as each ends.
+
+    Raises:
+        RunFailed: a run failed; those under way are stopped.
+        KeyboardInterrupt: likewise.
+    """
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(
+        workers,
+        # A fork would carry a copy of the parent's state, and hangs where CUDA or OpenMP has run.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=prepare_worker,
+        initargs=(threads,),
+    )
+    try:
+        futures = {pool.submit(work, job): job for job in jobs}
+        for number, future in enumerate(as_completed(futures), start=1):
+            seconds = future.result()
+            print(f"[{number}/{len(jobs)}] {futures[future]}: {seconds:.0f} s", flush=True)
+    except BaseException:
+        # What is under way can go on later from its last checkpoint.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()

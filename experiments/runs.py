@@ -1,0 +1,286 @@
+"""The runs that a protocol means for a method: their folders, and their arguments for train.py.
+
+The folders are those of the public scripts, so that a run which one command has finished is
+finished for all. Overrides and a backbone given by name add one level, below the config file's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dassl.errors import UserError
+from experiments.configs import CLOSED_SET, CONFIGS, UNTRAINED, config_of, is_embedded
+from experiments.protocols import NOVEL_CLASSES, Protocol, Step
+
+# As dassl.engine.run_folder has it, which brings torch: to skip a finished run takes no seconds.
+RESULTS_FILE = "results.json"
+UNTRAINED_FOLDER = "{trainer}/{config}{variant}/{target}{subset}"
+# What last parts of config keys mean is plain, but for these, which several sections have.
+SHARED_NAMES = ("NAME", "BATCH_SIZE", "SAMPLER")
+# Keys that a run sets itself, and what sets them.
+OWN_KEYS = {
+    "SEED": "--seed or --seeds",
+    "OUTPUT_DIR": "--output-dir",
+    "DATASET.ROOT": "--root",
+    "DATASET.NAME": "the dataset",
+    "DATASET.NUM_SHOTS": "--shots",
+    "DATASET.SUBSAMPLE_CLASSES": "the protocol",
+    "TRAINER.NAME": "the method",
+    "MODEL.BACKBONE.NAME": "--backbone",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of ``train.py``.
+
+    Args:
+        step: of the protocol.
+        trainer: the method.
+        dataset: trained on.
+        target: tested on; the same but for steps that transfer.
+        seed: of the run.
+        shots: training images a class; 0 for what is not trained.
+        config: name of the method's config file, without .yaml.
+        overrides: KEY VALUE pairs for the config.
+        backbone: name or weights file of the CLIP; "" for the config file's.
+        root: folder of the datasets.
+        output_dir: folder above the folders of all runs.
+        load_epoch: epoch of the model to test; "" for the last.
+    """
+
+    step: Step
+    trainer: str
+    dataset: str
+    target: str
+    seed: int
+    shots: int
+    config: str
+    overrides: tuple[str, ...] = ()
+    backbone: str = ""
+    root: str = "data"
+    output_dir: Path = Path("output")
+    load_epoch: str = ""
+
+    @property
+    def is_trained(self) -> bool:
+        """Tell whether there is anything to train: zero-shot methods are only tested."""
+        return self.trainer not in UNTRAINED
+
+    @property
+    def variant(self) -> str:
+        """The overrides and the backbone, as a name for a folder; "" where there are none."""
+        backbone = [f"backbone={self.backbone}"] if self.backbone else []
+        return ",".join([*_pairs(self.overrides), *backbone]).replace("/", "-")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its files."""
+        usual = "shapes" if is_embedded(self.target) else "imagenet"
+        transfer = self.target if self.dataset == usual else f"{self.dataset}_to_{self.target}"
+        place = (self.step.folder if self.is_trained else UNTRAINED_FOLDER).format(
+            dataset=self.dataset,
+            target=self.target,
+            transfer=transfer,
+            subset="" if self.step.test == "all" else f"_{self.step.test}",
+            trainer=self.trainer,
+            config=self.config,
+            variant=f"/{self.variant}" if self.variant else "",
+            shots=self.shots,
+            seed=self.seed,
+        )
+        # One epoch's result must not pass for another's.
+        epoch = f"_epoch{self.load_epoch}" if self.load_epoch else ""
+        return self.output_dir / f"{place}{epoch}"
+
+    @property
+    def old_folders(self) -> list[Path]:
+        """Where ``benchmarks.table`` kept the files of the same run, in a scheme of its own."""
+        parts = {
+            "train_base": "train_base" if self.is_trained else "base",
+            "test_new": "new",
+            "train_all": "all",
+        }
+        usual = (self.config, self.backbone) == ("vit_mini", "") and self.shots in (0, 16)
+        if self.step.name not in parts or not usual or self.load_epoch:
+            return []
+        part, overrides = parts[self.step.name], self.overrides
+        if overrides[-2:] == ("TEST.SPLIT", "val"):
+            part, overrides = "val", overrides[:-2]
+        variant = ",".join([self.trainer, *_pairs(overrides)])
+        place = Path(self.dataset, variant, f"seed{self.seed}", part)
+        # "table" was below the usual output folder
+        return [self.output_dir / place, self.output_dir / "table" / place]
+
+    @property
+    def place(self) -> Path:
+        """The folder in which the run is finished, and where it is not, the one to do it in."""
+        folders = (self.folder, *self.old_folders)
+        return next((f for f in folders if (f / RESULTS_FILE).is_file()), self.folder)
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether the run has left its results."""
+        return (self.place / RESULTS_FILE).is_file()
+
+    @property
+    def model(self) -> Run | None:
+        """The run whose model this one tests, None where it trains one or there is none."""
+        if self.step.loads is None or not self.is_trained:
+            return None
+        return replace(self, step=self.step.loads, target=self.dataset, load_epoch="")
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments for ``train.py``."""
+        arguments = [
+            *("--root", self.root),
+            *("--seed", str(self.seed)),
+            *("--trainer", self.trainer),
+            *("--dataset-config-file", f"{CONFIGS}/datasets/{self.target}.yaml"),
+            *("--config-file", str(self.config_file)),
+            *("--output-dir", str(self.folder)),
+        ]
+        if self.backbone:
+            arguments += ["--backbone", self.backbone]
+        if not self.is_trained:
+            arguments += ["--eval-only", "DATASET.SUBSAMPLE_CLASSES", self.step.test]
+            return [*arguments, *self.overrides]
+        if self.model:
+            arguments += ["--model-dir", str(self.model.place), "--eval-only"]
+        if self.load_epoch:
+            arguments += ["--load-epoch", self.load_epoch]
+        if not self.step.transfers:
+            arguments += ["DATASET.NUM_SHOTS", str(self.shots)]
+        if self.step.test != "all":
+            arguments += ["DATASET.SUBSAMPLE_CLASSES", self.step.test]
+        return [*arguments, *self.overrides]
+
+    @property
+    def config_file(self) -> Path:
+        """The path of the method's config file."""
+        return CONFIGS / "trainers" / self.trainer / f"{self.config}.yaml"
+
+    @property
+    def column(self) -> str:
+        """The heading of its accuracy in a table."""
+        return self.step.column.format(shots=self.shots, target=self.target)
+
+    def check_model(self, first: str) -> None:
+        """Check that the model to test is there.
+
+        Raises:
+            UserError: it is not; the message names ``first``, the command that trains it.
+        """
+        # An epoch asked for may be there before training is over.
+        if self.model and not self.load_epoch and not self.model.is_finished:
+            raise UserError(
+                f"no finished training in {self.model.folder}; "
+                f"run first, with the same settings: {first}"
+            )
+
+    def results(self) -> dict[str, Any]:
+        """Read the results of the finished run, whose "accuracy" is a number in percent.
+
+        Raises:
+            UserError: the file is missing, damaged or without an accuracy.
+        """
+        path = self.place / RESULTS_FILE
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: expected results, got a damaged file: {error}") from error
+        accuracy = found.get("accuracy") if isinstance(found, dict) else None
+        if not isinstance(accuracy, (int, float)) or not math.isfinite(accuracy):
+            raise UserError(f"{path}: expected a number under 'accuracy', got {accuracy!r}")
+        return found
+
+
+def _pairs(overrides: Sequence[str]) -> list[str]:
+    """Name each KEY VALUE pair by the last part of its key."""
+    pairs = zip(overrides[::2], overrides[1::2], strict=True)
+    return [f"{_short(key)}={value}" for key, value in pairs]
+
+
+def _short(key: str) -> str:
+    section, _, name = key.rpartition(".")
+    return f"{section.rpartition('.')[2]}.{name}" if name in SHARED_NAMES else name
+
+
+def check_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return KEY VALUE pairs that a run may have.
+
+    Raises:
+        UserError: a key has no value, or is one that the run sets itself.
+    """
+    if len(overrides) % 2:
+        raise UserError(f"overrides: expected KEY VALUE pairs, got '{overrides[-1]}' alone")
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        if key in OWN_KEYS:
+            raise UserError(f"{key}: expected to be set by {OWN_KEYS[key]}, got override {value}")
+    return tuple(overrides)
+
+
+def runs_of(
+    protocol: Protocol,
+    trainer: str,
+    dataset: str,
+    seed: int = 1,
+    shots: int = 16,
+    *,
+    config: str = "",
+    overrides: Sequence[str] = (),
+    backbone: str = "",
+    targets: Sequence[str] = (),
+    root: str = "data",
+    output_dir: str | os.PathLike[str] = "output",
+) -> list[Run]:
+    """List the runs of a protocol for one method, dataset and seed, in the order of need.
+
+    What is not trained is the same with every seed and any shots: it has seed 1 and 0 shots.
+
+    Args:
+        protocol: one of ``protocols.PROTOCOLS``.
+        trainer: the method; where it lacks what a step needs, the step is left out.
+        dataset: trained on.
+        seed: of every run.
+        shots: training images a class.
+        config: name of its config file; "" for the usual one.
+        overrides: KEY VALUE pairs for the config.
+        backbone: name or weights file of the CLIP; "" for the config file's.
+        targets: datasets to transfer to; the protocol's where empty.
+        root: folder of the datasets.
+        output_dir: folder above the folders of all runs.
+
+    Raises:
+        UserError: overrides that cannot be, no config or no targets known.
+    """
+    first = Run(
+        protocol.steps[0],
+        *(trainer, dataset, dataset),
+        seed=1 if trainer in UNTRAINED else seed,
+        shots=0 if trainer in UNTRAINED else shots,
+        config=config or config_of(trainer, protocol, dataset, shots, backbone),
+        overrides=check_overrides(overrides),
+        backbone=backbone,
+        root=root,
+        output_dir=Path(output_dir),
+    )
+    runs = []
+    for step in protocol.steps:
+        if step.needs == NOVEL_CLASSES and trainer in CLOSED_SET:
+            continue
+        places = [dataset]
+        if step.transfers:
+            places = list(targets or protocol.targets.get(dataset, ()))
+            if not places:
+                known = ", ".join(protocol.targets)
+                raise UserError(f"targets: expected some, or a source of {known}; got '{dataset}'")
+        runs += [replace(first, step=step, target=place) for place in places]
+    return runs

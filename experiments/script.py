@@ -1,0 +1,109 @@
+"""What the shell scripts of scripts/ call, with their arguments and settings of the environment.
+
+    python -m experiments script TRAINER STEP CALLED FOLDER ARGUMENT...
+
+CALLED and FOLDER: the script as it was called, and from where. Read from the environment:
+
+    DATA     folder of the datasets                  (default: data, in the repository)
+    SHOTS    training images for each class          (default: 16)
+    CFG      config file in configs/trainers/<TRAINER>, without .yaml
+             (default: the paper's ViT-B/16 file; for the embedded datasets the ViT-Mini one)
+    LOADEP   epoch to load in the test scripts       (default: the last one)
+    SEED     of few_shot.sh, or several              (default: 1 2 3)
+    SOURCE   dataset trained on, for xd_test.sh      (default: imagenet; for embedded ones shapes)
+    SUB      classes of zeroshot.sh                  (default: all; or base, new)
+    TRAINER  method of zeroshot.sh                   (default: ZeroshotCLIP; or ZeroshotCLIP2)
+    PYTHON   interpreter, read by the scripts        (default: .venv's, python or python3)
+
+A finished run, one with a results.json, is left as it is; an unfinished one is resumed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dassl.errors import UserError
+from experiments.configs import is_embedded
+from experiments.executors import do_here
+from experiments.protocols import BASE2NEW, CROSS_DATASET, FEW_SHOT, Protocol
+from experiments.runs import Run, runs_of
+
+ZEROSHOT = "zeroshot"
+PROTOCOL_OF = {s.name: p for p in (BASE2NEW, FEW_SHOT, CROSS_DATASET) for s in p.steps}
+# Zero-shot methods: the protocol's step that tests these classes.
+ZEROSHOT_STEPS = {"all": "train_all", "base": "train_base", "new": "test_new"}
+
+
+def setting(name: str, default: str = "") -> str:
+    """Return a variable of the environment, an empty one as if it were not set."""
+    return os.environ.get(name) or default
+
+
+def number(name: str, text: str) -> int:
+    """Read a whole number.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{name}: expected a whole number, got '{text}'") from None
+
+
+def runs_for(trainer: str, step: str, folder: str, arguments: Sequence[str]) -> list[Run]:
+    """List the runs that a script means by its arguments and the environment."""
+    target, shots, seeds = arguments[0], setting("SHOTS", "16"), ["1"]
+    if step == ZEROSHOT:
+        trainer, classes = setting("TRAINER", trainer), setting("SUB", "all")
+        if classes not in ZEROSHOT_STEPS:
+            raise UserError(f"SUB: expected {', '.join(ZEROSHOT_STEPS)}, got '{classes}'")
+        step = ZEROSHOT_STEPS[classes]
+    elif step == "train_all":
+        shots, seeds = arguments[1], setting("SEED", "1 2 3").split()
+    else:
+        seeds = [arguments[1]]
+    protocol: Protocol = PROTOCOL_OF[step]
+    source = target
+    if step == "test_target":
+        source = setting("SOURCE", "shapes" if is_embedded(target) else "imagenet")
+    runs = []
+    for seed in seeds:
+        for run in runs_of(
+            *(protocol, trainer, source, number("SEED", seed), number("SHOTS", shots)),
+            config=setting("CFG"),
+            targets=[target],
+            # as seen from where the script was called
+            root=os.path.join(folder, setting("DATA")) if setting("DATA") else "data",
+        ):
+            if run.step.name == step:
+                epoch = setting("LOADEP") if run.model else ""
+                runs.append(replace(run, load_epoch=epoch))
+    return runs
+
+
+def training_script(called: str, folder: str, run: Run) -> str:
+    """Return the command that trains what a test script tests."""
+    script = Path(folder, called).resolve()
+    name = script.name.replace("_test", "_train", 1)
+    return f"sh scripts/{script.parent.name}/{name} {run.dataset} {run.seed}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a script's command line and return its exit code."""
+    trainer, step, called, folder, *arguments = argv
+    names = {ZEROSHOT: ["DATASET"], "train_all": ["DATASET", "SHOTS"]}.get(step)
+    names = names or ["DATASET", "SEED"]
+    if len(arguments) != len(names):
+        print(f"error: usage: sh {called} {' '.join(names)}", file=sys.stderr)
+        return 2
+    try:
+        runs = runs_for(trainer, step, folder, arguments)
+        return do_here(runs, training_script(called, folder, runs[0]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

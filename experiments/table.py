@@ -1,0 +1,270 @@
+"""Trains and tests methods under one protocol and prints one table of their accuracies.
+
+    python -m experiments table --datasets shapes --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 2 3
+    python -m experiments table --protocol cross_dataset --datasets imagenet --methods MMA --no-run
+
+Every run is one call of ``train.main``, as on the command line, in the folder that the scripts use.
+A run that is finished is not repeated, and one that was stopped is resumed, so the same command may
+be given again. Results that are damaged or missing are skipped and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dassl.errors import UserError
+from experiments.configs import CONFIGS
+from experiments.executors import Job, run_all
+from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
+from experiments.runs import Run, runs_of
+
+ALL_CLASSES = "All classes"  # column of the few-shot runs beside base-to-novel
+
+
+class Scores:
+    """Reads the accuracies of finished runs; what is damaged or missing is skipped and counted."""
+
+    def __init__(self) -> None:
+        self.backbones: dict[str, None] = {}  # of the runs read, in their order
+        self._accuracies: dict[Path, float | None] = {}
+        self._damaged = 0
+
+    def accuracy(self, run: Run) -> float | None:
+        """Return the accuracy in percent, None where there is none; a damaged file is named."""
+        folder = run.folder
+        if folder not in self._accuracies:
+            self._accuracies[folder] = self._read(run) if run.is_finished else None
+        return self._accuracies[folder]
+
+    def _read(self, run: Run) -> float | None:
+        try:
+            results = run.results()
+        except UserError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            self._damaged += 1
+            return None
+        backbone = results.get("config", {}).get("MODEL", {}).get("BACKBONE", {}).get("NAME")
+        if backbone:
+            self.backbones[backbone] = None
+        return float(results["accuracy"])
+
+    def accuracies(self, runs: Iterable[Run]) -> list[float]:
+        """Return the accuracies that there are."""
+        return [a for a in map(self.accuracy, runs) if a is not None]
+
+    def summary(self, job: Job) -> list[float]:
+        """Return the protocol's summary of a job, nothing where an accuracy for it is not there."""
+        steps: dict[str, list[float]] = {step.name: [] for step in job.protocol.steps}
+        for run in job.runs:
+            steps[run.step.name] += self.accuracies([run])
+        complete = sum(map(len, steps.values())) == len(job.runs) and all(steps.values())
+        if job.protocol.summary is None or not complete:
+            return []
+        return [job.protocol.summary[1](steps)]
+
+    def report(self) -> None:
+        """Print a line that counts what was skipped, if anything was."""
+        missing = sum(a is None for a in self._accuracies.values()) - self._damaged
+        if missing or self._damaged:
+            total = len(self._accuracies)
+            print(
+                f"of {total} results {self._damaged} damaged and {missing} missing: skipped",
+                file=sys.stderr,
+            )
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean and, of several seeds, (population) standard deviation; "-" where nothing was run."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.pstdev(values):.1f}"
+
+
+def tabulate(
+    jobs: Sequence[Job], protocol: Protocol, scores: Scores
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the header and the rows of a table of finished jobs.
+
+    A row is a dataset and a method, in the order of ``jobs``, where there are several numbers of
+    shots and the columns do not tell them apart, also one of these. Cells are over seeds.
+    """
+    runs = sorted((r for job in jobs for r in job.runs), key=lambda r: r.shots)
+    headings = [s.column for s in protocol.steps if "{" not in s.column]
+    headings += [r.column for r in runs if r.step in protocol.steps]
+    summary = [protocol.summary[0]] if protocol.summary else []
+    others = [ALL_CLASSES] if protocol is BASE2NEW else []
+    columns = [*dict.fromkeys(headings), *summary, *others]
+    several = protocol is not FEW_SHOT and len({r.shots for r in runs if r.is_trained}) > 1
+
+    rows: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for job in jobs:
+        first = job.runs[0]
+        key = (first.dataset, first.trainer, *([str(first.shots)] if several else []))
+        row = rows.setdefault(key, {column: [] for column in columns})
+        for run in job.runs:
+            column = run.column if run.step in protocol.steps else ALL_CLASSES
+            row[column] += scores.accuracies([run])
+        if job.protocol is protocol and protocol.summary:
+            row[protocol.summary[0]] += scores.summary(job)
+    header = ("Dataset", "Method", *(["Shots"] if several else []), *columns)
+    return header, [(*key, *map(cell, row.values())) for key, row in rows.items()]
+
+
+def render(header: tuple[str, ...], table: Sequence[tuple[str, ...]]) -> str:
+    """Return the table as Markdown, its columns padded so that it reads well on a terminal too."""
+    columns = list(zip(header, *table, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    rule = tuple("-" * width for width in widths)
+    return "\n".join(
+        "| "
+        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        + " |"
+        for line in (header, rule, *table)
+    )
+
+
+def plan(arguments: argparse.Namespace) -> list[Job]:
+    """List the jobs that the command line asks for, dataset by dataset and method by method.
+
+    Raises:
+        UserError: as ``runs_of``, or a config file does not exist.
+    """
+    protocol = PROTOCOLS[arguments.protocol]
+    jobs: dict[Job, None] = {}
+    for dataset in arguments.datasets:
+        also = [FEW_SHOT] if dataset in arguments.few_shot else []
+        for method in arguments.methods:
+            for seed in arguments.seeds:
+                for kind in (protocol, *also):
+                    for shots in arguments.shots or protocol.shots:
+                        runs = runs_of(
+                            *(kind, method, dataset, seed, shots),
+                            config=arguments.config,
+                            overrides=arguments.overrides,
+                            backbone=arguments.backbone,
+                            targets=arguments.targets,
+                            root=arguments.root,
+                            output_dir=arguments.output_dir,
+                        )
+                        # What is not trained is the same with every seed and any shots.
+                        jobs[Job(kind, tuple(runs))] = None
+    for path in {run.config_file: None for job in jobs for run in job.runs}:
+        if not path.is_file():
+            raise UserError(f"config: expected a config file, got {path}, which does not exist")
+    return list(jobs)
+
+
+def number_above_0(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got '{text}'")
+    return int(text)
+
+
+def add_place_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where data and runs are."""
+    parser.add_argument("--root", default="data", help="folder of the datasets (default: data)")
+    parser.add_argument(
+        "--output-dir", default="output", help="folder of all runs (default: output)"
+    )
+
+
+def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which config a method is run with."""
+    parser.add_argument("--config", default="", help="config file's name (default: the paper's)")
+    parser.add_argument("--backbone", default="", help="of all runs, not the config file's")
+    parser.add_argument("--targets", nargs="+", default=[], help="datasets to transfer to")
+    parser.add_argument(
+        "--overrides", nargs="+", default=[], metavar="KEY VALUE", help="of config keys"
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that does jobs."""
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    add_place_arguments(parser)
+    parser.add_argument(
+        "--workers",
+        type=number_above_0,
+        default=min(4, os.cpu_count() or 1),
+        help="runs at a time, which share the cores (default: one for each core, at most 4)",
+    )
+
+
+def known_methods() -> list[str]:
+    """Name the methods that have config files."""
+    return sorted(path.name for path in CONFIGS.glob("trainers/*"))
+
+
+def known_datasets() -> list[str]:
+    """Name the datasets that have a config file."""
+    return sorted(path.stem for path in CONFIGS.glob("datasets/*.yaml"))
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse and check the command line; a wrong one ends with one line and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments table",
+        description="Train and test methods under one protocol and print one table.",
+    )
+    methods, datasets = known_methods(), known_datasets()
+    parser.add_argument("--protocol", default=BASE2NEW.name, choices=PROTOCOLS)
+    parser.add_argument("--datasets", nargs="+", default=["shapes"], choices=datasets)
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
+    parser.add_argument(
+        "--shots", nargs="+", type=number_above_0, default=[], help="default: the protocol's"
+    )
+    parser.add_argument(
+        "--few-shot",
+        nargs="+",
+        default=[],
+        choices=datasets,
+        help="of the datasets: those on which to train on all classes too",
+    )
+    parser.add_argument("--no-run", action="store_true", help="only read what is finished")
+    add_setting_arguments(parser)
+    add_run_arguments(parser)
+    arguments = parser.parse_args(argv)
+    if not set(arguments.few_shot) <= set(arguments.datasets):
+        parser.error("--few-shot names a dataset that --datasets does not")
+    if arguments.few_shot and arguments.protocol != BASE2NEW.name:
+        parser.error(f"--few-shot stands beside --protocol {BASE2NEW.name} alone")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = read_arguments(argv)
+    try:
+        jobs = plan(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not arguments.no_run:
+        Path(arguments.root).mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        # Methods are usually named from the simplest to the slowest: the slowest start first, so
+        # that no core is idle at the end.
+        slowness = {method: number for number, method in enumerate(arguments.methods)}
+        by_need = sorted(jobs, key=lambda job: -slowness[job.runs[0].trainer])
+        code = run_all(by_need, arguments.workers)
+        if code != 0:
+            return code
+        minutes, seconds = divmod(round(time.monotonic() - start), 60)
+        print(f"\nDone in {minutes} min {seconds} s. ", end="")
+    protocol, scores = PROTOCOLS[arguments.protocol], Scores()
+    table = render(*tabulate(jobs, protocol, scores))
+    shots = ", ".join(map(str, arguments.shots or protocol.shots))
+    caption = ["Accuracy in percent", *scores.backbones, f"{shots} shots"]
+    seeds = " ".join(map(str, arguments.seeds))
+    spread = ", mean ± standard deviation" if len(arguments.seeds) > 1 else ""
+    print(f"{', '.join(caption)}, seed {seeds}{spread}:\n\n{table}", flush=True)
+    scores.report()
+    return 0

@@ -1,0 +1,306 @@
+"""experiments/table.py, in a checkout whose train.py only writes results down."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import table
+from experiments.executors import Job
+from experiments.protocols import BASE2NEW, DOMAIN_GENERALIZATION, FEW_SHOT, harmonic_mean
+from experiments.runs import Run, runs_of
+
+REPOSITORY = Path(__file__).parents[2]
+
+# Novel accuracy falls with the seed; the step whose name is in FAIL ends as a user's error does.
+STUB = """
+import json, os, pathlib, sys
+
+def main(arguments):
+    values = dict(zip(arguments, arguments[1:]))
+    with open("calls.txt", "a") as file:
+        file.write(" ".join(arguments) + "\\n")
+    folder = pathlib.Path(values["--output-dir"])
+    if os.environ.get("FAIL") in folder.parts:
+        print("error: no such thing", file=sys.stderr)
+        return 2
+    assert "--model-dir" not in values or pathlib.Path(values["--model-dir"]).is_dir()
+    part = values.get("DATASET.SUBSAMPLE_CLASSES", "all")
+    accuracy = {"base": 90.0, "new": 62.0 - 2 * int(values["--seed"]), "all": 75.5}[part]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"accuracy": accuracy}))
+    return 0
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("experiments", "benchmarks"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name)
+    (tmp_path / "dassl").symlink_to(REPOSITORY / "dassl")
+    (tmp_path / "train.py").write_text(STUB)
+    # The real one takes seconds to import, in each worker process.
+    (tmp_path / "torch.py").write_text("def set_num_threads(number): pass")
+    for name in ("datasets/shapes", "datasets/digits"):
+        (tmp_path / f"configs/{name}.yaml").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"configs/{name}.yaml").touch()
+    for method in ("ZeroshotCLIP", "HiCroPL"):
+        (tmp_path / f"configs/trainers/{method}").mkdir(parents=True)
+        (tmp_path / f"configs/trainers/{method}/vit_mini.yaml").touch()
+    return tmp_path
+
+
+def run(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", "table", *arguments, "--workers", "1"],
+        cwd=checkout,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def calls(checkout: Path) -> list[str]:
+    file = checkout / "calls.txt"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+COMPARE = (
+    *("--datasets", "shapes", "digits", "--methods", "ZeroshotCLIP", "HiCroPL"),
+    *("--seeds", "1", "3", "--few-shot", "digits"),
+)
+
+
+def test_prints_one_table_and_repeats_no_finished_run(checkout):
+    first = run(checkout, *COMPARE)
+    assert first.returncode == 0, first.stderr
+    lines = [line for line in first.stdout.splitlines() if line.startswith("|")]
+    assert [[text.strip() for text in line.split("|")[1:-1]] for line in lines[2:]] == [
+        ["shapes", "ZeroshotCLIP", "90.0", "60.0", "72.0", "-"],
+        ["shapes", "HiCroPL", "90.0 ± 0.0", "58.0 ± 2.0", "70.5 ± 1.5", "-"],
+        ["digits", "ZeroshotCLIP", "90.0", "60.0", "72.0", "75.5"],
+        ["digits", "HiCroPL", "90.0 ± 0.0", "58.0 ± 2.0", "70.5 ± 1.5", "75.5 ± 0.0"],
+    ]
+    assert len({len(line) for line in lines}) == 1  # aligned
+    # Without training: 2 + 3 tests. HiCroPL: 2 runs a seed and dataset, 1 more on all of digits;
+    # the base classes are tested by the training itself, as in the scripts' folders.
+    assert len(calls(checkout)) == 5 + 2 * (2 + 2 + 1)
+
+    second = run(checkout, *COMPARE)
+    assert [line for line in second.stdout.splitlines() if line.startswith("|")] == lines
+    assert len(calls(checkout)) == 15
+
+
+def test_a_failed_run_ends_with_its_message_and_the_next_call_goes_on(checkout):
+    arguments = ("--datasets", "shapes", "--methods", "HiCroPL", "--seeds", "1")
+    failed = run(checkout, *arguments, FAIL="test_new")
+    assert failed.returncode == 1
+    assert failed.stderr == "error: HiCroPL on shapes, base to novel, seed 1: no such thing\n"
+    assert run(checkout, *arguments).returncode == 0
+    assert len(calls(checkout)) == 3  # the training was not repeated
+
+
+def test_told_to_stop_it_begins_no_further_run(checkout):
+    (checkout / "train.py").write_text(
+        """
+import signal, time
+
+def main(arguments):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with open("calls.txt", "a") as file:
+        file.write("called\\n")
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return 130
+"""
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "experiments",
+        "table",
+        "--workers",
+        "1",
+        "--datasets",
+        "shapes",
+    ]
+    process = subprocess.Popen(
+        [*command, "--methods", "HiCroPL"], cwd=checkout, stderr=subprocess.PIPE, text=True
+    )
+    while not calls(checkout):
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "stopped; the same command goes on from here\n"
+    assert len(calls(checkout)) == 1
+
+
+def test_unknown_names_end_with_exit_code_2_before_any_run(checkout):
+    done = run(checkout, "--datasets", "shapes", "--methods", "HiCroP")
+    assert done.returncode == 2 and "'HiCroP'" in done.stderr and "'HiCroPL'" in done.stderr
+    assert run(checkout, "--datasets", "shapes", "--few-shot", "digits").returncode == 2
+    assert calls(checkout) == []
+
+
+def test_checkpoint_of_the_base_classes_is_loaded_for_novel_ones():
+    train, new = runs_of(BASE2NEW, "HiCroPL", "shapes", 2)
+    assert "--eval-only" not in train.arguments
+    arguments = new.arguments
+    assert "--eval-only" in arguments
+    assert arguments[arguments.index("--model-dir") + 1] == str(train.folder)
+    for run, subset in ((train, "base"), (new, "new")):
+        assert run.arguments[run.arguments.index("DATASET.SUBSAMPLE_CLASSES") + 1] == subset
+
+
+def test_harmonic_mean():
+    assert harmonic_mean(80.0, 40.0) == pytest.approx(2 / (1 / 80 + 1 / 40))
+    assert harmonic_mean(0.0, 0.0) == 0.0
+
+
+def test_a_closed_set_method_is_not_asked_for_novel_classes(tmp_path):
+    runs = runs_of(BASE2NEW, "LinearProbe", "shapes", output_dir=tmp_path)
+    assert [run.step.name for run in runs] == ["train_base"]
+    leave(runs[0], 70.0)
+    _, rows = table.tabulate([Job(BASE2NEW, tuple(runs))], BASE2NEW, table.Scores())
+    assert rows == [("shapes", "LinearProbe", "70.0", "-", "-", "-")]
+
+
+def leave(run: Run, accuracy: float, backbone: str = "ViT-B/16") -> None:
+    """Write the results of a run that is finished."""
+    results = {"accuracy": accuracy, "config": {"MODEL": {"BACKBONE": {"NAME": backbone}}}}
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "results.json").write_text(json.dumps(results))
+
+
+def printed(capsys, *arguments: object) -> tuple[str, list[list[str]], str]:
+    """Return the caption, the table's cells and the errors of a command that runs nothing."""
+    assert table.main(["--no-run", *map(str, arguments)]) == 0
+    out, errors = capsys.readouterr()
+    lines = out.splitlines()
+    cells = [[text.strip() for text in line.split("|")[1:-1]] for line in lines if "|" in line]
+    return lines[0], [cells[0], *cells[2:]], errors
+
+
+def test_few_shot_has_a_column_for_each_number_of_shots(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    for shots, accuracy in ((1, 60.0), (16, 80.0)):
+        for seed in (1, 2):
+            (run,) = runs_of(FEW_SHOT, "CoOp", "dtd", seed, shots, output_dir=tmp_path)
+            leave(run, accuracy + 2 * seed)
+    (zero,) = runs_of(FEW_SHOT, "ZeroshotCLIP", "dtd", output_dir=tmp_path)
+    leave(zero, 44.0)
+    where = ("--output-dir", tmp_path, "--protocol", "few_shot", "--datasets", "dtd")
+    caption, rows, errors = printed(
+        capsys, *where, "--methods", "CoOp", "ZeroshotCLIP", "--seeds", 1, 2, "--shots", 16, 1
+    )
+    assert caption == (
+        "Accuracy in percent, ViT-B/16, 16, 1 shots, seed 1 2, mean ± standard deviation:"
+    )
+    assert rows == [
+        ["Dataset", "Method", "0-shot", "1-shot", "16-shot"],
+        ["dtd", "CoOp", "-", "63.0 ± 1.0", "83.0 ± 1.0"],
+        ["dtd", "ZeroshotCLIP", "44.0", "-", "-"],
+    ]
+    assert errors == ""
+
+
+def test_cross_dataset_has_a_column_for_each_target_and_their_average(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(REPOSITORY)
+    source, *targets = runs_of(DOMAIN_GENERALIZATION, "MMA", "imagenet", output_dir=tmp_path)
+    for run, accuracy in zip((source, *targets), (70.0, 60.0, 50.0, 40.0, 80.0), strict=True):
+        leave(run, accuracy)
+    where = ("--output-dir", tmp_path, "--datasets", "imagenet", "--methods", "MMA", "--seeds", 1)
+    _, rows, _ = printed(capsys, *where, "--protocol", "domain_generalization")
+    assert rows == [
+        [
+            *("Dataset", "Method", "imagenet", "imagenetv2", "imagenet_sketch", "imagenet_a"),
+            *("imagenet_r", "Average"),
+        ],
+        ["imagenet", "MMA", "70.0", "60.0", "50.0", "40.0", "80.0", "57.5"],
+    ]
+    # What the other protocol has in common is finished for it, too; the targets are not.
+    _, rows, errors = printed(capsys, *where, "--protocol", "cross_dataset", "--targets", "dtd")
+    assert rows[1:] == [["imagenet", "MMA", "70.0", "-", "-"]]
+    assert errors == "of 2 results 0 damaged and 1 missing: skipped\n"
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"accuracy": 8', "[]", '{"accuracy": null}', '{"accuracy": NaN}']
+)
+def test_damaged_results_are_named_skipped_and_counted(tmp_path, capsys, monkeypatch, damage):
+    monkeypatch.chdir(REPOSITORY)
+    for seed in (1, 2):
+        train, test = runs_of(BASE2NEW, "CoOp", "shapes", seed, output_dir=tmp_path)
+        leave(train, 60.0 + seed)
+        leave(test, 50.0)
+    (train.folder / "results.json").write_text(damage)
+    where = ("--output-dir", tmp_path, "--methods", "CoOp", "--seeds", 1, 2)
+    _, rows, errors = printed(capsys, *where)
+    assert rows[1] == ["shapes", "CoOp", "61.0", "50.0 ± 0.0", "55.0", "-"]
+    first, last = errors.splitlines()
+    assert first.startswith(f"skipped: {train.folder}/results.json: expected ")
+    assert last == "of 4 results 1 damaged and 0 missing: skipped"
+
+
+@pytest.mark.parametrize("below", ["", "table"])
+def test_folders_of_the_former_scheme_are_read(checkout, below):
+    old = checkout / "output" / below / "shapes"
+    for part, accuracy in (("train_base", 71.0), ("base", 71.0), ("new", 69.0)):
+        folder = old / "HiCroPL" / "seed1" / part
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"accuracy": accuracy}))
+    folder = old / "ZeroshotCLIP" / "seed1" / "base"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"accuracy": 58.0}))
+    arguments = ("--methods", "HiCroPL", "ZeroshotCLIP", "--seeds", "1")
+    done = run(checkout, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "| shapes  | HiCroPL      | 71.0 | 69.0  | 70.0          |" in done.stdout
+    assert "| shapes  | ZeroshotCLIP | 58.0 | 60.0  |" in done.stdout
+    (call,) = calls(checkout)  # what was missing, in the new scheme
+    assert "--output-dir output/ZeroshotCLIP/vit_mini/shapes_new " in call
+    # Other settings are other runs.
+    for other in (("--shots", "4"), ("--overrides", "OPTIM.LR", "0.1"), ("--backbone", "RN50")):
+        missing = run(checkout, "--no-run", "--config", "vit_mini", *arguments, *other)
+        assert "| shapes  | HiCroPL      | -    |" in missing.stdout
+
+
+def test_a_model_of_the_former_scheme_is_tested(checkout):
+    old = checkout / "output/table/shapes/HiCroPL/seed1/train_base"
+    old.mkdir(parents=True)
+    (old / "results.json").write_text(json.dumps({"accuracy": 71.0}))
+    assert run(checkout, "--methods", "HiCroPL", "--seeds", "1").returncode == 0
+    (call,) = calls(checkout)
+    assert "--model-dir output/table/shapes/HiCroPL/seed1/train_base" in call
+
+
+def test_what_cannot_be_is_one_line_before_any_run(checkout):
+    for arguments, message in (
+        (("--overrides", "OPTIM.LR"), "expected KEY VALUE pairs, got 'OPTIM.LR' alone"),
+        (("--overrides", "DATASET.NUM_SHOTS", "4"), "expected to be set by --shots"),
+        (("--config", "nothing"), "got configs/trainers/ZeroshotCLIP/nothing.yaml"),
+        (("--protocol", "cross_dataset", "--datasets", "digits"), "targets: expected some"),
+    ):
+        done = run(checkout, "--methods", "ZeroshotCLIP", *arguments)
+        assert done.returncode == 2, arguments
+        assert message in done.stderr and done.stderr.count("\n") == 1
+    assert calls(checkout) == []
+
+
+def test_former_command_lines_still_do_the_same(checkout):
+    command = [sys.executable, "-m", "benchmarks.table", "--methods", "ZeroshotCLIP"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    assert "| shapes  | ZeroshotCLIP | 90.0 | 60.0  |" in done.stdout
+    for name in ("ablations", "figures"):
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+        assert done.stdout.startswith(f"usage: python -m experiments {name} ")
