@@ -116,7 +116,7 @@ def run_all(jobs: Sequence[Job], workers: int) -> int:
     try:
         do_all(jobs, workers)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command resumes from here", file=sys.stderr)
         return INTERRUPTED
     except RunFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
@@ -145,7 +145,7 @@ def do_all(jobs: Sequence[Job], workers: int) -> None:
             seconds = future.result()
             print(f"[{number}/{len(jobs)}] {futures[future]}: {seconds:.0f} s", flush=True)
     except BaseException:
-        # What is under way can go on later from its last checkpoint.
+        # What is under way can be resumed later from its last checkpoint.
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()

@@ -73,10 +73,8 @@ class Scores:
         missing = sum(a is None for a in self._accuracies.values()) - self._damaged
         if missing or self._damaged:
             total = len(self._accuracies)
-            print(
-                f"of {total} results {self._damaged} damaged and {missing} missing: skipped",
-                file=sys.stderr,
-            )
+            skipped = f"{self._damaged} damaged and {missing} missing of {total} results"
+            print(f"skipped: {skipped}", file=sys.stderr)
 
 
 def cell(values: Sequence[float]) -> str:
@@ -200,12 +198,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def known_methods() -> list[str]:
     """Name the methods that have config files."""
-    return sorted(path.name for path in CONFIGS.glob("trainers/*"))
+    return sorted(path.name for path in CONFIGS.glob("trainers/[!_]*"))
 
 
 def known_datasets() -> list[str]:
     """Name the datasets that have a config file."""
-    return sorted(path.stem for path in CONFIGS.glob("datasets/*.yaml"))
+    return sorted(path.stem for path in CONFIGS.glob("datasets/[!_]*.yaml"))
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -138,7 +138,7 @@ def main(arguments):
     process.terminate()
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == "stopped; the same command goes on from here\n"
+    assert errors == "stopped; the same command resumes from here\n"
     assert len(calls(checkout)) == 1
 
 
@@ -230,7 +230,7 @@ def test_cross_dataset_has_a_column_for_each_target_and_their_average(
     # What the other protocol has in common is finished for it, too; the targets are not.
     _, rows, errors = printed(capsys, *where, "--protocol", "cross_dataset", "--targets", "dtd")
     assert rows[1:] == [["imagenet", "MMA", "70.0", "-", "-"]]
-    assert errors == "of 2 results 0 damaged and 1 missing: skipped\n"
+    assert errors == "skipped: 0 damaged and 1 missing of 2 results\n"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_damaged_results_are_named_skipped_and_counted(tmp_path, capsys, monkeyp
     assert rows[1] == ["shapes", "CoOp", "61.0", "50.0 ± 0.0", "55.0", "-"]
     first, last = errors.splitlines()
     assert first.startswith(f"skipped: {train.folder}/results.json: expected ")
-    assert last == "of 4 results 1 damaged and 0 missing: skipped"
+    assert last == "skipped: 1 damaged and 0 missing of 4 results"
 
 
 @pytest.mark.parametrize("below", ["", "table"])

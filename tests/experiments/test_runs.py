@@ -1,0 +1,231 @@
+"""Protocols, the runs that they mean, and ``python -m experiments run``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trainers  # noqa: F401
+from dassl.config import get_cfg_default, to_dict
+from dassl.engine import run_folder
+from dassl.errors import UserError
+from experiments import runs
+from experiments.configs import MINI, PAPERS, config_of
+from experiments.protocols import (
+    BASE2NEW,
+    CROSS_DATASET,
+    DOMAIN_GENERALIZATION,
+    FEW_SHOT,
+    PROTOCOLS,
+)
+from experiments.runs import Run, runs_of
+
+REPOSITORY = Path(__file__).parents[2]
+SETTINGS = {"overrides": ("TRAINER.COOP.N_CTX", "4", "OPTIM.LR", "0.1"), "backbone": "ViT-B/32"}
+
+
+def folders(*arguments: Any, **settings: Any) -> list[str]:
+    return [str(run.folder) for run in runs_of(*arguments, **settings)]
+
+
+def test_finished_means_what_the_engine_means():
+    assert runs.RESULTS_FILE == run_folder.RESULTS_FILE
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_protocols_name_files_that_are_there_and_steps_in_the_order_of_need(protocol):
+    for step in protocol.steps:
+        assert step.loads is None or step.loads in protocol.steps[: protocol.steps.index(step)]
+    for trainer in PAPERS:
+        for dataset in protocol.targets or ("imagenet", "shapes", "eurosat"):
+            for shots in protocol.shots:
+                for run in runs_of(protocol, trainer, dataset, 1, shots):
+                    assert (REPOSITORY / run.config_file).is_file()
+                    assert (REPOSITORY / f"configs/datasets/{run.target}.yaml").is_file()
+                    assert run.arguments[run.arguments.index("--config-file") + 1].endswith(
+                        f"/{trainer}/{run.config}.yaml"
+                    )
+
+
+def test_every_trainer_with_configs_has_a_usual_one():
+    assert {path.name for path in REPOSITORY.glob("configs/trainers/[!_]*")} == set(PAPERS)
+
+
+def test_overrides_and_backbone_add_one_level_below_the_config():
+    below = "N_CTX=4,LR=0.1,backbone=ViT-B-32"
+    for arguments, expected in (
+        (
+            (BASE2NEW, "CoOp", "dtd", 2, 4),
+            [
+                f"output/base2new/{step}/dtd/shots_4/CoOp/vit_b16_ep50_ctxv1/{below}/seed2"
+                for step in ("train_base", "test_new")
+            ],
+        ),
+        (
+            (FEW_SHOT, "CoOp", "dtd", 2, 16),
+            [f"output/dtd/CoOp/vit_b16_16shots/{below}/seed2"],
+        ),
+        (
+            (CROSS_DATASET, "CoOp", "dtd", 2, 16),
+            [
+                f"output/dtd/CoOp/vit_b16_ep50_ctxv1_16shots/{below}/seed2",
+                f"output/evaluation/CoOp/vit_b16_ep50_ctxv1_16shots/{below}/dtd_to_sun397/seed2",
+            ],
+        ),
+        (
+            (BASE2NEW, "ZeroshotCLIP", "dtd", 2, 16),
+            [f"output/ZeroshotCLIP/vit_b16/{below}/dtd_{part}" for part in ("base", "new")],
+        ),
+    ):
+        assert folders(*arguments, **SETTINGS, targets=["sun397"]) == expected
+
+
+def test_overrides_and_backbone_are_given_to_both_steps():
+    for run in runs_of(BASE2NEW, "CoOp", "dtd", **SETTINGS):
+        assert run.arguments[-4:] == list(SETTINGS["overrides"])
+        assert run.arguments[run.arguments.index("--backbone") + 1] == "ViT-B/32"
+    assert run.model is not None and run.model.variant == run.variant
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_no_two_keys_of_a_run_have_the_same_name_in_folders():
+    tree = to_dict(get_cfg_default())
+    nodes = {name: node for name, node in tree.pop("TRAINER").items() if isinstance(node, dict)}
+    assert len(nodes) > 10
+    for name, node in nodes.items():
+        keys = [*leaves(tree), *leaves(node, f"TRAINER.{name}.")]
+        names = Counter(
+            Run(BASE2NEW.steps[0], "CoOp", "dtd", "dtd", 1, 16, "", (key, "1")).variant
+            for key in keys
+        )
+        assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize("key", runs.OWN_KEYS)
+def test_keys_that_a_run_sets_itself_cannot_be_overridden(key):
+    with pytest.raises(UserError, match=f"^{key}: expected to be set by .*, got override 1$"):
+        runs_of(BASE2NEW, "CoOp", "dtd", overrides=(key, "1"))
+
+
+def test_backbone_decides_between_the_papers_config_and_the_miniature():
+    for dataset, backbone, config in (
+        ("dtd", "", "vit_b16_ep50_ctxv1"),
+        ("dtd", MINI, "vit_mini"),
+        ("shapes", "", "vit_mini"),
+        ("shapes", "ViT-B/32", "vit_b16_ep50_ctxv1"),
+    ):
+        assert config_of("CoOp", BASE2NEW, dataset, 16, backbone) == config
+
+
+def test_a_method_without_a_usual_config_is_one_line():
+    with pytest.raises(UserError, match="no usual one for Mine"):
+        config_of("Mine", BASE2NEW, "dtd", 16)
+    assert config_of("Mine", BASE2NEW, "shapes", 16) == "vit_mini"
+
+
+def test_what_is_not_trained_is_one_run_for_all_seeds_and_shots():
+    assert runs_of(FEW_SHOT, "ZeroshotCLIP", "dtd", 3, 4) == runs_of(
+        FEW_SHOT, "ZeroshotCLIP", "dtd"
+    )
+
+
+def test_both_transfers_share_the_source():
+    first, *targets = runs_of(CROSS_DATASET, "HiCroPL", "imagenet")
+    other, *shifted = runs_of(DOMAIN_GENERALIZATION, "HiCroPL", "imagenet")
+    assert first == other and len(targets) == 10 and len(shifted) == 4
+    assert {run.model for run in (*targets, *shifted)} == {first}
+    assert all("DATASET.NUM_SHOTS" not in run.arguments for run in (*targets, *shifted))
+
+
+# Tells what it was called for; seed 7 fails.
+STUB = """
+import pathlib
+
+def main(arguments):
+    folder = pathlib.Path(arguments[arguments.index("--output-dir") + 1])
+    print("train.main into", folder)
+    if "seed7" in folder.parts:
+        return 2
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text("{}")
+    return 0
+"""
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("experiments", "dassl", "configs"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    (tmp_path / "train.py").write_text(STUB)
+    return tmp_path
+
+
+def test_run_does_the_steps_that_are_not_finished(checkout):
+    arguments = ("run", "base2new", "--trainer", "MMA", "--dataset", "shapes")
+    only_test = command(checkout, *arguments, "--steps", "test_new")
+    assert only_test.returncode == 2 and only_test.stderr.count("\n") == 1
+    assert only_test.stderr.startswith("error: no finished training in output/base2new/train_base/")
+    place = "shapes/shots_16/MMA/vit_mini/seed1"
+    steps = [f"output/base2new/{step}/{place}" for step in ("train_base", "test_new")]
+    first = command(checkout, *arguments)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.splitlines() == [f"train.main into {folder}" for folder in steps]
+    second = command(checkout, *arguments)
+    assert second.stdout.splitlines() == [f"skipped, finished before: {f}" for f in steps]
+
+
+def test_run_ends_with_the_first_failure_and_its_exit_code(checkout):
+    failed = command(checkout, *"run base2new --trainer CoOp --dataset dtd --seed 7".split())
+    assert failed.returncode == 2
+    assert failed.stdout.count("train.main into") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "error: COMMAND: expected run, table, "),
+        (("tabel",), "got 'tabel'"),
+        (("run", "few_shot", "--trainer", "CoOp"), "--dataset"),
+        (
+            "run few_shot --trainer CoOp --dataset dtd --steps test_new".split(),
+            "--steps: expected some of train_all of few_shot",
+        ),
+        (
+            "run base2new --trainer CoOp --dataset dtd --overrides SEED 4".split(),
+            "error: SEED: expected to be set by --seed",
+        ),
+    ],
+)
+def test_wrong_command_lines_end_with_code_2(checkout, arguments, message):
+    done = command(checkout, *arguments)
+    assert done.returncode == 2 and message in done.stderr
+    assert not (checkout / "output").exists()
+
+
+def test_help_lists_the_commands(checkout):
+    done = command(checkout, "--help")
+    assert done.returncode == 0
+    for name in ("run", "table", "ablations", "figures", "script"):
+        assert f"\n  {name} " in done.stdout
