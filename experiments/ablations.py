@@ -1,4 +1,4 @@
-"""Repeats the papers' ablation tables of ProMPT and HISF on Shapes, the papers' figures beside.
+"""Repeat the papers' ablation tables of ProMPT and HISF on Shapes, the papers' figures beside.
 
     python -m experiments ablations --tables promp4 promp5 hisf4 hisf5 --seeds 1 2 3
 
@@ -129,7 +129,7 @@ def search_jobs_of(row: Row, arguments: argparse.Namespace) -> list[Job]:
 
 
 def search_rows() -> list[Row]:
-    """HISF with each pair of lambda_1 and lambda_2."""
+    """List HISF with each pair of lambda_1 and lambda_2."""
     return [
         hisf(f"{first} {second}", ("-", "-", "-"), LAMBDA_LE=first, LAMBDA_SA=second)
         for first, second in itertools.product(LAMBDAS_LE, LAMBDAS_SA)
@@ -137,7 +137,7 @@ def search_rows() -> list[Row]:
 
 
 def ablation_table(rows: Sequence[Row], arguments: argparse.Namespace, scores: Scores) -> str:
-    """Mean and standard deviation over seeds of finished runs, and what the paper gives."""
+    """Render mean and standard deviation over seeds, and what the paper gives."""
     lines = []
     for row in rows:
         jobs = jobs_of(row, arguments)
@@ -149,7 +149,7 @@ def ablation_table(rows: Sequence[Row], arguments: argparse.Namespace, scores: S
 
 
 def search_table(arguments: argparse.Namespace, scores: Scores) -> str:
-    """Validation accuracies, lambda_1 downwards and lambda_2 to the right, and the best pair."""
+    """Render validation accuracies, lambda_1 down and lambda_2 to the right, and the best pair."""
     found = {
         row.label: scores.accuracies(job.runs[0] for job in search_jobs_of(row, arguments))
         for row in search_rows()

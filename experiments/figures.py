@@ -1,11 +1,11 @@
-"""Draws what ProMPT and HISF keep of an evaluation.
+"""Draw what ProMPT and HISF keep of an evaluation.
 
     python -m experiments figures evolution RUN_DIR [--images 6] [--output FILE.png]
     python -m experiments figures attention RUN_DIR [--output FILE.png]
 
 ``evolution`` reads the evolution.jsonl that ProMPT leaves with ``TEST.SAVE_EVOLUTION True`` and
 shows, as the paper's Figures 6 and 7 do, images that the iterations corrected, confirmed and
-spoilt, with the prediction and the confidence of each step. ``attention`` reads the attention.npz
+spoiled, with the prediction and the confidence of each step. ``attention`` reads the attention.npz
 that HISF leaves with ``TEST.SAVE_ATTENTION True`` and shows how much the prompt tokens of each
 tower and fusion layer take of each label (eq. 6). The picture lies in RUN_DIR, as evolution.png or
 attention.png, unless --output names another place.
@@ -36,7 +36,7 @@ NAMED_LABELS = 48  # more classes than these have no names beside the heat maps
 
 
 class Step(NamedTuple):
-    """What an image was taken for after the initialisation or after an iteration."""
+    """What an image was taken for after the initialization or after an iteration."""
 
     label: int
     name: str
@@ -62,7 +62,7 @@ class Evolution(NamedTuple):
 
     @property
     def rise(self) -> float:
-        """Of the probability of the image's own class, from the first to the last step."""
+        """The rise of the probability of the image's own class, from the first to the last step."""
         return self.steps[-1].true - self.steps[0].true
 
 
@@ -74,7 +74,7 @@ class Group(NamedTuple):
 
 
 def read_evolution(path: Path) -> list[Evolution]:
-    """The lines of an evolution.jsonl.
+    """Read the lines of an evolution.jsonl.
 
     Raises:
         UserError: the file is missing or empty, or a line is damaged.
@@ -114,23 +114,23 @@ def evolution(line: str, place: str) -> Evolution:
 
 
 def groups_of(images: Sequence[Evolution]) -> list[Group]:
-    """The images that were corrected, confirmed and spoilt.
+    """Group the images that were corrected, confirmed and spoiled.
 
-    First come those whose own class gained most probability, of the spoilt ones those whose own
+    First come those whose own class gained most probability, of the spoiled ones those whose own
     class lost most; equal ones stay in the order of the file.
     """
     corrected = [image for image in images if not image.was_right and image.is_right]
     confirmed = [image for image in images if image.was_right and image.is_right]
-    spoilt = [image for image in images if image.was_right and not image.is_right]
+    spoiled = [image for image in images if image.was_right and not image.is_right]
     return [
         Group("Corrected: wrong, then right", sorted(corrected, key=lambda image: -image.rise)),
         Group("Confirmed: right, still right", sorted(confirmed, key=lambda image: -image.rise)),
-        Group("Spoilt: right, then wrong", sorted(spoilt, key=lambda image: image.rise)),
+        Group("Spoiled: right, then wrong", sorted(spoiled, key=lambda image: image.rise)),
     ]
 
 
 def draw_evolution(images: Sequence[Evolution], n_shown: int) -> Figure:
-    """The contact sheet: a column for each group, ``n_shown`` images in each.
+    """Draw the contact sheet: a column for each group, ``n_shown`` images in each.
 
     Raises:
         UserError: an image cannot be read.
@@ -154,7 +154,7 @@ def draw_evolution(images: Sequence[Evolution], n_shown: int) -> Figure:
     iterations = "1 iteration" if n_steps == 2 else f"{n_steps - 1} iterations"
     figure.text(
         *(0.012, 1 - 0.12 / height),
-        f"{total:,} images: {before:.1f} % right at initialisation, {after:.1f} % right after "
+        f"{total:,} images: {before:.1f} % right at initialization, {after:.1f} % right after "
         f"{iterations}; {neither:,} wrong at both",
         va="top",
         fontsize=13,
@@ -207,7 +207,7 @@ def draw_image(axes: Axes, path: str) -> None:
 
 
 def draw_steps(axes: Axes, image: Evolution) -> None:
-    """A bar for each step, the initialisation on top."""
+    """Draw a bar for each step, the initialization on top."""
     for i, step in enumerate(image.steps):
         right = step.label == image.label
         axes.barh(i - 0.06, step.confidence, height=0.7, color=RIGHT if right else WRONG)
@@ -233,7 +233,7 @@ def short(name: str, length: int) -> str:
 
 
 class Attention(NamedTuple):
-    """An attention.npz: K class names and, by tower and fusion layer, (m, K) or (K, m, K)."""
+    """Read an attention.npz: K class names and, by tower and fusion layer, (m, K) or (K, m, K)."""
 
     class_names: list[str]
     weights: dict[str, dict[int, np.ndarray]]
@@ -271,7 +271,7 @@ def read_attention(path: Path) -> Attention:
 
 
 def draw_attention(attention: Attention) -> Figure:
-    """A heat map for each tower (rows) and fusion layer (columns).
+    """Draw a heat map for each tower (rows) and fusion layer (columns).
 
     A row of a heat map is a prompt token and a column a label. Where each class has prompts of its
     own, rows are the tokens of the first class, then those of the second, and so on. Colours are
@@ -319,7 +319,7 @@ def draw_attention(attention: Attention) -> Figure:
 
 
 def draw_weights(axes: Axes, weights: np.ndarray, names: Sequence[str], norm: Any) -> Any:
-    """One heat map of (m, K) or (K, m, K); returns the image, for the bar of colours."""
+    """Draw one heat map of (m, K) or (K, m, K); return the image, for the bar of colors."""
     from matplotlib.patches import Rectangle
 
     m, n_labels = weights.shape[-2:]
@@ -368,7 +368,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="figure", required=True)
     for name, text in (
-        ("evolution", "what ProMPT's iterations corrected, confirmed and spoilt"),
+        ("evolution", "what ProMPT's iterations corrected, confirmed and spoiled"),
         ("attention", "which labels HISF's prompts attend to"),
     ):
         command = commands.add_parser(name, help=text, description=f"Draw {text}.")

@@ -1,4 +1,4 @@
-"""Does the steps of one protocol for one method, dataset and seed, one after another.
+"""Do the steps of one protocol for one method, dataset and seed, one after another.
 
     python -m experiments run base2new --trainer CoOp --dataset shapes --seed 1
 

@@ -1,4 +1,4 @@
-"""Trains and tests methods under one protocol and prints one table of their accuracies.
+"""Train and test methods under one protocol and prints one table of their accuracies.
 
     python -m experiments table --datasets shapes --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 2 3
     python -m experiments table --protocol cross_dataset --datasets imagenet --methods MMA --no-run
@@ -28,7 +28,7 @@ ALL_CLASSES = "All classes"  # column of the few-shot runs beside base-to-novel
 
 
 class Scores:
-    """Reads the accuracies of finished runs; what is damaged or missing is skipped and counted."""
+    """Read the accuracies of finished runs; what is damaged or missing is skipped and counted."""
 
     def __init__(self) -> None:
         self.backbones: dict[str, None] = {}  # of the runs read, in their order
@@ -78,7 +78,7 @@ class Scores:
 
 
 def cell(values: Sequence[float]) -> str:
-    """Mean and, of several seeds, (population) standard deviation; "-" where nothing was run."""
+    """Format mean and, of several seeds, (population) standard deviation; "-" for no value."""
     if not values:
         return "-"
     mean = f"{statistics.fmean(values):.1f}"

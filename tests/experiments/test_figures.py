@@ -28,7 +28,7 @@ def write(folder, records):
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """Two corrected, two confirmed, no spoilt and one image that is wrong at both ends."""
+    """Two corrected, two confirmed, no spoiled and one image that is wrong at both ends."""
     for i in range(5):
         Image.new("RGB", (40, 30), (50 * i, 90, 90)).save(tmp_path / f"{i}.png")
     write(
@@ -50,30 +50,30 @@ def texts(figure):
 
 def test_groups_and_which_images_come_first(run_dir):
     images = figures.read_evolution(run_dir / "evolution.jsonl")
-    corrected, confirmed, spoilt = figures.groups_of(images)
-    shown = [[int(i.path[-5]) for i in group.images] for group in (corrected, confirmed, spoilt)]
+    corrected, confirmed, spoiled = figures.groups_of(images)
+    shown = [[int(i.path[-5]) for i in group.images] for group in (corrected, confirmed, spoiled)]
     assert shown == [[2, 0], [4, 1], []]
 
 
-def test_spoilt_images_begin_with_the_largest_fall(run_dir):
+def test_spoiled_images_begin_with_the_largest_fall(run_dir):
     falls = [(0, 0.5, 0.4), (0, 0.9, 0.0), (0, 0.6, 0.2), (0, 0.6, 0.2)]
     records = [
         record(run_dir / f"{i}.png", label, (0, p, p), (1, 1 - q, q))
         for i, (label, p, q) in enumerate(falls)
     ]
     write(run_dir, records)
-    spoilt = figures.groups_of(figures.read_evolution(run_dir / "evolution.jsonl"))[2]
-    assert [int(image.path[-5]) for image in spoilt.images] == [1, 2, 3, 0]
+    spoiled = figures.groups_of(figures.read_evolution(run_dir / "evolution.jsonl"))[2]
+    assert [int(image.path[-5]) for image in spoiled.images] == [1, 2, 3, 0]
 
 
 def test_contact_sheet_gives_counts_steps_and_confidence(run_dir):
     images = figures.read_evolution(run_dir / "evolution.jsonl")
     figure = figures.draw_evolution(images, 1)
     words = texts(figure)
-    assert "40.0 % right at initialisation, 80.0 % right after 2 iterations; 1 wrong" in words[0]
+    assert "40.0 % right at initialization, 80.0 % right after 2 iterations; 1 wrong" in words[0]
     assert any(word.startswith("Corrected") and "2 (40.0 %)" in word for word in words)
     assert any(word.startswith("Confirmed") and "2 (40.0 %)" in word for word in words)
-    assert any(word.startswith("Spoilt") and "0 (0.0 %)" in word for word in words)
+    assert any(word.startswith("Spoiled") and "0 (0.0 %)" in word for word in words)
     assert words.count("No image") == 1
     cards = [axes for axes in figure.axes if axes.get_title(loc="left")]
     assert [axes.get_title(loc="left") for axes in cards] == ["blue square", "very large dog"]

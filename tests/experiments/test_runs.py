@@ -86,6 +86,24 @@ def test_overrides_and_backbone_add_one_level_below_the_config():
         assert folders(*arguments, **SETTINGS, targets=["sun397"]) == expected
 
 
+def test_former_folders_are_those_of_the_former_table():
+    options = ("TRAINER.HISF.LAMBDA_LE", "0.1", "TRAINER.HISF.LAMBDA_SA", "1.0")
+    where = "shapes/HISF,LAMBDA_LE=0.1,LAMBDA_SA=1.0/seed3"
+    train, test = runs_of(BASE2NEW, "HISF", "shapes", 3, overrides=options)
+    assert train.old_folders[0] == Path("output", where, "train_base")
+    assert test.old_folders == [Path("output", where, "new"), Path("output/table", where, "new")]
+    search, _ = runs_of(BASE2NEW, "HISF", "shapes", 3, overrides=(*options, "TEST.SPLIT", "val"))
+    assert search.old_folders[0] == Path("output", where, "val")
+    (few_shot,) = runs_of(FEW_SHOT, "HISF", "digits", 3)
+    assert few_shot.old_folders[0] == Path("output/digits/HISF/seed3/all")
+    for other in (
+        runs_of(BASE2NEW, "HISF", "shapes", 3, 4),
+        runs_of(BASE2NEW, "HISF", "dtd", 3),
+        runs_of(CROSS_DATASET, "HISF", "shapes", 3),
+    ):
+        assert [run.old_folders for run in other] == [[] for _ in other]
+
+
 def test_overrides_and_backbone_are_given_to_both_steps():
     for run in runs_of(BASE2NEW, "CoOp", "dtd", **SETTINGS):
         assert run.arguments[-4:] == list(SETTINGS["overrides"])
