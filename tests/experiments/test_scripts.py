@@ -14,6 +14,7 @@ from experiments.runs import Run
 
 REPOSITORY = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+ROOMS = ("experiments", "trainers", "datasets", "clip", "dassl")
 VARIABLES = {"DATA", "SHOTS", "CFG", "LOADEP", "SEED", "SOURCE", "SUB", "TRAINER"}
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*/*.sh"))
 
@@ -258,6 +259,23 @@ def test_folders_and_arguments_are_what_the_shell_library_made(monkeypatch, fold
 
 def joined(call: list[str]) -> str:
     return " ".join(sorted(" ".join(filter(None, pair)) for pair in options(call).items()))
+
+
+@pytest.mark.slow
+def test_a_script_with_the_real_train_py_leaves_the_result_of_the_readme(tmp_path):
+    shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts")
+    for name in (*ROOMS, "configs", "train.py"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    done = subprocess.run(
+        ["sh", "scripts/zsclip/zeroshot.sh", "digits"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = (tmp_path / "output/ZeroshotCLIP/vit_mini/digits/results.json").read_text()
+    assert round(json.loads(results)["accuracy"], 1) == 79.8
 
 
 def test_scripts_and_the_table_take_the_runs_of_one_another_as_finished(checkout):
