@@ -109,6 +109,6 @@ def config_of(
         if rule.fits(protocol.name, dataset, shots):
             return rule.config
     raise UserError(
-        f"config: expected the name of a file in {CONFIGS / 'trainers' / trainer}, got none: "
+        f"config: expected a name (--config, CFG) from {CONFIGS / 'trainers' / trainer}, got none; "
         f"experiments/configs.py knows no usual one for {trainer}"
     )
