@@ -32,6 +32,10 @@ class LossError(UserError, FloatingPointError):
     """A loss that is infinite or not a number."""
 
 
+class LogitsError(UserError, FloatingPointError):
+    """Logits that are infinite or not numbers."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Says which of the ``allowed`` names come near to ``name``, and what is known.
 

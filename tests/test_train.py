@@ -49,8 +49,8 @@ def finished(root, tmp_path_factory):
 
 def test_run_leaves_log_results_scalars_and_model(finished):
     names = sorted(path.name for path in finished.iterdir())
-    expected = ["cmat.pt", "config.yaml", "log.txt", "logits.npz", "results.json"]
-    assert names == [*expected, "tensorboard", "toy_net"]
+    expected = ["cmat.pt", "config.yaml", "log.txt", "logits.npz", "predictions.npz"]
+    assert names == [*expected, "results.json", "tensorboard", "toy_net"]
     assert (finished / "toy_net" / "checkpoint").read_text() == "model.pth.tar-3\n"
     checkpoint = torch.load(finished / "toy_net" / "model.pth.tar-3", weights_only=True)
     assert sorted(checkpoint) == ["epoch", "state_dict", "val_result"]

@@ -1,9 +1,9 @@
 """Default config keys: those of the public toolbox that concern supervised training, and ours.
 
 Ours are ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
-``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``, ``TEST.RECORD``, ``TEST.SAVE_LOGITS`` and
-``OPTIM.EPS``. The keys of a trainer or dataset live in its own file and arrive here by
-``register_defaults``.
+``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``, ``TEST.METRICS``, ``TEST.RECORD``,
+``TEST.SAVE_LOGITS`` and ``OPTIM.EPS``. The keys of a trainer or dataset live in its own file and
+arrive here by ``register_defaults``.
 """
 
 from __future__ import annotations
@@ -174,6 +174,8 @@ _C.TEST.EVALUATOR = "Classification"
 _C.TEST.PER_CLASS_RESULT = False
 # Save the confusion matrix as OUTPUT_DIR/cmat.pt
 _C.TEST.COMPUTE_CMAT = False
+# Names of further metrics (METRIC_REGISTRY of dassl.metrics) for results.json and the log
+_C.TEST.METRICS = ()
 # Names of recorders: what the final test keeps besides its figures, such as "logits"
 _C.TEST.RECORD = ()
 # The same as "logits" in RECORD: save OUTPUT_DIR/logits.npz with logits, labels, impaths

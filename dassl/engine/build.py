@@ -11,7 +11,7 @@ from dassl.data.samplers import SAMPLERS
 from dassl.data.transforms import CHOICES, INTERPOLATION_NAMES
 from dassl.engine.recorders import chosen_recorders
 from dassl.errors import UserError, check_choice
-from dassl.evaluation import EVALUATOR_REGISTRY
+from dassl.evaluation import check_metrics
 from dassl.optim import OPTIMIZERS, SCHEDULERS, WARMUPS
 from dassl.utils.logger import log
 from dassl.utils.registry import Registry
@@ -27,7 +27,7 @@ def check_cfg(cfg: CfgNode) -> None:
     """
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     check_dataset_cfg(cfg)
-    EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
+    check_metrics(cfg)
     check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATION_NAMES)
     for name in cfg.INPUT.TRANSFORMS:
         check_choice("name in INPUT.TRANSFORMS", name, CHOICES)

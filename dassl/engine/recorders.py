@@ -1,8 +1,12 @@
-"""What is kept of the final evaluation besides its figures, by name: ``TEST.RECORD``."""
+"""What is kept of the final evaluation besides its figures.
+
+``TEST.RECORD`` names what; "predictions" is always kept.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,13 +14,16 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from dassl.engine.run_folder import remove_if_there
 from dassl.errors import UserError, check_choice
+from dassl.evaluation.predictions import PREDICTIONS_FILE, pack_logits, write_predictions
 from dassl.utils.logger import log
 from dassl.utils.registry import Registry
 from dassl.utils.tools import atomic_write
 
 RECORDER_REGISTRY = Registry("RECORDER")
 
+_ALWAYS = ("predictions",)
 _SWITCH = "SAVE_"  # TEST.SAVE_LOGITS True asks for the recorder "logits"
 
 
@@ -58,7 +65,7 @@ def asked_by(cfg: CfgNode, name: str) -> str:
 
 
 def chosen_recorders(cfg: CfgNode, trainer: type) -> list[type[Recorder]]:
-    """Return the recorders that TEST.RECORD and the switches TEST.SAVE_* ask for.
+    """Return those always on, and those that TEST.RECORD and the switches TEST.SAVE_* ask for.
 
     Args:
         cfg: the config.
@@ -70,7 +77,7 @@ def chosen_recorders(cfg: CfgNode, trainer: type) -> list[type[Recorder]]:
     for name in cfg.TEST.RECORD:
         check_choice("name in TEST.RECORD", name, RECORDER_REGISTRY.registered_names())
     switches = [key for key, value in cfg.TEST.items() if key.startswith(_SWITCH) and value]
-    names = [*cfg.TEST.RECORD, *(key.removeprefix(_SWITCH).lower() for key in switches)]
+    names = [*_ALWAYS, *cfg.TEST.RECORD, *(key.removeprefix(_SWITCH).lower() for key in switches)]
     known = {name: RECORDER_REGISTRY.get(name) for name in RECORDER_REGISTRY.registered_names()}
     bases = {base.__name__ for base in trainer.__mro__}
     chosen = []
@@ -112,3 +119,51 @@ class LogitsRecorder(Recorder):
                 impaths=np.array(self.paths),
             )
         log.info(f"Logits are saved to {path}")
+
+
+@RECORDER_REGISTRY.register("predictions")
+class PredictionsRecorder(Recorder):
+    """Writes predictions.npz, as ``dassl.evaluation.predictions`` describes it.
+
+    Where batches or outputs are of another kind than a classifier's, as a trainer of somebody's
+    own may have them, it writes nothing.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(trainer)
+        self.packed: list[dict[str, np.ndarray]] = []
+        self.labels: list[np.ndarray] = []
+        self.paths: list[str] = []
+        self.is_able = True
+
+    def batch(self, batch: Any, output: Tensor) -> None:
+        self.is_able = self.is_able and _is_classification(batch, output)
+        if self.is_able:
+            self.n_classes = output.shape[1]
+            self.packed.append(pack_logits(output, batch["label"].to(output.device)))
+            self.labels.append(batch["label"].cpu().numpy())
+            self.paths.extend(batch["impath"])
+
+    def finish(self) -> None:
+        path = os.path.join(self.trainer.output_dir, PREDICTIONS_FILE)
+        if not self.is_able:
+            remove_if_there(self.trainer.output_dir, PREDICTIONS_FILE)
+            log.info(f"{path} is not written: the batches lack a label and a path for each image")
+            return
+        names, root = self.trainer.lab2cname, self.trainer.cfg.DATASET.ROOT
+        class_names = [names.get(label, str(label)) for label in range(self.n_classes)]
+        arrays = {
+            name: np.concatenate([part[name] for part in self.packed]) for name in self.packed[0]
+        }
+        labels = np.concatenate(self.labels)
+        with atomic_write(path, "wb") as file:
+            write_predictions(file, self.paths, root, labels, class_names, arrays)
+
+
+def _is_classification(batch: Any, output: Any) -> bool:
+    """Tell whether there are logits, a label and a path for each image."""
+    if not isinstance(batch, Mapping) or not isinstance(output, Tensor) or output.dim() != 2:
+        return False
+    labels, paths = batch.get("label"), batch.get("impath", ())
+    is_labeled = isinstance(labels, Tensor) and labels.shape == output.shape[:1]
+    return is_labeled and len(paths) == len(output)

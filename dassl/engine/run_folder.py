@@ -1,8 +1,8 @@
 """The folder of a run: the names of its files, whether training in it is over, its results.
 
 A run leaves in its output folder: log.txt, config.yaml, tensorboard/, results.json,
-<model name>/model.pth.tar-<epoch>, what its recorders keep and, while it is not finished,
-resume.pth.tar.
+<model name>/model.pth.tar-<epoch>, what its recorders keep (predictions.npz always) and, while it
+is not finished, resume.pth.tar.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dassl.metrics import BUILT_IN
 from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write, mkdir_if_missing, package_versions, write_json
 
@@ -76,7 +77,9 @@ def write_results(
     epoch: int,
     wall_time_s: float,
 ) -> None:
-    """Write results.json: the figures (percent) and all that is needed to tell whose they are.
+    """Write results.json: the figures and all that is needed to tell whose they are.
+
+    A built-in metric that neither ``results`` nor ``summary`` has is null there.
 
     Args:
         folder: of the run.
@@ -89,9 +92,7 @@ def write_results(
     """
     figures = {("error" if k == "error_rate" else k): float(v) for k, v in results.items()}
     record = {
-        "accuracy": None,
-        "error": None,
-        "macro_f1": None,
+        **dict.fromkeys(BUILT_IN),
         **figures,
         **summary,
         "split": split,

@@ -23,7 +23,7 @@ from dassl.engine.optimize import optimizer_step
 from dassl.engine.progress import EpochProgress, loss_error, shows_bar
 from dassl.engine.recorders import chosen_recorders
 from dassl.errors import UserError
-from dassl.evaluation import build_evaluator
+from dassl.evaluation import build_evaluator, check_logits
 from dassl.utils.logger import log
 from dassl.utils.tools import tolist_if_not
 
@@ -385,6 +385,9 @@ class SimpleTrainer(TrainerBase):
 
         Without ``split`` it is the final evaluation, on TEST.SPLIT: the recorders see it, and
         results.json is written. Returns the evaluator's first figure: accuracy in percent.
+
+        Raises:
+            LogitsError: a logit is infinite or not a number; nothing has been written.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
@@ -398,6 +401,7 @@ class SimpleTrainer(TrainerBase):
         for batch in tqdm(data_loader, desc=split, disable=not shows_bar()):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
+            check_logits(output, batch.get("impath", []) if isinstance(batch, Mapping) else [])
             self.evaluator.process(output, label)
             for recorder in recorders:
                 recorder.batch(batch, output)

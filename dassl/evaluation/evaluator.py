@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from yacs.config import CfgNode
 
+from dassl.errors import LogitsError, UserError, check_choice
 from dassl.evaluation.build import EVALUATOR_REGISTRY
+from dassl.metrics import BUILT_IN, METRIC_REGISTRY
 from dassl.utils.logger import log
 from dassl.utils.torchtools import save_torch_file
 
@@ -39,14 +43,24 @@ class EvaluatorBase:
         raise NotImplementedError
 
 
+_FIGURES = ("accuracy", "error", "macro_f1")  # the metrics that ``evaluate`` itself returns
+
+
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Accuracy, error rate and macro-averaged F1, all in percent.
+    """Accuracy, error rate and macro-averaged F1 in percent, and the metrics of ``dassl.metrics``.
+
+    It keeps the logits of all images in memory, 4 bytes for each image and class (200 MB for the
+    50,000 test images of ImageNet), and twice that while it evaluates.
 
     Args:
-        cfg: the config; TEST.PER_CLASS_RESULT prints a line per class, TEST.COMPUTE_CMAT saves the
-            confusion matrix (rows: true classes, each summing to 1) as a tensor in cmat.pt.
+        cfg: the config; TEST.METRICS names further metrics, and of those it names prints a line,
+            TEST.PER_CLASS_RESULT prints a line per class, TEST.COMPUTE_CMAT saves the confusion
+            matrix (rows: true classes, each summing to 1) as a tensor in cmat.pt.
         lab2cname: class name by label.
+
+    Raises:
+        UserError: a metric is unknown.
     """
 
     def __init__(
@@ -54,54 +68,53 @@ class Classification(EvaluatorBase):
     ) -> None:
         super().__init__(cfg)
         self._lab2cname = lab2cname or {}
+        names = (*BUILT_IN, *cfg.TEST.METRICS)
+        self._metrics = {name: METRIC_REGISTRY.get(name) for name in names}
         self.reset()
 
     def reset(self) -> None:
-        self._y_true: list[int] = []
-        self._y_pred: list[int] = []
+        self._logits: list[torch.Tensor] = []
+        self._labels: list[torch.Tensor] = []
         self.summary = {}
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
-        self._y_true.extend(gt.tolist())
-        self._y_pred.extend(mo.argmax(dim=1).tolist())
+        kind = mo.dtype if mo.dtype == torch.float64 else torch.float32
+        self._logits.append(mo.detach().to("cpu", kind, copy=True))
+        self._labels.append(gt.detach().cpu())
 
     def evaluate(self) -> OrderedDict[str, float]:
-        from sklearn.metrics import confusion_matrix, f1_score
+        from sklearn.metrics import confusion_matrix
 
-        true, predicted = np.array(self._y_true), np.array(self._y_pred)
+        logits, labels = torch.cat(self._logits), torch.cat(self._labels)
+        values = {
+            name: self._plain(name, metric(logits, labels))
+            for name, metric in self._metrics.items()
+        }
+        true, predicted = labels.numpy(), logits.argmax(dim=1).numpy()
         total = len(true)
         correct = int((true == predicted).sum())
-        accuracy = 100.0 * correct / total
-        labels = np.unique(true)
-        macro_f1 = 100.0 * float(f1_score(true, predicted, average="macro", labels=labels))
-        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=macro_f1)
+        accuracy, error, macro_f1 = (values[name] for name in _FIGURES)
+        results = OrderedDict(accuracy=accuracy, error_rate=error, macro_f1=macro_f1)
         log.info(
             "=> result\n"
             f"* total: {total:,}\n"
             f"* correct: {correct:,}\n"
             f"* accuracy: {accuracy:.1f}%\n"
-            f"* error: {100.0 - accuracy:.1f}%\n"
+            f"* error: {error:.1f}%\n"
             f"* macro_f1: {macro_f1:.1f}%"
         )
 
-        per_class: dict[str, float] = {}
         if self.cfg.TEST.PER_CLASS_RESULT:
             log.info("=> per-class result")
-        for label in labels.tolist():
-            of_class = true == label
-            class_total = int(of_class.sum())
-            class_correct = int((predicted[of_class] == label).sum())
-            class_accuracy = 100.0 * class_correct / class_total
-            name = self._lab2cname.get(label, str(label))
-            # two classes may share a name, as ImageNet's two cranes do
-            per_class[name if name not in per_class else f"{name} ({label})"] = class_accuracy
-            if self.cfg.TEST.PER_CLASS_RESULT:
+            for label in np.unique(true).tolist():
+                of_class = true == label
+                class_total = int(of_class.sum())
+                class_correct = int((predicted[of_class] == label).sum())
                 log.info(
-                    f"* class: {label} ({name})\ttotal: {class_total:,}\t"
-                    f"correct: {class_correct:,}\tacc: {class_accuracy:.1f}%"
+                    f"* class: {label} ({self._name(label)})\ttotal: {class_total:,}\t"
+                    f"correct: {class_correct:,}\tacc: {100.0 * class_correct / class_total:.1f}%"
                 )
-        if self.cfg.TEST.PER_CLASS_RESULT:
-            results["perclass_accuracy"] = float(np.mean(list(per_class.values())))
+            results["perclass_accuracy"] = float(np.mean([*values["per_class_accuracy"].values()]))
             log.info(f"* average: {results['perclass_accuracy']:.1f}%")
 
         if self.cfg.TEST.COMPUTE_CMAT:
@@ -109,5 +122,80 @@ class Classification(EvaluatorBase):
             path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
             save_torch_file(torch.from_numpy(matrix), path)
             log.info(f"Confusion matrix is saved to {path}")
-        self.summary = {"total": total, "correct": correct, "per_class_accuracy": per_class}
+        for name in dict.fromkeys(self.cfg.TEST.METRICS):
+            log.info(f"* {name}: {_shown(values[name])}")
+        self.summary = {"total": total, "correct": correct}
+        self.summary |= {name: value for name, value in values.items() if name not in _FIGURES}
         return results
+
+    def _plain(self, name: str, value: Any) -> Any:
+        """Make of a metric's value what JSON can hold: None of what is not finite."""
+        if isinstance(value, dict):
+            plain: dict[str, Any] = {}
+            for label, number in value.items():
+                key = self._name(label)
+                # two classes may share a name, as ImageNet's two cranes do
+                plain[key if key not in plain else f"{key} ({label})"] = self._plain(name, number)
+            return plain
+        try:
+            number = math.nan if value is None else float(value)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"metric '{name}': expected a number, None or a dict of numbers, got {value!r}"
+            ) from error
+        return number if math.isfinite(number) else None
+
+    def _name(self, label: Any) -> str:
+        return self._lab2cname.get(label, str(label))
+
+
+def _shown(value: Any) -> str:
+    """Write a metric's value for the log."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(number)}" for key, number in value.items())
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+# What else results.json has beside the metrics.
+_OTHER_KEYS = (
+    *("total", "correct", "perclass_accuracy", "split", "trainer", "dataset", "seed"),
+    *("epoch", "wall_time_s", "versions", "config"),
+)
+
+
+def check_metrics(cfg: CfgNode) -> None:
+    """Check TEST.METRICS, before any work.
+
+    Raises:
+        UserError: a name is unknown or that of something else in results.json, or the evaluator
+            computes no metrics.
+    """
+    for name in cfg.TEST.METRICS:
+        check_choice("name in TEST.METRICS", name, METRIC_REGISTRY.registered_names())
+        if name in _OTHER_KEYS:
+            raise UserError(
+                f"TEST.METRICS: expected names that results.json has not yet, got '{name}'"
+            )
+    evaluator = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
+    computes = isinstance(evaluator, type) and issubclass(evaluator, Classification)
+    if cfg.TEST.METRICS and not computes:
+        raise UserError(
+            f"TEST.METRICS: expected () with TEST.EVALUATOR {cfg.TEST.EVALUATOR}, which computes "
+            f"none, got {tuple(cfg.TEST.METRICS)}"
+        )
+
+
+def check_logits(output: Any, images: Sequence[str]) -> None:
+    """Check a model's output for the images of these paths, if it is a tensor.
+
+    Raises:
+        LogitsError: a value is infinite or not a number; the message names the first such image.
+    """
+    if not isinstance(output, torch.Tensor) or torch.isfinite(output).all():
+        return
+    finite = torch.isfinite(output).reshape(len(output), -1).all(dim=1)
+    row = int(finite.logical_not().nonzero()[0])
+    image = images[row] if row < len(images) else f"{row + 1} of a batch"
+    raise LogitsError(
+        f"the logits of image '{image}' are infinite or not numbers; no results were written"
+    )

@@ -1,5 +1,34 @@
-"""Numbers that say how good a prediction is."""
+"""Numbers that say how good a prediction is: plain functions of logits and labels."""
 
-from dassl.metrics.accuracy import compute_accuracy
+from dassl.metrics.accuracy import (
+    accuracy,
+    compute_accuracy,
+    error,
+    label_ranks,
+    macro_f1,
+    per_class_accuracy,
+    top5_accuracy,
+)
+from dassl.metrics.build import METRIC_REGISTRY
+from dassl.metrics.calibration import adaptive_ece, auroc, brier, confidences, ece, nll
 
-__all__ = ["compute_accuracy"]
+#: Names of the metrics that every results.json has; whatever is registered later is a user's own.
+BUILT_IN = tuple(METRIC_REGISTRY.registered_names())
+
+__all__ = [
+    "BUILT_IN",
+    "METRIC_REGISTRY",
+    "accuracy",
+    "adaptive_ece",
+    "auroc",
+    "brier",
+    "compute_accuracy",
+    "confidences",
+    "ece",
+    "error",
+    "label_ranks",
+    "macro_f1",
+    "nll",
+    "per_class_accuracy",
+    "top5_accuracy",
+]

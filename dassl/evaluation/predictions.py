@@ -1,0 +1,202 @@
+"""The file predictions.npz: what a run predicted for each image of its final evaluation.
+
+Format 1 holds these arrays, none of them pickled; n images, K classes:
+
+- ``format``: 1
+- ``paths`` (n,): of the images, relative to DATASET.ROOT with slashes; one that does not lie below
+  it is the path as it is
+- ``labels`` (n,): 0..K-1
+- ``class_names`` (K,)
+- up to 200 classes, ``logits`` (n, K) in half precision
+- above that, the 20 classes with the highest logits: ``top_indices`` (n, 20), ``top_logits``
+  (n, 20) in half precision, the highest first; ``log_sum_exp`` (n,) of all logits in single
+  precision; ``label_logits`` (n,), of the image's own class, in half precision
+
+Rounding to half precision keeps the order of an image's logits: values that it would make equal
+are moved apart, downwards, by its smallest steps, and equal ones stay equal. So predictions and
+ranks are exactly those of the run. Values beyond +-65504 become +-65504.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dassl.errors import UserError
+
+PREDICTIONS_FILE = "predictions.npz"
+FORMAT = 1
+MAX_CLASSES = 200  # of which all logits are kept
+TOP = 20
+_MAX_HALF = 0x7BFF  # the bits of 65504
+
+
+class Predictions(NamedTuple):
+    """What ``read_predictions`` gives; n images, K classes, t = min(20, K).
+
+    The probability of class ``top_indices[i, j]`` is exp(top_logits[i, j] - log_sum_exp[i]), the
+    NLL of image i is log_sum_exp[i] - label_logits[i], and the prediction is top_indices[i, 0].
+
+    Attributes:
+        paths: of the images (n,), text.
+        labels: (n,), int64.
+        class_names: (K,), text.
+        top_indices: the classes with the highest logits, the highest first (n, t), int64.
+        top_logits: theirs (n, t), float32.
+        log_sum_exp: of all logits (n,), float32.
+        label_logits: logits of the images' own classes (n,), float32.
+        logits: (n, K), float32; None where there are more than 200 classes.
+    """
+
+    paths: np.ndarray
+    labels: np.ndarray
+    class_names: np.ndarray
+    top_indices: np.ndarray
+    top_logits: np.ndarray
+    log_sum_exp: np.ndarray
+    label_logits: np.ndarray
+    logits: np.ndarray | None
+
+
+def pack_logits(logits: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+    """Make the arrays of the file that depend on the logits of a batch.
+
+    Args:
+        logits: (n, K), finite, on any device.
+        labels: (n,), on the same device.
+    """
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    values, indices = logits.sort(dim=1, descending=True, stable=True)
+    halves = _ordered_half(values)
+    if logits.shape[1] <= MAX_CLASSES:
+        packed = {"logits": torch.empty_like(halves).scatter_(1, indices, halves)}
+    else:
+        own = (indices == labels.view(-1, 1)).long().argmax(dim=1, keepdim=True)
+        packed = {
+            "top_indices": indices[:, :TOP].to(torch.int32),
+            "top_logits": halves[:, :TOP],
+            "log_sum_exp": logits.double().logsumexp(dim=1).float(),
+            "label_logits": halves.gather(1, own).squeeze(1),
+        }
+    return {name: tensor.cpu().numpy() for name, tensor in packed.items()}
+
+
+def _ordered_half(values: Tensor) -> Tensor:
+    """Round rows (n, K) that fall from left to right; they fall wherever they did before."""
+    halves = values.clamp(-65504.0, 65504.0).half()
+    bits = halves.view(torch.int16).int()
+    # whole numbers in the order of the halves: their distance counts the halves in between
+    levels = torch.where(bits < 0, -(bits & 0x7FFF), bits)
+    falls = torch.zeros_like(levels)
+    falls[:, 1:] = (values[:, 1:] < values[:, :-1]).cumsum(dim=1)
+    levels = (levels + falls).cummin(dim=1).values - falls
+    levels = levels.clamp(min=-_MAX_HALF)
+    return torch.where(levels < 0, -0x8000 - levels, levels).to(torch.int16).view(torch.float16)
+
+
+def write_predictions(
+    file: IO[bytes],
+    paths: Sequence[str],
+    root: str,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    packed: Mapping[str, np.ndarray],
+) -> None:
+    """Write the file.
+
+    Args:
+        file: to write to.
+        paths: of the images.
+        root: folder of the datasets.
+        labels: (n,).
+        class_names: by label.
+        packed: the arrays of ``pack_logits`` for all images.
+    """
+    arrays: dict[str, Any] = {
+        "format": np.array(FORMAT),
+        "paths": np.array(relative_paths(paths, root)),
+        "labels": labels.astype(np.int32),
+        "class_names": np.array(class_names),
+        **packed,
+    }
+    np.savez_compressed(file, **arrays)
+
+
+def relative_paths(paths: Sequence[str], root: str) -> list[str]:
+    """Return the paths relative to a folder, with slashes; those not below it as they are."""
+    folder = Path(root).expanduser().absolute()
+    places = [Path(path).absolute() for path in paths]
+    return [
+        place.relative_to(folder).as_posix() if place.is_relative_to(folder) else path
+        for path, place in zip(paths, places, strict=True)
+    ]
+
+
+def read_predictions(path: str) -> Predictions:
+    """Read the predictions.npz of a run.
+
+    Raises:
+        UserError: the file is missing, damaged, or of a newer format.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"predictions '{path}' do not exist; evaluating the run writes them")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        version = int(arrays["format"])
+        if version <= FORMAT:
+            return _checked(arrays)
+    except Exception as error:  # the kinds of a damaged file's errors are many
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"predictions '{path}' are damaged ({reason}); evaluate the run again"
+        ) from error
+    raise UserError(f"predictions '{path}' have format {version}; expected {FORMAT} or less")
+
+
+def _checked(arrays: Mapping[str, np.ndarray]) -> Predictions:
+    """Return the contents of a file of format 1; any error says what is wrong with it."""
+
+    def array(name: str, kinds: str, *shape: int) -> Any:
+        found = arrays[name]
+        if found.dtype.kind not in kinds or found.shape != shape:
+            raise ValueError(f"{name} has type {found.dtype} and shape {found.shape}")
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+        return found
+
+    def classes(name: str, *shape: int) -> np.ndarray:
+        found = array(name, "iu", *shape).astype(np.int64)
+        if found.min() < 0 or found.max() >= len(class_names):
+            raise ValueError(f"{name} go beyond the {len(class_names)} classes")
+        return found
+
+    n, n_classes = len(arrays["paths"]), len(arrays["class_names"])
+    paths = array("paths", "U", n)
+    class_names = array("class_names", "U", n_classes)
+    labels = classes("labels", n)
+    if n_classes > MAX_CLASSES:
+        return Predictions(
+            paths,
+            labels,
+            class_names,
+            classes("top_indices", n, TOP),
+            array("top_logits", "f", n, TOP).astype(np.float32),
+            array("log_sum_exp", "f", n).astype(np.float32),
+            array("label_logits", "f", n).astype(np.float32),
+            None,
+        )
+    logits = array("logits", "f", n, n_classes).astype(np.float32)
+    top = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
+    top_logits = np.take_along_axis(logits, top, axis=1)
+    log_sum_exp = torch.from_numpy(logits).double().logsumexp(dim=1).float().numpy()
+    label_logits = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return Predictions(
+        paths, labels, class_names, top, top_logits, log_sum_exp, label_logits, logits
+    )
