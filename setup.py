@@ -22,6 +22,12 @@ setup(
     packages=find_packages(include=[*ROOMS, *(f"{room}.*" for room in ROOMS)]),
     install_requires=[line for line in lines if line and not line.startswith("#")],
     extras_require={
-        "dev": ["pytest>=8,<10", "pytest-xdist>=3.8,<4", "ruff>=0.14,<0.18", "mypy>=1.18,<3"]
+        "dev": [
+            "pytest>=8,<10",
+            "pytest-xdist>=3.8,<4",
+            "ruff>=0.14,<0.18",
+            "mypy>=1.18,<3",
+            "torchmetrics>=1.5,<2",
+        ]
     },
 )

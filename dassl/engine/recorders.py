@@ -161,9 +161,11 @@ class PredictionsRecorder(Recorder):
 
 
 def _is_classification(batch: Any, output: Any) -> bool:
-    """Tell whether there are logits, a label and a path for each image."""
+    """Tell whether there are logits, a label among them and a path for each image."""
     if not isinstance(batch, Mapping) or not isinstance(output, Tensor) or output.dim() != 2:
         return False
     labels, paths = batch.get("label"), batch.get("impath", ())
-    is_labeled = isinstance(labels, Tensor) and labels.shape == output.shape[:1]
-    return is_labeled and len(paths) == len(output)
+    if not isinstance(labels, Tensor) or labels.shape != (len(output),):
+        return False
+    is_known = bool(((labels >= 0) & (labels < output.shape[1])).all())
+    return is_known and len(paths) == len(output)

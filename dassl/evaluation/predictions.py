@@ -12,9 +12,9 @@ Format 1 holds these arrays, none of them pickled; n images, K classes:
   (n, 20) in half precision, the highest first; ``log_sum_exp`` (n,) of all logits in single
   precision; ``label_logits`` (n,), of the image's own class, in half precision
 
-Rounding to half precision keeps the order of an image's logits: values that it would make equal
-are moved apart, downwards, by its smallest steps, and equal ones stay equal. So predictions and
-ranks are exactly those of the run. Values beyond +-65504 become +-65504.
+Rounding keeps which classes come first to fifth: where half precision would make one of these
+equal to a lower one, the lower is moved below it, by the smallest step there is. So predictions and
+top-5 are exactly those of the run. Values beyond +-65504 become +-65504.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ PREDICTIONS_FILE = "predictions.npz"
 FORMAT = 1
 MAX_CLASSES = 200  # of which all logits are kept
 TOP = 20
+ORDERED = 5  # first places that rounding keeps
 _MAX_HALF = 0x7BFF  # the bits of 65504
 
 
@@ -46,7 +47,8 @@ class Predictions(NamedTuple):
         paths: of the images (n,), text.
         labels: (n,), int64.
         class_names: (K,), text.
-        top_indices: the classes with the highest logits, the highest first (n, t), int64.
+        top_indices: the classes with the highest logits, the highest first (n, t), int64. Up to
+            200 classes, those behind the fifth are in the order of the rounded logits.
         top_logits: theirs (n, t), float32.
         log_sum_exp: of all logits (n,), float32.
         label_logits: logits of the images' own classes (n,), float32.
@@ -77,24 +79,27 @@ def pack_logits(logits: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
     if logits.shape[1] <= MAX_CLASSES:
         packed = {"logits": torch.empty_like(halves).scatter_(1, indices, halves)}
     else:
-        own = (indices == labels.view(-1, 1)).long().argmax(dim=1, keepdim=True)
         packed = {
             "top_indices": indices[:, :TOP].to(torch.int32),
             "top_logits": halves[:, :TOP],
             "log_sum_exp": logits.double().logsumexp(dim=1).float(),
-            "label_logits": halves.gather(1, own).squeeze(1),
+            "label_logits": _half(logits.gather(1, labels.view(-1, 1)).squeeze(1)),
         }
     return {name: tensor.cpu().numpy() for name, tensor in packed.items()}
 
 
+def _half(values: Tensor) -> Tensor:
+    return values.clamp(-65504.0, 65504.0).half()
+
+
 def _ordered_half(values: Tensor) -> Tensor:
-    """Round rows (n, K) that fall from left to right; they fall wherever they did before."""
-    halves = values.clamp(-65504.0, 65504.0).half()
-    bits = halves.view(torch.int16).int()
+    """Round rows (n, K) that fall from left to right, keeping each fall of the first places."""
+    bits = _half(values).view(torch.int16).int()
     # whole numbers in the order of the halves: their distance counts the halves in between
     levels = torch.where(bits < 0, -(bits & 0x7FFF), bits)
+    last = values[:, min(ORDERED, values.shape[1]) - 1].unsqueeze(1)
     falls = torch.zeros_like(levels)
-    falls[:, 1:] = (values[:, 1:] < values[:, :-1]).cumsum(dim=1)
+    falls[:, 1:] = ((values[:, 1:] < values[:, :-1]) & (values[:, :-1] >= last)).cumsum(dim=1)
     levels = (levels + falls).cummin(dim=1).values - falls
     levels = levels.clamp(min=-_MAX_HALF)
     return torch.where(levels < 0, -0x8000 - levels, levels).to(torch.int16).view(torch.float16)
