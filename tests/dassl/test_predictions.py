@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import build_trainer
 from dassl.evaluation import read_predictions
 from dassl.evaluation.predictions import pack_logits, relative_paths, write_predictions
+from dassl.metrics import BUILT_IN, METRIC_REGISTRY
 from dassl.utils import UserError
 from tests.dassl import toys
 
@@ -263,6 +265,28 @@ def test_paths_and_names_of_a_run(cfg, tmp_path, monkeypatch):
     assert found.paths.tolist() == [f"many/test/{k}-{i}.png" for k in range(3) for i in (1, 2)]
     assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert found.class_names.tolist() == ["class 0", "class 1", "class 2"]
+
+
+def test_the_code_of_the_page_on_metrics_runs(cfg, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(METRIC_REGISTRY, "_objects", dict(METRIC_REGISTRY._objects))
+    monkeypatch.setitem(DATASET_REGISTRY._objects, "Many", classes_of(3))
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert set(re.findall(r"^\| (`.*`) \|", page, re.MULTILINE)) == {
+        "`accuracy`, `error`",
+        *(f"`{name}`" for name in BUILT_IN if name not in ("accuracy", "error")),
+    }
+    metric, reader = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(metric, {})
+    cfg.TEST.METRICS, cfg.OUTPUT_DIR = ("mean_rank",), str(tmp_path / "output" / "run")
+    build_trainer(cfg).test()
+    results = json.loads((tmp_path / "output" / "run" / "results.json").read_text())
+    assert 1 <= results["mean_rank"] <= 3
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    names = {}
+    exec(reader, names)
+    assert capsys.readouterr().out.count("many/test/") == 6 - results["correct"]
+    assert names["confidence"].shape == names["nll"].shape == (6,)
 
 
 def test_outputs_of_another_kind_leave_no_predictions(cfg, tmp_path, monkeypatch, capsys):
