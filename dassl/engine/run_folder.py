@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dassl.evaluation.predictions import PREDICTIONS_FILE
 from dassl.metrics import BUILT_IN
 from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write, mkdir_if_missing, package_versions, write_json
@@ -40,6 +41,7 @@ def begin(folder: str, config: dict[str, Any]) -> None:
     """Make the folder ready for training: config.yaml is in it, and no results yet."""
     mkdir_if_missing(folder)
     remove_if_there(folder, RESULTS_FILE)  # it tells that a run is finished
+    remove_if_there(folder, PREDICTIONS_FILE)
     with atomic_write(os.path.join(folder, CONFIG_FILE)) as file:
         yaml.safe_dump(config, file)
 

@@ -86,6 +86,11 @@ class Classification(EvaluatorBase):
         from sklearn.metrics import confusion_matrix
 
         logits, labels = torch.cat(self._logits), torch.cat(self._labels)
+        if labels.min() < 0 or labels.max() >= logits.shape[1]:
+            raise UserError(
+                f"labels of images: expected 0 to {logits.shape[1] - 1}, as the model's logits "
+                f"have them, got {labels.min()} to {labels.max()}"
+            )
         values = {
             name: self._plain(name, metric(logits, labels))
             for name, metric in self._metrics.items()

@@ -19,6 +19,7 @@ top-5 are exactly those of the run. Values beyond +-65504 become +-65504.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -135,8 +136,8 @@ def write_predictions(
 
 def relative_paths(paths: Sequence[str], root: str) -> list[str]:
     """Return the paths relative to a folder, with slashes; those not below it as they are."""
-    folder = Path(root).expanduser().absolute()
-    places = [Path(path).absolute() for path in paths]
+    folder = Path(os.path.abspath(os.path.expanduser(root)))
+    places = [Path(os.path.abspath(path)) for path in paths]
     return [
         place.relative_to(folder).as_posix() if place.is_relative_to(folder) else path
         for path, place in zip(paths, places, strict=True)

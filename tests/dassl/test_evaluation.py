@@ -272,3 +272,10 @@ def test_logits_that_are_not_finite_leave_no_results(run_cfg, tmp_path, monkeypa
     )
     assert isinstance(caught.value, FloatingPointError)
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_labels_that_the_model_does_not_know_are_told_in_one_line(cfg):
+    evaluator = build_evaluator(cfg)
+    evaluator.process(torch.eye(3), torch.tensor([0, 1, 3]))
+    with pytest.raises(UserError, match="labels of images: expected 0 to 2, .* got 0 to 3"):
+        evaluator.evaluate()

@@ -112,7 +112,7 @@ def test_arrays_and_types_of_the_file(tmp_path, classes, names):
 def test_paths_are_relative_where_they_can_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inside, outside = str(tmp_path / "data" / "a" / "ä 1.png"), str(tmp_path / "data2" / "1.png")
-    for root in ("data", "./data/", str(tmp_path / "data")):
+    for root in ("data", "./data/", f"../{tmp_path.name}/data", str(tmp_path / "data")):
         paths = [inside, "data/b.png", outside, "../elsewhere/1.png"]
         expected = ["a/ä 1.png", "b.png", outside, "../elsewhere/1.png"]
         assert relative_paths(paths, root) == expected
