@@ -28,12 +28,12 @@ class UnknownNameError(UserError, KeyError):
         return str(self.args[0])
 
 
-class LossError(UserError, FloatingPointError):
-    """A loss that is infinite or not a number."""
-
-
 class LogitsError(UserError, FloatingPointError):
     """Logits that are infinite or not numbers."""
+
+
+class LossError(UserError, FloatingPointError):
+    """A loss that is infinite or not a number."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

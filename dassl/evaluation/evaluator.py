@@ -176,7 +176,7 @@ def check_metrics(cfg: CfgNode) -> None:
             computes no metrics.
     """
     for name in cfg.TEST.METRICS:
-        check_choice("name in TEST.METRICS", name, METRIC_REGISTRY.registered_names())
+        check_choice("TEST.METRICS", name, METRIC_REGISTRY.registered_names())
         if name in _OTHER_KEYS:
             raise UserError(
                 f"TEST.METRICS: expected names that results.json has not yet, got '{name}'"
