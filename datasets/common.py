@@ -16,7 +16,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl.data.datasets import DatasetBase, Datum, subsample_classes
+from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.base_dataset import Split
 from dassl.errors import UserError
 from dassl.utils import listdir_nohidden, log, read_json, write_json
@@ -34,8 +34,7 @@ class PublicDataset(DatasetBase):
     (``split_file`` is empty) where its publishers list all three parts.
 
     Args:
-        cfg: the config; ``DATASET.ROOT``, ``DATASET.NUM_SHOTS``, ``DATASET.SUBSAMPLE_CLASSES`` and
-            ``SEED`` are used.
+        cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.
 
     Raises:
         UserError: a folder, file or image is missing or not in its form.
@@ -49,10 +48,7 @@ class PublicDataset(DatasetBase):
         self.dataset_dir = dataset_folder(cfg, type(self))
         self.image_dir = os.path.join(self.dataset_dir, self.image_dir)
         train, val, test = self._splits()
-        train, val = self.sample_few_shot(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
-        subsample = cfg.DATASET.SUBSAMPLE_CLASSES
-        train, val, test = subsample_classes(train, val, test, subsample=subsample)
-        super().__init__(train_x=train, val=val, test=test)
+        super().__init__(train_x=train, val=val, test=test, cfg=cfg)
 
     def make_split(self) -> Splits:
         """Training, validation and test images from the publishers' own files."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 from yacs.config import CfgNode
 
-from dassl.data.datasets import DatasetBase, Datum, subsample_classes
+from dassl.data.datasets import DatasetBase, Datum
 from dassl.errors import UserError
 from dassl.utils import log, read_json, write_json
 
@@ -34,13 +34,11 @@ class EmbeddedDataset(DatasetBase):
 
     On first use the pictures are written to ``<root>/<folder>/images/<class>/<number>.png`` beside
     a split file in the form that CoOp's datasets read; later uses, and those with other shots or
-    classes, read these. A subclass names its ``folder`` and yields its ``examples``. One that has
-    test pictures alone, such as a shifted version of another dataset, is trained on these like
-    CoOp's ImageNet versions are: it is meant for evaluation.
+    classes, read these. A subclass names its ``folder`` and yields its ``examples``, which may be
+    test pictures alone, as those of a shifted version of another dataset are.
 
     Args:
-        cfg: the config; ``DATASET.ROOT``, ``DATASET.NUM_SHOTS``, ``DATASET.SUBSAMPLE_CLASSES`` and
-            ``SEED`` are used.
+        cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.
 
     Raises:
         UserError: the root cannot be written, or the dataset's folder is damaged.
@@ -57,12 +55,7 @@ class EmbeddedDataset(DatasetBase):
         if not os.path.isdir(self.dataset_dir):
             self._draw(root)
         train, val, test = self._read_split()
-        if not train:
-            train = test
-        train, val = self.sample_few_shot(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
-        subsample = cfg.DATASET.SUBSAMPLE_CLASSES
-        train, val, test = subsample_classes(train, val, test, subsample=subsample)
-        super().__init__(train_x=train, val=val, test=test)
+        super().__init__(train_x=train or None, val=val, test=test, cfg=cfg)
 
     @classmethod
     def examples(cls) -> Iterable[Example]:

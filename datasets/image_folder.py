@@ -10,7 +10,7 @@ from collections import Counter
 from yacs.config import CfgNode
 
 from dassl.data.data_manager import leave_out_broken
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, subsample_classes
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.data.datasets.base_dataset import Split
 from dassl.errors import UserError
 from dassl.utils import log, read_json
@@ -41,8 +41,8 @@ class ImageFolder(DatasetBase):
     are training images, unless their class is new.
 
     Args:
-        cfg: the config; ``DATASET.ROOT``, ``DATASET.NUM_SHOTS``, ``DATASET.SUBSAMPLE_CLASSES``,
-            ``DATASET.VAL_PERCENT``, ``DATALOADER.ON_ERROR`` and ``SEED`` are used.
+        cfg: the config; ``DATASET.ROOT``, ``DATASET.VAL_PERCENT`` and ``DATALOADER.ON_ERROR`` are
+            used, and what ``DatasetBase`` uses.
 
     Raises:
         UserError: a folder, file or share is not in its form, there is one class alone, two classes
@@ -94,12 +94,13 @@ class ImageFolder(DatasetBase):
                 )
         self._split_off(splits, cfg.DATASET.VAL_PERCENT, cfg.SEED)
 
-        train, val = self.sample_few_shot(
-            splits["train"], splits["val"], cfg.DATASET.NUM_SHOTS, cfg.SEED
+        super().__init__(
+            train_x=splits["train"],
+            val=splits["val"],
+            test=splits["test"],
+            cfg=cfg,
+            classnames=[names[folder] for folder in classes],
         )
-        subsample = cfg.DATASET.SUBSAMPLE_CLASSES
-        train, val, test = subsample_classes(train, val, splits["test"], subsample=subsample)
-        super().__init__(train_x=train, val=val, test=test)
 
     def _has_parts(self, folders: list[str]) -> bool:
         """Whether the folders are the parts and not classes; a class may be called "train"."""

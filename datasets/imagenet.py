@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from yacs.config import CfgNode
 
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, subsample_classes
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 from dassl.data.datasets.base_dataset import Split
 from dassl.errors import UserError
 
@@ -18,13 +18,13 @@ from .common import class_folders, dataset_folder, list_images, read_fields
 class ImageNet(DatasetBase):
     """``images/train/<folder>/*`` and ``images/val/<folder>/*``.
 
-    The validation images are both validation and test images, as is the custom. Labels follow the
+    The validation images are both validation and test images, as is the custom: nothing is selected
+    by them. Labels follow the
     sorted folders of ``train``. ``templates`` of an instance are the 80 of CLIP's authors, "a photo
     of a {}." first.
 
     Args:
-        cfg: the config; ``DATASET.ROOT``, ``DATASET.NUM_SHOTS``, ``DATASET.SUBSAMPLE_CLASSES`` and
-            ``SEED`` are used.
+        cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.
 
     Raises:
         UserError: a folder or a class name is missing.
@@ -45,11 +45,8 @@ class ImageNet(DatasetBase):
                 raise UserError(f"class folder '{folder}' is in '{val_dir}', not in '{train_dir}'")
         train = read_folders(train_dir, folders, names)
         test = read_folders(val_dir, folders, names)
-        # The public code draws no validation images here, so none are drawn.
-        train, _ = self.sample_few_shot(train, [], cfg.DATASET.NUM_SHOTS, cfg.SEED)
-        subsample = cfg.DATASET.SUBSAMPLE_CLASSES
-        train, test = subsample_classes(train, test, subsample=subsample)
-        super().__init__(train_x=train, val=test, test=test)
+        classnames = [names[folder] for folder in folders]
+        super().__init__(train_x=train, val=test, test=test, cfg=cfg, classnames=classnames)
 
     @staticmethod
     def read_classnames(text_file: str) -> dict[str, str]:
@@ -60,12 +57,12 @@ class ImageNet(DatasetBase):
 class ImageNetVersion(DatasetBase):
     """A version of ImageNet that is for testing a model trained on ImageNet.
 
-    Its images are also its training images, from which a run takes the class names; so
-    ``DATASET.NUM_SHOTS`` does not count. A subclass gives ``dataset_dir`` and ``image_dir``,
-    relative to the root and to ``dataset_dir`` in the class, whole in an instance.
+    It has no training images, so ``DATASET.NUM_SHOTS`` does not count. A subclass gives
+    ``dataset_dir`` and ``image_dir``, relative to the root and to ``dataset_dir`` in the class,
+    whole in an instance.
 
     Args:
-        cfg: the config; ``DATASET.ROOT`` and ``DATASET.SUBSAMPLE_CLASSES`` are used.
+        cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.
 
     Raises:
         UserError: a folder or a class name is missing.
@@ -78,9 +75,7 @@ class ImageNetVersion(DatasetBase):
         self.dataset_dir = dataset_folder(cfg, type(self))
         self.image_dir = os.path.join(self.dataset_dir, self.image_dir)
         self.templates = imagenet_templates()
-        items = self.read_images(class_names(self.dataset_dir))
-        (items,) = subsample_classes(items, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
-        super().__init__(train_x=items, test=items)
+        super().__init__(test=self.read_images(class_names(self.dataset_dir)), cfg=cfg)
 
     def read_images(self, names: Mapping[str, str]) -> Split:
         """All images, labelled by the sorted folders.

@@ -156,6 +156,28 @@ def test_best_val_model_is_deployed(root, tmp_path, capsys):
     assert json.loads((output / "results.json").read_text())["epoch"] == best["epoch"]
 
 
+@pytest.mark.parametrize(
+    ("count", "kind"), [(0, "no validation images"), (1, "test images for validation")]
+)
+def test_the_best_model_is_not_selected_by_test_images(
+    root, tmp_path, capsys, monkeypatch, count, kind
+):
+    monkeypatch.setattr(toys.Toys, "val", property(lambda self: self.test[:count]))
+    assert run(root, tmp_path / "run", "TEST.FINAL_MODEL", "best_val") == 2
+    assert error_of(capsys) == (
+        f"error: TEST.FINAL_MODEL: expected last_step for Toys, which has {kind}, got best_val"
+    )
+    assert run(root, tmp_path / "run") == 0
+    model = ("--eval-only", "--model-dir", str(tmp_path / "run"))
+    assert run(root, tmp_path / "eval", *model, "TEST.FINAL_MODEL", "best_val") == 0
+
+
+def test_a_public_trainer_tests_on_its_training_classes(root, tmp_path, capsys):
+    assert run(root, tmp_path / "run", "TEST.SUBSAMPLE_CLASSES", "base") == 2
+    assert "TEST.SUBSAMPLE_CLASSES: expected '' for ToyTrainer" in error_of(capsys)
+    assert not (tmp_path / "run").exists()
+
+
 # Interruption -----------------------------------------------------------------------------------
 
 

@@ -87,6 +87,11 @@ class Method(nn.Module):
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         """Raise UserError for settings that this model cannot have."""
 
+    @classmethod
+    def bound_to_classes(cls, settings: Any) -> bool:
+        """Return whether what is learned serves the classes of the training alone."""
+        return False
+
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         """Create what is learned (fp32)."""
 

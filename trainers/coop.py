@@ -38,6 +38,10 @@ class CoOp(Method):
         if not settings.CTX_INIT:
             check_range("TRAINER.COOP.N_CTX", settings.N_CTX, 1)
 
+    @classmethod
+    def bound_to_classes(cls, settings: Any) -> bool:
+        return bool(settings.CSC)
+
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
         self.context = context_of_all_words(self.clip, settings.CTX_INIT, settings.N_CTX)

@@ -22,13 +22,18 @@ STRENGTHS = tuple(10.0**power for power in range(-2, 6))
 class LinearProbe(Method):
     """Logits are a linear function of the unit image features, fitted by scikit-learn.
 
-    C is the one with the best validation accuracy.  Images are seen once and without
+    C is the one with the best validation accuracy, or 1 where there are no validation images, or
+    none that are not test images, as with ImageNet.  Images are seen once and without
     augmentation, so there are no epochs.  The classifier knows the classes that it was trained on
     and no others.
     """
 
     checkpoint_name = "linear_probe"
     checkpoint_scope = "classifier"
+
+    @classmethod
+    def bound_to_classes(cls, settings: Any) -> bool:
+        return True
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         self.classifier = nn.Linear(self.clip.config.embed_dim, len(class_names))

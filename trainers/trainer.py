@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os.path as osp
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.engine.optimize import PRECISIONS, grad_scaler, optimizer_step, precision
+from dassl.evaluation import build_evaluator
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_optimizer
 from dassl.utils import UserError, load_checkpoint, load_pretrained_weights, log, nearest
@@ -114,6 +116,11 @@ class MethodTrainer(TrainerX):
     model: Method
     features: Features
 
+    @classmethod
+    def tests_other_classes(cls, cfg: Any) -> bool:
+        """Return whether TEST.SUBSAMPLE_CLASSES may differ from DATASET.SUBSAMPLE_CLASSES."""
+        return not cls.method.bound_to_classes(cfg.TRAINER[cls.method.config_node])
+
     def check_cfg(self, cfg: Any) -> None:
         """Find everything that can be found wrong before any data is touched."""
         node = f"TRAINER.{self.method.config_node}"
@@ -156,12 +163,16 @@ class MethodTrainer(TrainerX):
         templates = getattr(dataset, "templates", ["a photo of a {}."])
         self.model = self.method(cfg, clip_model, dataset.classnames, templates)
         self.model.autocast_dtype = types.autocast_dtype
+        if dataset.test_classnames != dataset.classnames:
+            # what these class names lack is found before training
+            self.model.set_classes(dataset.test_classnames)
+            self.model.set_classes(dataset.classnames)
         scope = self.model.get_submodule(self.method.checkpoint_scope)
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(scope, cfg.MODEL.INIT_WEIGHTS)
         self.optim = self.sched = None
         learned = self.model.learned()
-        if learned:
+        if learned and self.train_loader_x is not None:
             n_values = sum(tensor.numel() for tensor in learned.values())
             log.info(f"Learnable tensors: {len(learned)} ({n_values:,} values)")
             self.optim = build_optimizer(self.model, cfg.OPTIM, self.model.param_groups(cfg.OPTIM))
@@ -201,9 +212,12 @@ class MethodTrainer(TrainerX):
     def fit(self, fit: Callable[..., None]) -> None:
         """Let the method fit itself to features of the training and validation images."""
         dataset = self.dm.dataset
-        fit(
-            self.frozen_features(dataset.train_x), dataset.val and self.frozen_features(dataset.val)
-        )
+        val = dataset.val
+        if val and not dataset.val_is_disjoint:
+            log.info("The validation images are test images: nothing is selected by them")
+            val = None
+        train = self.frozen_features(dataset.train_x)
+        fit(train, self.frozen_features(val) if val else None)
 
     @torch.no_grad()
     def frozen_features(self, items: Sequence[Any]) -> tuple[Tensor, Tensor]:
@@ -266,9 +280,29 @@ class MethodTrainer(TrainerX):
     # Evaluation --------------------------------------------------------------------------------
 
     def test(self, split: str | None = None) -> float:
+        """Evaluate, on test images for the test's classes, which may be others."""
         self.set_model_mode("eval")
-        with self.model.fixed_classes():
+        is_val = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
+        with nullcontext() if is_val else self.test_classes(), self.model.fixed_classes():
             return super().test(split)
+
+    @contextmanager
+    def test_classes(self) -> Iterator[None]:
+        """Set the test's classes where they differ from the training's, and put these back."""
+        dataset = self.dm.dataset
+        if dataset.test_classnames == dataset.classnames:
+            yield
+            return
+        kept = self.evaluator, self.num_classes, self.lab2cname
+        self.lab2cname = dict(enumerate(dataset.test_classnames))
+        self.num_classes = len(self.lab2cname)
+        self.evaluator = build_evaluator(self.cfg, lab2cname=self.lab2cname)
+        self.model.set_classes(dataset.test_classnames)
+        try:
+            yield
+        finally:
+            self.evaluator, self.num_classes, self.lab2cname = kept
+            self.model.set_classes(dataset.classnames)
 
     def model_inference(self, images: Tensor) -> Tensor:
         with self.model.autocast():

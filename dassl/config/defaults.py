@@ -183,6 +183,8 @@ _C.TEST.SAVE_LOGITS = False
 _C.TEST.NO_TEST = False
 # Split of the final test: test or val
 _C.TEST.SPLIT = "test"
+# Classes of the test images: all, base or new ("": as DATASET.SUBSAMPLE_CLASSES)
+_C.TEST.SUBSAMPLE_CLASSES = ""
 # last_step or best_val (val, or test where there is no val, is evaluated after every epoch)
 _C.TEST.FINAL_MODEL = "last_step"
 

@@ -93,7 +93,8 @@ class DataManager(PublicDataManager):
 
     Attributes:
         dataset: the ``DatasetBase``.
-        train_loader_x, test_loader: loaders.
+        train_loader_x: a loader, or None where the dataset has no training images.
+        test_loader: a loader.
         val_loader: a loader, or None where the dataset has no validation images.
     """
 
@@ -137,17 +138,19 @@ class DataManager(PublicDataManager):
             )
 
         self.dataset = dataset
-        self.train_loader_x = build_data_loader(
-            cfg,
-            sampler_type=cfg.DATALOADER.TRAIN_X.SAMPLER,
-            data_source=dataset.train_x,
-            batch_size=cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
-            n_domain=cfg.DATALOADER.TRAIN_X.N_DOMAIN,
-            n_ins=cfg.DATALOADER.TRAIN_X.N_INS,
-            tfm=tfm_train,
-            is_train=True,
-            dataset_wrapper=dataset_wrapper,
-        )
+        self.train_loader_x: Any = None
+        if dataset.train_x:
+            self.train_loader_x = build_data_loader(
+                cfg,
+                sampler_type=cfg.DATALOADER.TRAIN_X.SAMPLER,
+                data_source=dataset.train_x,
+                batch_size=cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
+                n_domain=cfg.DATALOADER.TRAIN_X.N_DOMAIN,
+                n_ins=cfg.DATALOADER.TRAIN_X.N_INS,
+                tfm=tfm_train,
+                is_train=True,
+                dataset_wrapper=dataset_wrapper,
+            )
         self.val_loader = test_loader(dataset.val) if dataset.val else None
         self.test_loader = test_loader(dataset.test)
         self._num_classes: int = dataset.num_classes

@@ -6,7 +6,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from dassl.data.datasets import check_dataset_cfg
+from dassl.data.datasets import check_dataset_cfg, other_test_classes
 from dassl.data.samplers import SAMPLERS
 from dassl.data.transforms import CHOICES, INTERPOLATION_NAMES
 from dassl.engine.recorders import chosen_recorders
@@ -50,6 +50,13 @@ def check_cfg(cfg: CfgNode) -> None:
         raise UserError(f"TRAIN.PRINT_FREQ is {cfg.TRAIN.PRINT_FREQ}; allowed: 1 or more")
     check_choice("TEST.SPLIT", cfg.TEST.SPLIT, ["test", "val"])
     check_choice("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, ["last_step", "best_val"])
+    if other_test_classes(cfg):
+        able = getattr(trainer, "tests_other_classes", None)
+        if able is None or not able(cfg):
+            raise UserError(
+                f"TEST.SUBSAMPLE_CLASSES: expected '' for {cfg.TRAINER.NAME}, which knows the "
+                f"classes of its training alone, got '{cfg.TEST.SUBSAMPLE_CLASSES}'"
+            )
     chosen_recorders(cfg, trainer)
 
 

@@ -36,6 +36,7 @@ FREE_KEYS = (
     "TEST.NO_TEST",
     "TEST.RECORD",
     "TEST.SPLIT",
+    "TEST.SUBSAMPLE_CLASSES",
 )
 # The file is written only when at least this many times as long has gone by as writing it takes,
 # so that large models spend no noticeable time on it.

@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from dassl.compat import data_attributes
 from dassl.config import to_dict
 from dassl.data import DataManager
+from dassl.data.datasets import check_training
 from dassl.engine import checkpoints, resume, run_folder
 from dassl.engine.optimize import optimizer_step
 from dassl.engine.progress import EpochProgress, loss_error, shows_bar
@@ -284,6 +285,7 @@ class SimpleTrainer(TrainerBase):
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self) -> None:
+        check_training(self.cfg, self.dm.dataset)
         self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
         self.time_start = time.time()
         if self.start_epoch == self.max_epoch:

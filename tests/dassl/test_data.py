@@ -137,6 +137,76 @@ def test_base_and_new_halves(pool):
         subsample_classes(pool, subsample="novel")
 
 
+def whole(pool, cfg):
+    """A dataset of ours: whole lists, of which the base takes what the config says."""
+    val = [item for item in pool if item.impath.endswith("7.png")]  # none of the class "dog"
+    return Dataset(train_x=pool, val=val, test=pool[:10], cfg=cfg)
+
+
+def labeled(items):
+    return {(item.label, item.classname) for item in items}
+
+
+@pytest.mark.parametrize("subset", ["all", "base", "new"])
+@pytest.mark.parametrize("tested", ["", "all", "base", "new"])
+def test_training_and_test_have_class_subsets_of_their_own(pool, cfg, subset, tested):
+    names = {"all": list(toys.CLASSES), "base": ["ant", "bee", "cat"], "new": ["dog", "eel"]}
+    cfg.DATASET.SUBSAMPLE_CLASSES, cfg.TEST.SUBSAMPLE_CLASSES = subset, tested
+    dataset = whole(pool, cfg)
+    trained = names[subset]
+    assert dataset.classnames == trained and dataset.num_classes == len(trained)
+    assert dataset.lab2cname == dict(enumerate(trained))
+    assert labeled(dataset.train_x) == set(enumerate(trained))
+    assert labeled(dataset.val) == {pair for pair in enumerate(trained) if pair[1] != "dog"}
+    assert dataset.test_classnames == names[tested or subset]
+    assert labeled(dataset.test) == set(enumerate(dataset.test_classnames))
+
+
+def test_shots_are_drawn_before_classes_are_left_out(pool, cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(Dataset, "dataset_dir", str(tmp_path))
+    cfg.DATASET.NUM_SHOTS, cfg.SEED = 3, 2
+    cfg.DATASET.SUBSAMPLE_CLASSES = "base"
+    set_random_seed(2)
+    found = whole(pool, cfg)
+    random.seed(2)
+    sample = found.generate_fewshot_dataset(pool, num_shots=3)
+    assert paths(found.train_x) == [item.impath for item in sample if item.label < 3]
+    assert paths(found.test) == [item.impath for item in pool[:10] if item.label < 3]
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["shot_3-seed_2.json"]
+
+
+def test_a_dataset_may_have_test_images_alone(pool, cfg):
+    for dataset in (Dataset(test=pool), Dataset(test=pool, cfg=cfg)):
+        assert dataset.classnames == list(toys.CLASSES) and not dataset.train_x
+    cfg.DATASET.SUBSAMPLE_CLASSES = "new"
+    assert Dataset(test=pool, cfg=cfg).classnames == ["dog", "eel"]
+    with pytest.raises(UserError, match="class 2 of Dataset has no test image"):
+        Dataset(test=[item for item in pool if item.label != 2])
+    names = [*toys.CLASSES, "fox"]  # a class without any image
+    assert Dataset(test=pool, cfg=cfg, classnames=names).classnames == ["dog", "eel", "fox"]
+    with pytest.raises(UserError, match="class 5 of Dataset has no training image"):
+        Dataset(train_x=pool, test=pool, classnames=names)
+
+
+def test_validation_images_are_compared_with_test_images_by_path(pool):
+    assert Dataset(train_x=pool, val=pool[3:6], test=pool[:3]).val_is_disjoint
+    assert Dataset(train_x=pool, test=pool).val_is_disjoint
+    folder, name = os.path.split(pool[2].impath)
+    same = Datum(os.path.join(folder, ".", name), pool[2].label)
+    assert not Dataset(train_x=pool, val=[*pool[3:6], same], test=pool[:3]).val_is_disjoint
+
+
+def test_a_dataset_of_the_public_toolbox_has_no_other_test_classes(cfg):
+    cfg.TEST.SUBSAMPLE_CLASSES = "base"
+    with pytest.raises(UserError, match="TEST.SUBSAMPLE_CLASSES: expected '' for Toys"):
+        DataManager(cfg)
+    cfg.TEST.SUBSAMPLE_CLASSES = cfg.DATASET.SUBSAMPLE_CLASSES
+    assert DataManager(cfg).num_classes == 5
+    cfg.TEST.SUBSAMPLE_CLASSES = "novel"
+    with pytest.raises(UserError, match="unknown TEST.SUBSAMPLE_CLASSES 'novel'"):
+        DataManager(cfg)
+
+
 def test_domains_are_checked():
     Dataset.domains = ["art", "photo"]
     dataset = Dataset.__new__(Dataset)

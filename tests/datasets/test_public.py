@@ -309,6 +309,7 @@ def test_imagenet(imagenet_root: Path, names: list[str]) -> None:
     assert dataset.classnames == names
     assert rows(dataset.train_x, images) == expected["train"]
     assert rows(dataset.val, images) == rows(dataset.test, images) == expected["val"]
+    assert not dataset.val_is_disjoint
     random.seed(1)
     sample = few_shot(expected["train"], 2)
     for _ in ("drawn", "read"):
@@ -373,29 +374,46 @@ def test_versions_of_imagenet(tmp_path: Path, name: str, names: list[str]) -> No
     assert [(Path(path).parts[0], label) for path, label, _ in found] == [
         (class_folder, label) for label, class_folder in enumerate(folders) for _ in range(3)
     ]
-    assert rows(dataset.train_x, tmp_path / folder / images) == found
-    assert not dataset.val
+    assert not dataset.train_x and not dataset.val
     base, new = (build(name, tmp_path, subset=subset) for subset in ("base", "new"))
     assert base.classnames + new.classnames == dataset.classnames
     assert base.num_classes == math.ceil(len(folders) / 2)
 
 
-def test_a_model_of_imagenet_chooses_among_the_classes_of_a_version(imagenet_root: Path) -> None:
+def test_a_model_of_imagenet_chooses_among_the_classes_of_a_version(
+    imagenet_root: Path, capsys
+) -> None:
     imagenet(imagenet_root / "imagenet-adversarial", "imagenet-a", FOLDERS[1::2], 3)
 
-    def run(dataset: str, *options: str) -> dict:
-        output = imagenet_root / dataset
+    def start(dataset: str, *options: str, pairs: tuple[str, ...] = ()) -> int:
         command = ["--trainer", "CoOp", "--seed", "1", "--root", str(imagenet_root), *options]
         for option, file in (
-            ("--dataset-config-file", f"datasets/{dataset}.yaml"),
-            ("--config-file", "trainers/CoOp/vit_mini.yaml"),
-            ("--output-dir", ""),
+            ("--dataset-config-file", CONFIGS / f"datasets/{dataset}.yaml"),
+            ("--config-file", CONFIGS / "trainers/CoOp/vit_mini.yaml"),
+            ("--output-dir", imagenet_root / dataset),
         ):
-            command += [option, str(CONFIGS / file) if file else str(output)]
+            command += [option, str(file)]
         few = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "TEST.SAVE_LOGITS", "True"]
-        assert train.main([*command, *few]) == 0
-        return json.loads((output / "results.json").read_text())
+        return train.main([*command, *few, *pairs])
 
+    def run(dataset: str, *options: str) -> dict:
+        assert start(dataset, *options) == 0
+        return json.loads((imagenet_root / dataset / "results.json").read_text())
+
+    def refused(*arguments: str, **pairs: tuple[str, ...]) -> str:
+        capsys.readouterr()
+        assert start(*arguments, **pairs) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert refused("imagenet", pairs=("TEST.FINAL_MODEL", "best_val")) == (
+        "error: TEST.FINAL_MODEL: expected last_step for ImageNet, which has test images for "
+        "validation, got best_val"
+    )
+    assert refused("imagenet_a") == (
+        "error: DATASET.NAME: expected a dataset with training images, got ImageNetA, which has "
+        "test images alone; evaluate on it with --eval-only"
+    )
     trained = run("imagenet")
     assert list(trained["per_class_accuracy"]) == KNOWN
     found = run("imagenet_a", "--eval-only", "--model-dir", str(imagenet_root / "imagenet"))

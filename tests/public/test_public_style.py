@@ -10,11 +10,16 @@ from yacs.config import CfgNode as CN
 
 import tests.public.context_trainer
 import tests.public.patches_dataset
+import tests.public.shifted_dataset
 from dassl.config import get_cfg_default
+from dassl.data import DataManager
+from dassl.data.datasets import build_dataset
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
 
-assert tests.public.context_trainer and tests.public.patches_dataset  # they register themselves
+# they register themselves
+assert tests.public.context_trainer and tests.public.patches_dataset
+assert tests.public.shifted_dataset
 
 
 def config(root, output):
@@ -67,3 +72,16 @@ def test_a_public_trainer_and_dataset_train_save_reload_and_evaluate(tmp_path, c
     again = build_trainer(config(tmp_path, tmp_path / "again"))
     again.load_model(str(tmp_path / "run"), epoch=20)
     assert again.test() == accuracy
+
+
+def test_a_public_test_set_gives_its_images_for_training_too(tmp_path):
+    cfg = config(tmp_path, tmp_path / "run")
+    build_dataset(cfg)  # paints the images
+    cfg.defrost()
+    cfg.DATASET.NAME = "PublicPatchesShifted"
+    for subset, names in (("all", ["orange", "red", "yellow"]), ("new", ["yellow"])):
+        cfg.DATASET.SUBSAMPLE_CLASSES = subset
+        data = DataManager(cfg)
+        assert data.dataset.classnames == data.dataset.test_classnames == names
+        assert len(data.dataset.train_x) == len(data.dataset.test) == 20 * len(names)
+        assert data.train_loader_x is not None and data.val_loader is None

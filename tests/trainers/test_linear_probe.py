@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.datasets import DATASET_REGISTRY, Datum
 from tests.trainers import toy
 from trainers.linear_probe import STRENGTHS
 from trainers.trainer import MethodTrainer
@@ -17,6 +19,21 @@ from trainers.trainer import MethodTrainer
 
 @DATASET_REGISTRY.register()
 class ColorPatchesWithVal(toy.ColorPatches):
+    """Its validation images are copies of its test images."""
+
+    @property
+    def val(self):
+        copies = []
+        for item in self.test:
+            path = item.impath.replace("/test/", "/val/")
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(item.impath, path)
+            copies.append(Datum(path, item.label, item.domain, item.classname))
+        return copies
+
+
+@DATASET_REGISTRY.register()
+class ColorPatchesWithTestAsVal(toy.ColorPatches):
     @property
     def val(self):
         return self.test
@@ -49,7 +66,7 @@ def test_it_predicts_what_scikit_learn_predicts(run, tmp_path, monkeypatch, subs
     scores = [m.score(val_x, val_y) for m in models]
     chosen = models[int(np.argmax(scores))]
     assert f"C {chosen.C:g}: validation accuracy {100 * max(scores):.1f}%" in out
-    saved = np.load(tmp_path / "run/logits.npz")  # the test split is the validation split here
+    saved = np.load(tmp_path / "run/logits.npz")  # the test images are the validation images here
     probabilities = torch.tensor(saved["logits"]).softmax(dim=1).numpy()
     np.testing.assert_allclose(probabilities, chosen.predict_proba(val_x), atol=1e-4)
 
@@ -68,3 +85,10 @@ def test_it_reloads_and_knows_no_other_classes(run, tmp_path):
     assert accuracy[0] == accuracy[1]
     code, out = run("LinearProbe", "all", flags=load)
     assert code == 2 and "shape" in out
+
+
+def test_c_is_not_chosen_by_test_images(run):
+    code, out = run("LinearProbe", "run", "DATASET.NAME", "ColorPatchesWithTestAsVal")
+    assert code == 0, out
+    assert "The validation images are test images: nothing is selected by them" in out
+    assert out.count("validation accuracy") == 1 and "C 1: validation accuracy" in out

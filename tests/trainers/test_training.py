@@ -15,7 +15,7 @@ import torch
 import train
 from dassl.engine import resume
 from tests.trainers.tiny import tiny_clip
-from tests.trainers.toy import CHECKPOINT, checkpoint
+from tests.trainers.toy import CHECKPOINT, NODES, ColorPatches, checkpoint
 from trainers.coop import CoOp
 from trainers.trainer import MethodTrainer
 
@@ -51,6 +51,90 @@ def test_train_save_and_reload_for_other_classes(run, tmp_path, trainer, backbon
     assert code == 0, out
     results = json.loads((tmp_path / "new/results.json").read_text())
     assert set(results["per_class_accuracy"]) == {"blue", "grey"}
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "HiCroPL", "HISF", "ProMPT"])
+def test_base_training_with_a_test_on_all_classes_is_one_run(run, tmp_path, trainer):
+    base, save = ("DATASET.SUBSAMPLE_CLASSES", "base"), ("TEST.SAVE_LOGITS", "True")
+    model = ["--eval-only", "--model-dir", f"{tmp_path}/base"]
+    code, out = run(trainer, "one", *base, "TEST.SUBSAMPLE_CLASSES", "all", *save)
+    assert code == 0, out
+    # the same in two runs
+    assert run(trainer, "base", *base)[0] == 0
+    assert run(trainer, "all", *save, flags=model)[0] == 0
+    states = [checkpoint(tmp_path / folder, trainer, 2) for folder in ("one", "base")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+    one, all_classes = (
+        json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("one", "all")
+    )
+    assert list(one["per_class_accuracy"]) == ["red", "green", "blue", "grey"]
+    assert one["per_class_accuracy"] == all_classes["per_class_accuracy"]
+    first, second = (np.load(tmp_path / folder / "logits.npz") for folder in ("one", "all"))
+    np.testing.assert_allclose(first["logits"], second["logits"], rtol=1e-5, atol=1e-5)
+    assert first["labels"].tolist() == second["labels"].tolist()
+
+
+def test_training_classes_come_back_after_a_test_on_others(run, tmp_path, monkeypatch):
+    trainers = []
+    build = MethodTrainer.build_model
+
+    def remember(self):
+        build(self)
+        trainers.append(self)
+
+    monkeypatch.setattr(MethodTrainer, "build_model", remember)
+    options = ("DATASET.SUBSAMPLE_CLASSES", "base", "TEST.SUBSAMPLE_CLASSES", "new")
+    code, out = run("HiCroPL", "run", *options)
+    assert code == 0, out
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert list(results["per_class_accuracy"]) == ["blue", "grey"]
+    (trainer,) = trainers
+    assert trainer.model.class_names == ["red", "green"]
+    assert trainer.lab2cname == {0: "red", 1: "green"} and trainer.num_classes == 2
+
+
+def test_what_the_classes_of_the_test_lack_is_found_before_training(run, tmp_path):
+    file = tmp_path / "described.json"
+    file.write_text(json.dumps({"red": ["like fire"], "green": ["like grass"]}))
+    described = ("TRAINER.HICROPL.FROZEN_TEXT", "descriptions")
+    described += ("TRAINER.HICROPL.DESCRIPTIONS", str(file), "DATASET.SUBSAMPLE_CLASSES", "base")
+    code, out = run("HiCroPL", "run", *described, "TEST.SUBSAMPLE_CLASSES", "all")
+    assert code == 2 and "has no sentences for 'blue', 'grey'" in out
+    assert "epoch [" not in out
+    assert run("HiCroPL", "run", *described)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("trainer", "options"), [("LinearProbe", ()), ("CoOp", ("TRAINER.COOP.CSC", "True"))]
+)
+def test_what_is_bound_to_its_classes_is_not_tested_on_others(
+    run, tmp_path, monkeypatch, trainer, options
+):
+    monkeypatch.setitem(NODES, "LinearProbe", "LINEAR_PROBE")
+    base = (*options, "DATASET.SUBSAMPLE_CLASSES", "base")
+    code, out = run(trainer, "run", *base, "TEST.SUBSAMPLE_CLASSES", "new")
+    assert code == 2
+    assert f"TEST.SUBSAMPLE_CLASSES: expected '' for {trainer}" in out
+    assert not (tmp_path / "run").exists()
+    assert run(trainer, "run", *base, "TEST.SUBSAMPLE_CLASSES", "base")[0] == 0
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "CLIPLoRA", "LinearProbe", "ZeroshotCLIP"])
+def test_a_dataset_of_test_images_is_not_trained_on(run, tmp_path, monkeypatch, trainer):
+    monkeypatch.setitem(NODES, "LinearProbe", "LINEAR_PROBE")
+    assert run(trainer, "trained")[0] == 0
+    monkeypatch.setattr(ColorPatches, "train_x", [])
+    code, out = run(trainer, "run")
+    learns = trainer != "ZeroshotCLIP"
+    assert code == (2 if learns else 0)
+    assert ("DATASET.NAME: expected a dataset with training images" in out) == learns
+    code, out = run(trainer, "eval", flags=["--eval-only", "--model-dir", f"{tmp_path}/trained"])
+    assert code == 0, out
+    accuracy = [
+        json.loads((tmp_path / folder / "results.json").read_text())["accuracy"]
+        for folder in ("trained", "eval")
+    ]
+    assert accuracy[0] == accuracy[1]
 
 
 @pytest.mark.parametrize("trainer", ["CoOp", "HiCroPL"])

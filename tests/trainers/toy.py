@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, subsample_classes
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from tests.trainers.tiny import tiny_clip
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128,) * 3}
@@ -34,8 +34,8 @@ class ColorPatches(DatasetBase):
                         Image.fromarray(pixels).save(path)
                     items.append(Datum(impath=str(path), label=label, classname=name))
             splits.append(items)
-        chosen = subsample_classes(*splits, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
-        super().__init__(train_x=chosen[0], test=chosen[1])
+        self.dataset_dir = str(root)
+        super().__init__(train_x=splits[0], test=splits[1], cfg=cfg)
 
 
 # It is registered under the other spelling; a test asks for this one and is told the nearest name.

@@ -1,7 +1,13 @@
 """The registry of datasets and what they are made of."""
 
 from dassl.data.datasets.base_dataset import DatasetBase, Datum, subsample_classes
-from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset, check_dataset_cfg
+from dassl.data.datasets.build import (
+    DATASET_REGISTRY,
+    build_dataset,
+    check_dataset_cfg,
+    check_training,
+    other_test_classes,
+)
 
 __all__ = [
     "DATASET_REGISTRY",
@@ -9,5 +15,7 @@ __all__ = [
     "Datum",
     "build_dataset",
     "check_dataset_cfg",
+    "check_training",
+    "other_test_classes",
     "subsample_classes",
 ]

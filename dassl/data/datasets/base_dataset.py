@@ -8,10 +8,14 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
+from yacs.config import CfgNode
+
 from dassl.compat import PublicDatasetMethods
 from dassl.errors import UserError, check_choice
 from dassl.utils.logger import log
 from dassl.utils.tools import check_isfile, read_json, write_json
+
+SUBSETS = ("all", "base", "new")  # of the classes
 
 
 class Datum:
@@ -54,16 +58,28 @@ Split = list[Datum]
 class DatasetBase(PublicDatasetMethods):
     """A dataset: splits, and the names of the classes.
 
-    A subclass takes the config, builds the lists and hands them to ``super().__init__``.
+    A subclass takes the config, builds the lists and hands them to ``super().__init__``. With
+    ``cfg`` the lists are whole ones, and the few-shot sample and the class subsets are made here:
+    training and validation images are those of ``DATASET.SUBSAMPLE_CLASSES``, test images those of
+    ``TEST.SUBSAMPLE_CLASSES`` ("": the same), and each list's labels count the classes of its own
+    subset from 0. Validation images that are test images are not sampled. Without ``cfg``, as in
+    files written for the public toolbox, the lists stay as they are.
 
     Args:
-        train_x: labelled training images; their labels are 0..n-1, each at least once.
-        train_u: unlabelled training images; kept, not used here.
+        train_x: labeled training images, at least one of each class; None where the dataset is
+            for testing only.
+        train_u: unlabeled training images; kept, not used here.
         val: validation images, or None.
         test: test images.
+        cfg: the config; ``DATASET.NUM_SHOTS``, ``SEED`` and the two class subsets are used.
+        classnames: names of all classes, by label; by default those of the training images, or of
+            the test images where there are no others.
 
     Raises:
-        UserError: there is no training or test image, or a class has no training image.
+        UserError: there is no training or test image, or a class has no image.
+
+    Attributes:
+        applies_subsets: whether the class subsets of the config were applied here.
     """
 
     dataset_dir: str = ""  # folder of the dataset
@@ -77,31 +93,74 @@ class DatasetBase(PublicDatasetMethods):
         train_u: Sequence[Datum] | None = None,
         val: Sequence[Datum] | None = None,
         test: Sequence[Datum] | None = None,
+        *,
+        cfg: CfgNode | None = None,
+        classnames: Sequence[str] | None = None,
     ) -> None:
-        name = type(self).__name__
-        for split_name, split in (("training", train_x), ("test", test)):
-            if not split:
-                raise UserError(f"dataset {name} has no {split_name} image{self._place()}")
+        if train_x is not None and not train_x:
+            raise self._lacks("training")
+        if not test:
+            raise self._lacks("test")
         self._train_x = list(train_x or [])
         self._train_u = train_u
         self._val = val
-        self._test = test
-        self._num_classes = self.get_num_classes(self._train_x)
-        self._check_classes(name)
-        self._lab2cname, self._classnames = self.get_lab2cname(self._train_x)
+        self._test: Sequence[Datum] = test
+        if classnames is None:
+            labeled = self._train_x or test
+            self._check_classes(labeled, self.get_num_classes(labeled))
+            self._lab2cname, self._classnames = self.get_lab2cname(labeled)
+        else:
+            self._lab2cname, self._classnames = dict(enumerate(classnames)), list(classnames)
+            if self._train_x:
+                self._check_classes(self._train_x, len(classnames))
+        self._test_classnames = self._classnames
+        self.applies_subsets = cfg is not None
+        if cfg is not None:
+            self._sample_and_subset(cfg)
+        self._num_classes = len(self._classnames)
 
     def _place(self) -> str:
         return f" in '{self.dataset_dir}'" if self.dataset_dir else ""
 
-    def _check_classes(self, name: str) -> None:
-        trained = {item.label for item in self._train_x}
-        others = [*(self._val or []), *(self._test or [])]
-        names = {item.label: item.classname for item in others}
-        count = max([self._num_classes, *(label + 1 for label in names)])
-        for label in range(count):
-            if label not in trained:
+    def _lacks(self, kind: str) -> UserError:
+        return UserError(f"dataset {type(self).__name__} has no {kind} image{self._place()}")
+
+    def _check_classes(self, labeled: Sequence[Datum], count: int) -> None:
+        """Check that each of ``count`` classes, and each of another split, is among ``labeled``."""
+        kind = "training" if self._train_x else "test"
+        known = {item.label for item in labeled}
+        names = {item.label: item.classname for item in (*(self._val or []), *self._test)}
+        for label in range(max(count, *(label + 1 for label in names))):
+            if label not in known:
                 called = f"'{names[label]}' (label {label})" if names.get(label) else str(label)
-                raise UserError(f"class {called} of {name} has no training image{self._place()}")
+                raise UserError(
+                    f"class {called} of {type(self).__name__} has no {kind} image{self._place()}"
+                )
+
+    def _sample_and_subset(self, cfg: CfgNode) -> None:
+        """Apply shots, and then class subsets: a sample is drawn before classes are left out."""
+        train, val = self._train_x, list(self._val or [])
+        if train:
+            shots, seed, fixed = cfg.DATASET.NUM_SHOTS, cfg.SEED, not self.val_is_disjoint
+            train, few = self.sample_few_shot(train, [] if fixed else val, shots, seed)
+            val = val if fixed else few
+        names, subset = self._classnames, cfg.DATASET.SUBSAMPLE_CLASSES
+        trained = class_subset(range(len(names)), subset)
+        tested = class_subset(range(len(names)), cfg.TEST.SUBSAMPLE_CLASSES or subset)
+        self._train_x = of_classes(train, trained)
+        self._val = self._val and of_classes(val, trained)
+        self._test = of_classes(self._test, tested)
+        self._classnames = [names[label] for label in trained]
+        self._lab2cname = dict(enumerate(self._classnames))
+        self._test_classnames = [names[label] for label in tested]
+        if subset != "all":
+            log.info(f"SUBSAMPLE {subset.upper()} CLASSES!")
+        if tested != trained:
+            log.info(f"TEST ON {cfg.TEST.SUBSAMPLE_CLASSES.upper()} CLASSES!")
+        if train and not self._train_x:
+            raise self._lacks("training")
+        if not self._test:
+            raise self._lacks("test")
 
     @property
     def train_x(self) -> Split:
@@ -116,8 +175,14 @@ class DatasetBase(PublicDatasetMethods):
         return self._val
 
     @property
-    def test(self) -> Sequence[Datum] | None:
+    def test(self) -> Sequence[Datum]:
         return self._test
+
+    @property
+    def val_is_disjoint(self) -> bool:
+        """Whether no validation image is a test image, as their paths tell."""
+        tested = {os.path.abspath(item.impath) for item in self.test}
+        return not any(os.path.abspath(item.impath) in tested for item in self.val or [])
 
     @property
     def lab2cname(self) -> dict[int, str]:
@@ -126,6 +191,14 @@ class DatasetBase(PublicDatasetMethods):
     @property
     def classnames(self) -> list[str]:
         return self._classnames
+
+    @property
+    def test_classnames(self) -> list[str]:
+        """Names of the classes of the test images, by their labels.
+
+        They differ from ``classnames`` where ``TEST.SUBSAMPLE_CLASSES`` says so.
+        """
+        return self._test_classnames
 
     @property
     def num_classes(self) -> int:
@@ -271,8 +344,31 @@ def _read_few_shot(
     return kept
 
 
+def class_subset(labels: Sequence[int], subset: str) -> list[int]:
+    """Return all of the sorted labels, the first half (rounded up, "base") or the other ("new").
+
+    Raises:
+        UserError: the subset is another.
+    """
+    check_choice("DATASET.SUBSAMPLE_CLASSES", subset, SUBSETS)
+    half = math.ceil(len(labels) / 2)
+    return list({"all": labels, "base": labels[:half], "new": labels[half:]}[subset])
+
+
+def of_classes(items: Sequence[Datum], labels: Sequence[int]) -> Split:
+    """Return the images of these labels, relabeled from 0 in their order."""
+    new_label = {label: number for number, label in enumerate(labels)}
+    return [
+        item
+        if new_label[item.label] == item.label
+        else Datum(item.impath, new_label[item.label], item.domain, item.classname)
+        for item in items
+        if item.label in new_label
+    ]
+
+
 def subsample_classes(*splits: Sequence[Datum], subsample: str = "all") -> list[Split]:
-    """The images of the base or the new half of the classes, relabelled from 0.
+    """Return the images of the base or the new half of the classes, relabeled from 0.
 
     The first half of the sorted labels of the first split, rounded up, is base.
 
@@ -283,19 +379,9 @@ def subsample_classes(*splits: Sequence[Datum], subsample: str = "all") -> list[
     Returns:
         One list for each split.
     """
-    check_choice("DATASET.SUBSAMPLE_CLASSES", subsample, ["all", "base", "new"])
+    labels = sorted({item.label for item in splits[0]})
+    selected = class_subset(labels, subsample)
     if subsample == "all":
         return [list(split) for split in splits]
     log.info(f"SUBSAMPLE {subsample.upper()} CLASSES!")
-    labels = sorted({item.label for item in splits[0]})
-    half = math.ceil(len(labels) / 2)
-    selected = labels[:half] if subsample == "base" else labels[half:]
-    new_label = {label: number for number, label in enumerate(selected)}
-    return [
-        [
-            Datum(item.impath, new_label[item.label], item.domain, item.classname)
-            for item in split
-            if item.label in new_label
-        ]
-        for split in splits
-    ]
+    return [of_classes(split, selected) for split in splits]

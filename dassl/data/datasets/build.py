@@ -7,6 +7,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl.data.datasets.base_dataset import SUBSETS
 from dassl.errors import UserError, check_choice
 from dassl.utils.logger import log
 from dassl.utils.registry import Registry
@@ -24,7 +25,8 @@ def check_dataset_cfg(cfg: CfgNode) -> None:
     shots = cfg.DATASET.NUM_SHOTS
     if shots < 1 and shots != -1:
         raise UserError(f"DATASET.NUM_SHOTS is {shots}; allowed: 1 or more, or -1 for all images")
-    check_choice("DATASET.SUBSAMPLE_CLASSES", cfg.DATASET.SUBSAMPLE_CLASSES, ["all", "base", "new"])
+    check_choice("DATASET.SUBSAMPLE_CLASSES", cfg.DATASET.SUBSAMPLE_CLASSES, SUBSETS)
+    check_choice("TEST.SUBSAMPLE_CLASSES", cfg.TEST.SUBSAMPLE_CLASSES, ["", *SUBSETS])
     root = cfg.DATASET.ROOT
     if not root:
         raise UserError("DATASET.ROOT is empty; name the folder of the datasets, e.g. --root data")
@@ -36,13 +38,48 @@ def check_dataset_cfg(cfg: CfgNode) -> None:
             raise UserError(f"DATASET.ROOT '{root}' does not exist")
 
 
+def other_test_classes(cfg: CfgNode) -> bool:
+    """Return whether the test is on another class subset than the training."""
+    return cfg.TEST.SUBSAMPLE_CLASSES not in ("", cfg.DATASET.SUBSAMPLE_CLASSES)
+
+
 def build_dataset(cfg: CfgNode) -> Any:
-    """Makes the dataset ``cfg.DATASET.NAME``.
+    """Make the dataset ``cfg.DATASET.NAME``.
 
     Raises:
         UserError: as ``check_dataset_cfg``, and whatever the dataset finds wrong.
     """
     check_dataset_cfg(cfg)
+    name = cfg.DATASET.NAME
     if cfg.VERBOSE:
-        log.info(f"Loading dataset: {cfg.DATASET.NAME}")
-    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+        log.info(f"Loading dataset: {name}")
+    dataset = DATASET_REGISTRY.get(name)(cfg)
+    if other_test_classes(cfg) and not dataset.applies_subsets:
+        raise UserError(
+            f"TEST.SUBSAMPLE_CLASSES: expected '' for {name}, which draws its class subset itself, "
+            f"got '{cfg.TEST.SUBSAMPLE_CLASSES}'"
+        )
+    return dataset
+
+
+def check_training(cfg: CfgNode, dataset: Any) -> None:
+    """Check that a dataset has training images, and validation images to select a model by.
+
+    The public toolbox selects the best model by test images where no others are left; that is
+    refused here.
+
+    Raises:
+        UserError: it has none, or its validation images are test images.
+    """
+    name = cfg.DATASET.NAME
+    if not dataset.train_x:
+        raise UserError(
+            f"DATASET.NAME: expected a dataset with training images, got {name}, which has test "
+            "images alone; evaluate on it with --eval-only"
+        )
+    selects = cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST
+    if selects and not (dataset.val and dataset.val_is_disjoint):
+        kind = "test images for validation" if dataset.val else "no validation images"
+        raise UserError(
+            f"TEST.FINAL_MODEL: expected last_step for {name}, which has {kind}, got best_val"
+        )
