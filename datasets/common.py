@@ -23,6 +23,7 @@ from dassl.utils import listdir_nohidden, log, read_json, write_json
 
 SPLITS = ("train", "val", "test")
 Splits = tuple[Split, Split, Split]
+Row = tuple[str, int, str]  # path, label, class name
 
 
 class PublicDataset(DatasetBase):
@@ -135,6 +136,26 @@ def label_of(classname: str, labels: Mapping[str, int], path: str) -> int:
     return labels[classname]
 
 
+def read_rows(filepath: str) -> dict[str, list[Row]]:
+    """What each part of a split file says, whether the images are there or not.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    content = read_json(filepath)
+    parts: dict[str, list[Row]] = {}
+    for part in SPLITS:
+        try:
+            rows = content[part]
+            parts[part] = [(str(path), int(label), str(name)) for path, label, name in rows]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"split file '{filepath}' is damaged: '{part}' is no list of "
+                "[path, label, class name]"
+            ) from error
+    return parts
+
+
 def read_split(filepath: str, path_prefix: str) -> Splits:
     """The parts of a split file, whose paths are relative to ``path_prefix``.
 
@@ -143,17 +164,9 @@ def read_split(filepath: str, path_prefix: str) -> Splits:
             one name each, which no other label has.
     """
     log.info(f"Reading split from {filepath}")
-    content = read_json(filepath)
     names: dict[int, str] = {}
-    parts: list[list[tuple[str, int, str]]] = []
-    for part in SPLITS:
-        try:
-            rows = [(str(path), int(label), str(name)) for path, label, name in content[part]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"split file '{filepath}' is damaged: '{part}' is no list of "
-                "[path, label, class name]"
-            ) from error
+    parts: list[list[Row]] = []
+    for rows in read_rows(filepath).values():
         for _, label, name in rows:
             if names.setdefault(label, name) != name:
                 raise UserError(

@@ -9,9 +9,9 @@ from PIL import Image
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .drawing import SIZE, random_state
 from .embedded import EmbeddedDataset, Example
-from .wording import NUMBERS
+from .embedded.drawing import SIZE, random_state
+from .embedded.wording import NUMBERS
 
 
 @DATASET_REGISTRY.register()

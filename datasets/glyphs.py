@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .drawing import Hand, draw_glyph, random_state
 from .embedded import EmbeddedDataset, Example
-from .wording import glyph_classes, glyph_name
+from .embedded.drawing import Hand, draw_glyph, random_state
+from .embedded.wording import glyph_classes, glyph_name
 
 HAND = Hand(occlusion=0.3, clutter=3, shake=(0.03, 0.1), rotation=25.0, slant=0.45)
 

@@ -15,7 +15,7 @@ from dassl.data.datasets.base_dataset import Split
 from dassl.errors import UserError
 from dassl.utils import log, read_json
 
-from .common import SPLITS, class_folders, read_fields, save_split
+from .common import SPLITS, class_folders, read_fields, read_rows, save_split
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TEST_SHARE = 0.2
@@ -224,11 +224,11 @@ class ImageFolder(DatasetBase):
         """{path: part} of the split file, if there is one."""
         if not os.path.exists(self.split_file):
             return {}
-        content = read_json(self.split_file)
         try:
-            return {str(path): part for part in ("train", *missing) for path, _, _ in content[part]}
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"split file '{self.split_file}' is damaged; delete it") from error
+            rows = read_rows(self.split_file)
+        except UserError as error:
+            raise UserError(f"{error}; delete it") from error
+        return {path: part for part in ("train", *missing) for path, _, _ in rows[part]}
 
 
 def composed(text: str) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .drawing import Look, draw_shape, random_state
 from .embedded import EmbeddedDataset, Example
-from .wording import shape_classes, shape_name
+from .embedded.drawing import Look, draw_shape, random_state
+from .embedded.wording import shape_classes, shape_name
 
 # Strong evening light on every picture, which ViT-Mini has hardly seen: what few-shot learning can
 # adapt to, for base and novel classes alike.

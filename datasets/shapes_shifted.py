@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .drawing import Look
 from .embedded import EmbeddedDataset, Example
+from .embedded.drawing import Look
 from .shapes import LOOK, Shapes, shape_examples
 
 NUMBERS = {"test": 12}

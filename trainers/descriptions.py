@@ -1,8 +1,7 @@
-"""Sentences about the classes: reading, matching of class names, cutting."""
+"""Sentences about the classes: matching of class names, cutting."""
 
 from __future__ import annotations
 
-import json
 import os.path as osp
 import re
 import unicodedata
@@ -10,12 +9,11 @@ from collections.abc import Sequence
 
 from clip import tokenize
 from dassl.utils import UserError, log
+from dassl.utils.descriptions import read_descriptions
 
 
-def read_descriptions(
-    path: str, class_names: Sequence[str], key: str, other: str
-) -> list[list[str]]:
-    """Read the sentences of each class from a JSON file {class name: [sentences]}.
+def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str) -> list[list[str]]:
+    """Choose the sentences of each class from a file {class name: [sentences]}.
 
     A class has the sentences of its own name; where the file has not that very name, those of the
     one name that differs in nothing but case, underscores, hyphens, spaces and accents.
@@ -36,13 +34,9 @@ def read_descriptions(
             f"descriptions`, write {{class name: [sentences]}} there, or {other}"
         )
     try:
-        with open(path, encoding="utf-8") as file:
-            sentences = dict(json.load(file).items())
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{key}: '{path}' is not JSON {{class name: [sentences]}}") from error
-    for name, texts in sentences.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{key}: '{path}' has no list of sentences for '{name}'")
+        sentences = read_descriptions(path)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
     by_spelling: dict[str, list[str]] = {}
     for name, texts in sentences.items():
         if texts:

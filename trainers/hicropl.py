@@ -16,7 +16,7 @@ from dassl.utils import UserError
 
 from .base import Batch, Features, Method, Towers
 from .context import Context, context_of_few_words, random_prompts
-from .descriptions import cut_to_context, read_descriptions
+from .descriptions import cut_to_context, descriptions_of
 from .settings import check_range, deepest_layer
 from .trainer import load_frozen, register_method
 
@@ -265,7 +265,7 @@ class HiCroPL(Method):
         super().set_classes(class_names)
         kind = self.settings.FROZEN_TEXT
         if kind == "descriptions":
-            texts = read_descriptions(
+            texts = descriptions_of(
                 self.descriptions,
                 self.class_names,
                 key="TRAINER.HICROPL.DESCRIPTIONS",

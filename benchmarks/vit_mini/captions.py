@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from random import Random
 
-from datasets.drawing import COLOURS, GLYPHS, SHAPES, TEXTURES
-from datasets.wording import (
+from datasets.embedded.drawing import COLOURS, GLYPHS, SHAPES, TEXTURES
+from datasets.embedded.wording import (
     COLOUR_PHRASES,
     GLYPH_PHRASES,
     NUMBERS,

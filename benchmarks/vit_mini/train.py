@@ -31,7 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.vit_mini.captions import ANY, Facts, caption, glyph_facts, shape_facts
 from clip import tokenize
 from clip.model import CLIP, CLIPConfig
-from datasets.drawing import (
+from datasets.embedded.drawing import (
     COLOURS,
     GLYPHS,
     SHAPES,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from datasets.drawing import (
+from datasets.embedded.drawing import (
     COLOURS,
     GLYPHS,
     SHAPES,

@@ -274,7 +274,7 @@ class Item:
         ("templates.txt", "{} or {}\n", "should have one {}"),
         ("templates.txt", "a {} {x}\n", "no other braces"),
         ("templates.txt", "\n", "has no template"),
-        ("split_image_folder.json", "{}", "is damaged; delete it"),
+        ("split_image_folder.json", "{}", "[path, label, class name]; delete it"),
         ("c/1.txt", "empty class", "c' has no image"),
     ],
 )

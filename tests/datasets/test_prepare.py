@@ -19,13 +19,15 @@ import pytest
 import yaml
 
 from dassl.data.datasets import DatasetBase
-from datasets import prepare, sources
-from datasets.sources import DESCRIPTIONS, PUBLIC_SETS, PublicSet, Source
+from dassl.utils.descriptions import read_descriptions
+from datasets import prepare
+from datasets.prepare import descriptions, sources
+from datasets.prepare.sources import DESCRIPTIONS, PUBLIC_SETS, PublicSet, Source
 from tests.datasets import miniatures
-from trainers.descriptions import read_descriptions
+from trainers.descriptions import descriptions_of
 from trainers.hicropl import HiCroPL
 
-CHECKOUT = Path(prepare.__file__).parents[1]
+CHECKOUT = Path(prepare.__file__).parents[2]
 
 
 @dataclass
@@ -75,11 +77,12 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, PublicSet]:
+def table() -> Iterator[dict[str, PublicSet]]:
     """The table of datasets, for the test to change."""
-    copied = dict(PUBLIC_SETS)
-    monkeypatch.setattr(prepare, "PUBLIC_SETS", copied)
-    return copied
+    before = dict(PUBLIC_SETS)
+    yield PUBLIC_SETS
+    PUBLIC_SETS.clear()
+    PUBLIC_SETS.update(before)
 
 
 def tar_of(members: dict[str, Path | bytes]) -> bytes:
@@ -348,8 +351,9 @@ def test_a_page_in_place_of_a_split_file(tmp_path, server, table, capsys) -> Non
 def test_google_drive_is_asked_by_gdown(tmp_path, server, table, capsys, monkeypatch) -> None:
     import gdown
 
+    url = table["dtd"].sources[1].url
     entry = serve("dtd", server, table, tmp_path / "made")
-    drive = replace(entry.sources[1], url=PUBLIC_SETS["dtd"].sources[1].url)
+    drive = replace(entry.sources[1], url=url)
     table["dtd"] = replace(entry, sources=(entry.sources[0], drive))
     answers = [None, server.files[drive.file]]
 
@@ -445,7 +449,7 @@ def test_check_of_a_half_filled_root(tmp_path, server, table, capsys) -> None:
         "imagenetv2": ["3 / 6", "1 / 2", "not needed", "3 of the images"],
     }
     assert {name: rows[name] for name in expected} == expected
-    assert rows["eurosat"][-1].endswith("split_zhou_EuroSAT.json' is no split file")
+    assert rows["eurosat"][-1].endswith("is no list of [path, label, class name]")
     assert "a split file of 18/6/9 images, not 18/6/8" in rows["food101"][-1]
     assert rows["imagenet"][-1] == "images/train, images/val"
 
@@ -482,8 +486,8 @@ def test_the_table_is_of_the_fifteen_datasets_and_the_papers_counts() -> None:
 @pytest.fixture
 def described(tmp_path, server, monkeypatch) -> Path:
     """The folder of the descriptions; the server has all that are public."""
-    monkeypatch.setattr(prepare, "DESCRIPTIONS_URL", server.url + "/{}.json")
-    monkeypatch.setattr(prepare, "DESCRIPTIONS_DIR", str(tmp_path / "descriptions"))
+    monkeypatch.setattr(descriptions, "DESCRIPTIONS_URL", server.url + "/{}.json")
+    monkeypatch.setattr(descriptions, "DESCRIPTIONS_DIR", str(tmp_path / "descriptions"))
     (tmp_path / "descriptions").mkdir()
     for name in DESCRIPTIONS.values():
         content = {"Sea-or-Lake": [" Blue.", "", "Wet."], "forest": "Green."}
@@ -499,7 +503,7 @@ def test_descriptions_are_fetched_and_matched(described, server, capsys) -> None
     assert names_in(described) == {f"{name}.json" for name in DESCRIPTIONS}
     path = described / "EuroSAT.json"
     assert json.loads(path.read_text()) == {"Sea-or-Lake": ["Blue.", "Wet."], "forest": ["Green."]}
-    texts = read_descriptions(str(path), ["Forest", "sea_or_lake"], "KEY", "another")
+    texts = descriptions_of(str(path), ["Forest", "sea_or_lake"], "KEY", "another")
     assert texts == [["Green."], ["Blue.", "Wet."]]
     assert "mine" in json.loads((described / "UCF101.json").read_text())
     asked = len(server.asked)
@@ -523,7 +527,7 @@ def test_descriptions_in_another_form(described, server, capsys) -> None:
 
 
 def test_descriptions_without_a_network(described, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(prepare, "DESCRIPTIONS_URL", "http://127.0.0.1:9/{}.json")
+    monkeypatch.setattr(descriptions, "DESCRIPTIONS_URL", "http://127.0.0.1:9/{}.json")
     assert command("descriptions") == 2
     one_error(capsys, "cannot reach http://127.0.0.1:9/caltech_prompt.json", "Caltech101.json'")
     assert names_in(described) == set()
@@ -533,7 +537,7 @@ def test_descriptions_are_where_the_config_looks() -> None:
     from dassl.config import get_cfg_default
 
     default = get_cfg_default().TRAINER[HiCroPL.config_node].DESCRIPTIONS
-    assert CHECKOUT / Path(default).parent == Path(prepare.DESCRIPTIONS_DIR)
+    assert CHECKOUT / Path(default).parent == Path(descriptions.DESCRIPTIONS_DIR)
     assert sources.DESCRIPTIONS_URL.format("x").endswith("/gpt_file/x.json")
 
 
@@ -542,6 +546,6 @@ def test_the_documented_file_is_read_as_documented(tmp_path) -> None:
     (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     path = tmp_path / "texts.json"
     path.write_text(example)
-    assert prepare.read_descriptions(str(path)) == json.loads(example)
-    texts = read_descriptions(str(path), ["Annual Crop Land", "Sea_or-Lake"], "KEY", "another")
+    assert read_descriptions(str(path)) == json.loads(example)
+    texts = descriptions_of(str(path), ["Annual Crop Land", "Sea_or-Lake"], "KEY", "another")
     assert [len(class_texts) for class_texts in texts] == [1, 2]

@@ -11,27 +11,28 @@ validation images; its split file has 1,898, which is also what the publishers' 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dassl.data.datasets import DatasetBase
 
-from .caltech101 import IGNORED, Caltech101
-from .common import PublicDataset
-from .dtd import DescribableTextures
-from .eurosat import EuroSAT
-from .fgvc_aircraft import FGVCAircraft
-from .food101 import Food101
-from .imagenet import ImageNet
-from .imagenet_a import ImageNetA
-from .imagenet_r import ImageNetR
-from .imagenet_sketch import ImageNetSketch
-from .imagenetv2 import ImageNetV2
-from .oxford_flowers import OxfordFlowers
-from .oxford_pets import OxfordPets
-from .stanford_cars import StanfordCars
-from .sun397 import SUN397
-from .ucf101 import UCF101
+from ..caltech101 import IGNORED, Caltech101
+from ..common import PublicDataset
+from ..dtd import DescribableTextures
+from ..eurosat import EuroSAT
+from ..fgvc_aircraft import FGVCAircraft
+from ..food101 import Food101
+from ..imagenet import ImageNet
+from ..imagenet_a import ImageNetA
+from ..imagenet_r import ImageNetR
+from ..imagenet_sketch import ImageNetSketch
+from ..imagenetv2 import ImageNetV2
+from ..oxford_flowers import OxfordFlowers
+from ..oxford_pets import OxfordPets
+from ..stanford_cars import StanfordCars
+from ..sun397 import SUN397
+from ..ucf101 import UCF101
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ class PublicSet:
     def split_file(self) -> str:
         """The name of CoOp's split file, or ""."""
         return self.dataset.split_file if issubclass(self.dataset, PublicDataset) else ""
+
+    def folder(self, root: str) -> str:
+        """The dataset's folder below ``root``."""
+        return os.path.join(root, self.dataset.dataset_dir)
 
     @property
     def image_dir(self) -> str:

@@ -13,11 +13,10 @@ from yacs.config import CfgNode
 
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.errors import UserError
-from dassl.utils import log, read_json, write_json
+from dassl.utils import log
 
+from ..common import SPLITS, Splits, read_split, save_split
 from .drawing import Picture
-
-SPLITS = ("train", "val", "test")
 
 
 class Example(NamedTuple):
@@ -77,14 +76,16 @@ class EmbeddedDataset(DatasetBase):
             os.makedirs(root, exist_ok=True)
             workshop = tempfile.mkdtemp(prefix=f".{self.folder}-", dir=root)
             new = os.path.join(workshop, self.folder)
-            splits: dict[str, list[tuple[str, int, str]]] = {split: [] for split in SPLITS}
+            images = os.path.join(new, "images")
+            splits: Splits = ([], [], [])
             for number, example in enumerate(self.examples()):
-                subfolder = example.classname.replace(" ", "_")
-                path = f"{subfolder}/{number:05d}.png"
-                os.makedirs(os.path.join(new, "images", subfolder), exist_ok=True)
-                Image.fromarray(example.picture).save(os.path.join(new, "images", path))
-                splits[example.split].append((path, example.label, example.classname))
-            write_json(splits, os.path.join(new, self._split_name()))
+                subfolder = os.path.join(images, example.classname.replace(" ", "_"))
+                path = os.path.join(subfolder, f"{number:05d}.png")
+                os.makedirs(subfolder, exist_ok=True)
+                Image.fromarray(example.picture).save(path)
+                item = Datum(path, example.label, classname=example.classname)
+                splits[SPLITS.index(example.split)].append(item)
+            save_split(*splits, os.path.join(new, self._split_name()), images)
             try:
                 os.rename(new, self.dataset_dir)
             except OSError:
@@ -98,24 +99,11 @@ class EmbeddedDataset(DatasetBase):
             if workshop:
                 shutil.rmtree(workshop, ignore_errors=True)
 
-    def _read_split(self) -> tuple[list[Datum], list[Datum], list[Datum]]:
+    def _read_split(self) -> Splits:
         repair = f"delete the folder '{self.dataset_dir}' to have it drawn again"
         if not os.path.isfile(self.split_path):
             raise UserError(f"dataset file '{self.split_path}' is missing; {repair}")
-        splits = read_json(self.split_path)
         try:
-            entries = {
-                split: [(str(p), int(y), str(c)) for p, y, c in splits[split]] for split in SPLITS
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"dataset file '{self.split_path}' is damaged; {repair}") from error
-        lists = []
-        for split in SPLITS:
-            items = []
-            for path, label, classname in entries[split]:
-                path = os.path.join(self.image_dir, path)
-                if not os.path.isfile(path):
-                    raise UserError(f"image '{path}' is missing; {repair}")
-                items.append(Datum(impath=path, label=label, classname=classname))
-            lists.append(items)
-        return lists[0], lists[1], lists[2]
+            return read_split(self.split_path, self.image_dir)
+        except UserError as error:
+            raise UserError(f"{error}; {repair}") from error

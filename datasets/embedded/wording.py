@@ -1,7 +1,7 @@
 """Words for the drawn pictures: class names, phrases about them, and description files.
 
 The captions on which ViT-Mini was trained are put together from the same phrases. The description
-files in ``datasets/descriptions`` are written by ``python -m datasets.wording``.
+files in ``datasets/descriptions`` are written by ``python -m datasets.embedded.wording``.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def descriptions() -> dict[str, dict[str, list[str]]]:
 
 
 def main() -> None:
-    folder = Path(__file__).parent / "descriptions"
+    folder = Path(__file__).parents[1] / "descriptions"
     folder.mkdir(exist_ok=True)
     for name, sentences in descriptions().items():
         (folder / f"{name}.json").write_text(

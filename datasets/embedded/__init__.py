@@ -1,0 +1,5 @@
+"""What the drawn datasets share: how they are stored, drawn and named."""
+
+from .dataset import EmbeddedDataset, Example
+
+__all__ = ["EmbeddedDataset", "Example"]

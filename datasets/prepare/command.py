@@ -1,0 +1,89 @@
+"""The command line of ``python -m datasets.prepare``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dassl.errors import UserError, check_choice
+from dassl.utils.download import NetworkError
+
+from .descriptions import prepare_descriptions, report_descriptions
+from .downloads import prepare
+from .sources import DESCRIPTIONS, PUBLIC_SETS
+from .status import report
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.prepare",
+        description="Fetch public datasets, or the descriptions of their classes.",
+        epilog="Exit codes: 0 complete, 1 something has to be got by hand (or, with --check, is "
+        "missing), 2 error. The same command goes on with what was interrupted.",
+    )
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help=f"{', '.join(PUBLIC_SETS)}; all (of these); or descriptions",
+    )
+    parser.add_argument("--root", default="", help="folder of the datasets (DATASET.ROOT)")
+    parser.add_argument("--check", action="store_true", help="download nothing, print a table")
+    return parser
+
+
+def run(names: Sequence[str], root: str, check_only: bool) -> bool:
+    """Fetches or checks; returns whether all is complete.
+
+    Raises:
+        UserError: bad arguments, or something could not be fetched.
+    """
+    for name in names:
+        check_choice("dataset", name, [*PUBLIC_SETS, "all", "descriptions"])
+    datasets = [name for name in PUBLIC_SETS if name in names or "all" in names]
+    if datasets and not root:
+        raise UserError("--root is missing: the folder of the datasets")
+    root = os.path.abspath(os.path.expanduser(root))
+    described = "descriptions" in names
+    if not check_only:
+        _fetch_all(datasets, root, list(DESCRIPTIONS) if described else [])
+    complete = [report(datasets, root)] if datasets else []
+    if described:
+        complete.append(report_descriptions())
+    return all(complete)
+
+
+def _fetch_all(datasets: Sequence[str], root: str, described: Sequence[str]) -> None:
+    """Goes on behind a failure, but not where there seems to be no network at all."""
+    fetched: list[str] = []
+    failures: list[str] = []
+    jobs: list[tuple[Any, tuple[str, ...]]] = [(prepare, (name, root)) for name in datasets]
+    jobs += [(prepare_descriptions, (name,)) for name in described]
+    for job, arguments in jobs:
+        try:
+            job(*arguments, fetched)
+        except UserError as error:
+            failures.append(str(error))
+            if isinstance(error, NetworkError) and not fetched:
+                break
+    if failures:
+        raise UserError("; ".join(failures))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line, the process's own without ``argv``; returns the exit code."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:  # --help, or a bad argument that argparse has reported
+        return int(stop.code or 0)
+    try:
+        return 0 if run(args.names, args.root, args.check) else 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130

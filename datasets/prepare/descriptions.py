@@ -1,0 +1,71 @@
+"""Fetches the public descriptions of the classes, and says which are there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from dassl.errors import UserError
+from dassl.utils import listdir_nohidden, read_json, write_json
+from dassl.utils.descriptions import read_descriptions
+from dassl.utils.download import download
+from dassl.utils.table import print_table
+
+from .sources import DESCRIPTIONS, DESCRIPTIONS_URL
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+DESCRIPTIONS_DIR = os.path.join(os.path.dirname(HERE), "descriptions")
+
+
+def prepare_descriptions(name: str, fetched: list[str]) -> None:
+    """Fetches the descriptions of one dataset as {class name: [sentences]}.
+
+    Args:
+        name: of the dataset's class.
+        fetched: gets the path of the file if it was downloaded.
+
+    Raises:
+        UserError: the address cannot be reached, or has something else.
+    """
+    path = os.path.join(DESCRIPTIONS_DIR, f"{name}.json")
+    if os.path.exists(path):
+        print(f"{path} is there")
+        return
+    url = DESCRIPTIONS_URL.format(DESCRIPTIONS[name])
+    with tempfile.TemporaryDirectory() as temporary:
+        file = os.path.join(temporary, f"{name}.json")
+        try:
+            download(url, file)
+            texts = read_json(file)
+            if isinstance(texts, dict):  # a class may have one sentence, without a list
+                texts = {name: [t] if isinstance(t, str) else t for name, t in texts.items()}
+            write_json(texts, file)
+            content = read_descriptions(file)
+        except UserError as error:
+            raise type(error)(
+                f"{str(error).replace(file, url)}; write {{class name: [sentences]}} at '{path}', "
+                "or choose TRAINER.HICROPL.FROZEN_TEXT template or templates"
+            ) from error
+    write_json(content, path)
+    fetched.append(path)
+    print(f"Saved {path}")
+
+
+def report_descriptions() -> bool:
+    """Prints a table of the descriptions that are there; returns whether the public ones are."""
+    names = listdir_nohidden(DESCRIPTIONS_DIR)
+    files = {name.removesuffix(".json") for name in names if name.endswith(".json")}
+    rows, complete = [], True
+    for name in sorted({*DESCRIPTIONS, *files}):
+        row = (name, "-", "-", "absent")
+        if name in files:
+            try:
+                content = read_descriptions(os.path.join(DESCRIPTIONS_DIR, f"{name}.json"))
+                sentences = sum(map(len, content.values()))
+                row = (name, f"{len(content):,}", f"{sentences:,}", "there")
+            except UserError as error:
+                row = (name, "-", "-", str(error))
+        complete = complete and row[-1] == "there"
+        rows.append(row)
+    print_table(("descriptions", "classes", "sentences", "file"), rows)
+    return complete

@@ -1,0 +1,114 @@
+"""Fetches what a public dataset lacks, and unpacks it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from dassl.errors import UserError
+from dassl.utils import read_json
+from dassl.utils.download import check_file, download, extract_archive
+
+from .sources import PUBLIC_SETS, Source
+from .status import check, exists
+
+ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
+
+
+def prepare(name: str, root: str, fetched: list[str]) -> None:
+    """Fetches what a dataset lacks and unpacks it; prints what has to be got by hand.
+
+    Args:
+        name: of the dataset.
+        root: the folder of the datasets.
+        fetched: gets the path of each file that was downloaded.
+
+    Raises:
+        UserError: an address cannot be reached, or a file is not the one it should be. What was
+            fetched before stays.
+    """
+    entry = PUBLIC_SETS[name]
+    folder = entry.folder(root)
+    if not check(entry, folder).missing:
+        print(f"{name}: complete")
+        return
+    print(f"{name}: into {folder}")
+    sources = [
+        source for source in entry.sources if not all(exists(folder, path) for path in source.gives)
+    ]
+    by_hand = [s for s in sources if not s.url and not exists(folder, s.file)]
+    if by_hand or not entry.sources:
+        for line in entry.by_hand:
+            print(line.format(folder=folder))
+    for source in by_hand:
+        print(
+            f"  {source.file} (SHA-256 {source.checksum}), to be placed in {folder}: the same "
+            f"command then unpacks it. Or {', '.join(source.gives)} in {folder}."
+        )
+    for source in sources:
+        path = os.path.join(folder, source.file)
+        if source.url:
+            _fetch(source, path, fetched)
+        if source.unpack and os.path.exists(path):
+            _unpack(source, path, folder, path in fetched)
+    missing = check(entry, folder).missing
+    if missing and entry.sources and not by_hand:
+        print(
+            f"{name} lacks {', '.join(missing)}. What is there is not fetched again: move a folder "
+            "that is not whole, or a file that is not right, away first."
+        )
+
+
+def _fetch(source: Source, path: str, fetched: list[str]) -> None:
+    if os.path.exists(path):
+        return
+    try:
+        if source.file.endswith(".json"):
+            # Google Drive may give a page about the file instead of the file
+            download(source.url, path + ".new", source.checksum)
+            try:
+                read_json(path + ".new")
+            except UserError:
+                os.unlink(path + ".new")
+                raise
+            os.replace(path + ".new", path)
+        else:
+            download(source.url, path, source.checksum)
+    except UserError as error:
+        raise type(error)(
+            f"{error}; get the file by other means, place it at '{path}' and run the same command "
+            "again"
+        ) from error
+    fetched.append(path)
+
+
+def _unpack(source: Source, path: str, folder: str, was_fetched: bool) -> None:
+    """Moves the members of an archive that are missing into the dataset's folder."""
+    temporary = os.path.join(folder, ".unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    try:
+        if not was_fetched:
+            check_file(path, source.checksum)
+        extract_archive(path, temporary)
+        moves = []
+        for inside, target in source.unpack.items():
+            member = os.path.join(temporary, inside)
+            if inside.endswith(ARCHIVES) and os.path.isfile(member):
+                extract_archive(member, os.path.join(temporary, ".inner"))
+                member = os.path.join(temporary, ".inner", target)
+            if not os.path.exists(member):
+                raise UserError(f"archive '{path}' has no '{inside}'")
+            moves.append((member, os.path.join(folder, target)))
+        for member, moved in moves:
+            if not os.path.exists(moved):
+                os.replace(member, moved)
+    except UserError as error:
+        raise UserError(
+            f"{error}; if the file is damaged, delete it and run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if was_fetched:
+        os.unlink(path)
+    else:
+        print(f"'{path}' has been unpacked and is no longer needed")
