@@ -19,9 +19,8 @@ class ImageNet(DatasetBase):
     """``images/train/<folder>/*`` and ``images/val/<folder>/*``.
 
     The validation images are both validation and test images, as is the custom: nothing is selected
-    by them. Labels follow the
-    sorted folders of ``train``. ``templates`` of an instance are the 80 of CLIP's authors, "a photo
-    of a {}." first.
+    by them. Labels follow the sorted folders of ``train``. ``templates`` of an instance are the 80
+    of CLIP's authors, "a photo of a {}." first.
 
     Args:
         cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.

@@ -185,7 +185,7 @@ _C.TEST.NO_TEST = False
 _C.TEST.SPLIT = "test"
 # Classes of the test images: all, base or new ("": as DATASET.SUBSAMPLE_CLASSES)
 _C.TEST.SUBSAMPLE_CLASSES = ""
-# last_step or best_val (val, or test where there is no val, is evaluated after every epoch)
+# last_step or best_val (val is evaluated after every epoch; it must have no test images)
 _C.TEST.FINAL_MODEL = "last_step"
 
 # -------------------------------------------------------------------------------------- trainer
