@@ -203,7 +203,7 @@ def test_a_dataset_of_the_public_toolbox_has_no_other_test_classes(cfg):
     cfg.TEST.SUBSAMPLE_CLASSES = cfg.DATASET.SUBSAMPLE_CLASSES
     assert DataManager(cfg).num_classes == 5
     cfg.TEST.SUBSAMPLE_CLASSES = "novel"
-    with pytest.raises(UserError, match="unknown TEST.SUBSAMPLE_CLASSES 'novel'"):
+    with pytest.raises(UserError, match="TEST.SUBSAMPLE_CLASSES.*'novel'"):
         DataManager(cfg)
 
 
