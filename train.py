@@ -51,6 +51,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def chosen_trainer(args: argparse.Namespace) -> str:
+    """The trainer that the command line names, whose own keys and defaults the config has."""
+    from dassl.config import trainer_in_file
+
+    pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    for name in (pairs.get("TRAINER.NAME", "").strip("'\""), args.trainer):
+        if name:
+            return name
+    return trainer_in_file(args.config_file) or trainer_in_file(args.dataset_config_file)
+
+
 def setup_cfg(args: argparse.Namespace) -> Any:
     """The config of the command line, frozen.
 
@@ -63,7 +74,7 @@ def setup_cfg(args: argparse.Namespace) -> Any:
     from dassl.config import get_cfg_default, merge_from_file, merge_from_list, set_key
     from trainers.trainer import follow_backbone
 
-    cfg = get_cfg_default()
+    cfg = get_cfg_default(chosen_trainer(args))
     for path in (args.dataset_config_file, args.config_file):
         if path:
             merge_from_file(cfg, path)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Bad input by the user: a config value, a command-line argument or a file.
 
-    The message is one line that names the key or file, the value and what is allowed.
+    The message is one line; for a config key it is ``KEY: expected X, got V``.
     ``train.py`` prints it and exits with code 2; any other exception is a bug of ours.
     """
 
@@ -36,25 +36,31 @@ class LossError(UserError, FloatingPointError):
     """A loss that is infinite or not a number."""
 
 
+def suggestion(name: str, allowed: Iterable[str]) -> str:
+    """Return "did you mean 'CoOp'?" with the ``allowed`` names that come near, or ""."""
+    by_lower = {str(other).lower(): str(other) for other in sorted(map(str, allowed))}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.5)
+    if not near:
+        return ""
+    return "did you mean " + " or ".join(f"'{by_lower[match]}'" for match in near) + "?"
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Says which of the ``allowed`` names come near to ``name``, and what is known.
+    """Say which of the ``allowed`` names come near to ``name``, and what is known.
 
     Returns "did you mean 'CoOp'? known: CoOp, HiCroPL", to stand behind "unknown trainer 'Coop'; ".
     """
-    names = sorted(str(other) for other in allowed)
-    by_lower = {other.lower(): other for other in names}
-    close = [
-        by_lower[match]
-        for match in difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.5)
-    ]
-    known = "known: " + (", ".join(names) if names else "none")
-    if not close:
-        return known
-    return "did you mean " + " or ".join(f"'{match}'" for match in close) + f"? {known}"
+    names = sorted(map(str, allowed))
+    known = "known: " + (", ".join(names) or "none")
+    return f"{suggestion(name, names)} {known}".strip()
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
-    """Raises ``UnknownNameError`` where the value of the config key ``key`` is not allowed."""
+    """Raise ``UnknownNameError`` where the value of the config key ``key`` is not allowed."""
     allowed = list(allowed)
     if value not in allowed:
-        raise UnknownNameError(f"unknown {key} '{value}'; {nearest(value, allowed)}")
+        hint = suggestion(value, allowed)
+        raise UnknownNameError(
+            f"{key}: expected one of {', '.join(allowed)}, got {value!r}"
+            + (f"; {hint}" if hint else "")
+        )

@@ -51,10 +51,6 @@ class ImageFolder(DatasetBase):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        if not 0 <= cfg.DATASET.VAL_PERCENT < 1:
-            raise UserError(
-                f"DATASET.VAL_PERCENT is {cfg.DATASET.VAL_PERCENT}; allowed: 0 or more, below 1"
-            )
         self.dataset_dir = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
         self.split_file = os.path.join(self.dataset_dir, "split_image_folder.json")
         self.templates = self._templates()

@@ -22,7 +22,7 @@ from experiments.protocols import NOVEL_CLASSES, Protocol, Step
 RESULTS_FILE = "results.json"
 UNTRAINED_FOLDER = "{trainer}/{config}{variant}/{target}{subset}"
 # What last parts of config keys mean is plain, but for these, which several sections have.
-SHARED_NAMES = ("NAME", "BATCH_SIZE", "SAMPLER")
+SHARED_NAMES = ("NAME", "BATCH_SIZE", "SAMPLER", "SUBSAMPLE_CLASSES")
 # Keys that a run sets itself, and what sets them.
 OWN_KEYS = {
     "SEED": "--seed or --seeds",

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from clip import CLIP, Layer
+from dassl.config.domains import Choice, Float, Int, Names
 from dassl.utils import UserError
 
 from .adapters import LowRank
 from .base import Method, Towers
-from .settings import check_range, check_vit
+from .settings import check_vit
 from .trainer import register_method
 
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}  # in the saved file
@@ -34,12 +35,12 @@ class AttentionLoRA(nn.ModuleDict):
 
 @register_method(
     "CLIPLORA",
-    R=2,
-    ALPHA=1,
-    DROPOUT_RATE=0.25,
-    PARAMS=("q", "k", "v"),  # of q, k, v, o
-    ENCODER="both",  # or text or vision
-    N_ITERS=500,  # iterations for each shot
+    R=Int(2, min=1, max=10000, help="rank of the updates"),
+    ALPHA=Int(1, min=1, help="the updates are scaled by ALPHA / sqrt(R)"),
+    DROPOUT_RATE=Float(0.25, min=0, max=1, help="dropout of what the updates read"),
+    PARAMS=Names(("q", "k", "v"), *PROJECTIONS, some=True, help="projections that have an update"),
+    ENCODER=Choice("both", "both", "text", "vision", help="towers that have updates"),
+    N_ITERS=Int(500, min=1, help="iterations for each shot"),
     PREC="amp",
 )
 class CLIPLoRA(Method):
@@ -50,14 +51,6 @@ class CLIPLoRA(Method):
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
-        node = "TRAINER.CLIPLORA"
-        if settings.ENCODER not in ("text", "vision", "both"):
-            raise UserError(f"{node}.ENCODER: expected text, vision, both, got {settings.ENCODER}")
-        if not settings.PARAMS or not set(settings.PARAMS) <= set(PROJECTIONS):
-            raise UserError(f"{node}.PARAMS: expected some of q, k, v, o, got {settings.PARAMS}")
-        for key in ("R", "ALPHA", "N_ITERS"):
-            check_range(f"{node}.{key}", settings[key], 1)
-        check_range(f"{node}.DROPOUT_RATE", settings.DROPOUT_RATE, 0, 1)
         if settings.ENCODER != "text":
             check_vit(clip_model)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clip import CLIP, PromptTokens
+from clip import PromptTokens
+from dassl.config.domains import Int, Text
 
 from .base import Method, Towers
 from .context import context_of_all_words
-from .settings import check_range
+from .settings import MOST_PROMPTS
 from .trainer import register_method
 
 REDUCTION = 16  # of the meta-net's hidden layer
@@ -38,7 +39,11 @@ class ConditionalContextLearner(nn.Module):
         return self.ctx + self.meta_net(image)[:, None, None]
 
 
-@register_method("COCOOP", N_CTX=16, CTX_INIT="")
+@register_method(
+    "COCOOP",
+    N_CTX=Int(16, min=1, max=MOST_PROMPTS, help="context tokens, where CTX_INIT has no words"),
+    CTX_INIT=Text("", help="words that the context starts from, and that say its length"),
+)
 class CoCoOp(Method):
     """Every image is compared with text features of its own.
 
@@ -48,11 +53,6 @@ class CoCoOp(Method):
 
     checkpoint_name = checkpoint_scope = "prompt_learner"
     conditional = True
-
-    @classmethod
-    def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
-        if not settings.CTX_INIT:
-            check_range("TRAINER.COCOOP.N_CTX", settings.N_CTX, 1)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings

@@ -7,18 +7,25 @@ from typing import Any
 
 from torch import Tensor
 
-from clip import CLIP, PromptTokens
-from dassl.utils import UserError
+from clip import PromptTokens
+from dassl.config.domains import Bool, Choice, Int, Text
 
 from .base import Method, Towers
 from .context import ContextLearner, context_of_all_words
-from .settings import check_range
+from .settings import MOST_PROMPTS
 from .trainer import register_method
 
-POSITIONS = ("end", "middle", "front")
+SETTINGS: dict[str, Any] = {
+    "N_CTX": Int(16, min=1, max=MOST_PROMPTS, help="context tokens, where CTX_INIT has no words"),
+    "CSC": Bool(False, help="every class has a context of its own"),
+    "CTX_INIT": Text("", help="words that the context starts from, and that say its length"),
+    "CLASS_TOKEN_POSITION": Choice(
+        "end", "end", "middle", "front", help="where the class name stands in the context"
+    ),
+}
 
 
-@register_method("COOP", N_CTX=16, CSC=False, CTX_INIT="", CLASS_TOKEN_POSITION="end")
+@register_method("COOP", **SETTINGS)
 class CoOp(Method):
     """Learned context tokens (m, d_t) in front of, around or behind the class name.
 
@@ -27,16 +34,6 @@ class CoOp(Method):
     """
 
     checkpoint_name = checkpoint_scope = "prompt_learner"
-
-    @classmethod
-    def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
-        if settings.CLASS_TOKEN_POSITION not in POSITIONS:
-            raise UserError(
-                f"TRAINER.COOP.CLASS_TOKEN_POSITION is '{settings.CLASS_TOKEN_POSITION}', "
-                f"allowed: {', '.join(POSITIONS)}"
-            )
-        if not settings.CTX_INIT:
-            check_range("TRAINER.COOP.N_CTX", settings.N_CTX, 1)
 
     @classmethod
     def bound_to_classes(cls, settings: Any) -> bool:

@@ -12,24 +12,15 @@ from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
 from clip.blocks import QuickGELU
-from dassl.utils import UserError
+from dassl.config.domains import Choice, Float, Int, Text
 
 from .base import Batch, Features, Method, Towers
 from .context import Context, context_of_few_words, random_prompts
 from .descriptions import cut_to_context, descriptions_of
-from .settings import check_range, deepest_layer
+from .settings import MOST_PROMPTS, deepest_layer
 from .trainer import load_frozen, register_method
 
 HEADS = 8  # of the proxies' and the mappers' attention
-CHOICES = {
-    "FLOW": ("t2i_i2t", "i2t_t2i", "t2i", "i2t"),
-    "MAPPER_SCALE": ("multi", "single", "single_multi", "multi_single"),
-    "COMPRESSION": ("lkp", "mean", "mlp", "none"),
-    "MAPPER_UPDATE": ("graph", "in_place"),
-    "CONS_ANCHOR": ("prompted", "frozen"),
-    "CRITERION": ("cosine", "l1", "mse"),
-    "FROZEN_TEXT": ("descriptions", "template", "templates"),
-}
 
 
 class KnowledgeProxy(nn.Module):
@@ -214,35 +205,48 @@ class CrossModalPromptLearner(nn.Module):
 
 @register_method(
     "HICROPL",
-    N_CTX=16,
-    PROMPT_DEPTH=12,
-    CROSS_LAYER=6,  # k, the layer boundary of Table 5
-    CTX_INIT="a photo of a",  # used where N_CTX <= 4
-    LAMBD=12.0,
-    TEACHER_NAME="",  # CLIP of the frozen image features; "" is the backbone itself
-    FLOW="t2i_i2t",
-    MAPPER_SCALE="multi",  # of both directions, or single_multi: t2i single, i2t multi
-    COMPRESSION="lkp",
-    MAPPER_UPDATE="graph",
-    CONS_ANCHOR="prompted",
-    CRITERION="cosine",
-    FROZEN_TEXT="descriptions",
-    DESCRIPTIONS="datasets/descriptions/{dataset}.json",
+    N_CTX=Int(16, min=1, max=MOST_PROMPTS, help="prompts of a layer, in each tower"),
+    PROMPT_DEPTH=Int(12, min=1, help="first layers that have prompts"),
+    CROSS_LAYER=Int(6, min=1, help="k, the last layer of the first direction (Table 5)"),
+    CTX_INIT=Text("a photo of a", help="words that the text prompts start from where N_CTX <= 4"),
+    LAMBD=Float(12.0, min=0, help="weight of the consistency loss"),
+    TEACHER_NAME=Text("", help='CLIP of the frozen image features ("": the backbone itself)'),
+    FLOW=Choice(
+        "t2i_i2t", "t2i_i2t", "i2t_t2i", "t2i", "i2t", help="directions of the flow (Table 4)"
+    ),
+    MAPPER_SCALE=Choice(
+        "multi",
+        *("multi", "single", "single_multi", "multi_single"),
+        help="layers that a mapper sees; single_multi: t2i single, i2t multi (Table 6)",
+    ),
+    COMPRESSION=Choice(
+        "lkp", "lkp", "mean", "mlp", "none", help="what a layer's prompts become (Table 7)"
+    ),
+    MAPPER_UPDATE=Choice(
+        "graph", "graph", "in_place", help="in_place: the mappers learn nothing, as released"
+    ),
+    CONS_ANCHOR=Choice(
+        "prompted", "prompted", "frozen", help="features that the fused ones are held near"
+    ),
+    CRITERION=Choice("cosine", "cosine", "l1", "mse", help="distance of features (Table 13)"),
+    FROZEN_TEXT=Choice(
+        "descriptions",
+        *("descriptions", "template", "templates"),
+        help="texts of the frozen features: of DESCRIPTIONS, or the dataset's template(s)",
+    ),
+    DESCRIPTIONS=Text(
+        "datasets/descriptions/{dataset}.json", help="JSON file {class name: [sentences]}"
+    ),
 )
 class HiCroPL(Method):
     """Predicts with the renormalized sum of unit prompted and unit frozen features."""
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
-        node = "TRAINER.HICROPL"
-        for key, allowed in CHOICES.items():
-            if settings[key] not in allowed:
-                raise UserError(f"{node}.{key} is '{settings[key]}', allowed: {', '.join(allowed)}")
-        deepest = deepest_layer(clip_model)
-        check_range(f"{node}.PROMPT_DEPTH", settings.PROMPT_DEPTH, 1, deepest)
+        node, depth = "TRAINER.HICROPL", settings.PROMPT_DEPTH
+        Int(min=1, max=deepest_layer(clip_model)).check(f"{node}.PROMPT_DEPTH", depth)
         if "_" in settings.FLOW:  # both directions
-            check_range(f"{node}.CROSS_LAYER", settings.CROSS_LAYER, 1, settings.PROMPT_DEPTH - 1)
-        check_range(f"{node}.N_CTX", settings.N_CTX, 1)
+            Int(min=1, max=depth - 1).check(f"{node}.CROSS_LAYER", settings.CROSS_LAYER)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config

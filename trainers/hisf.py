@@ -13,19 +13,21 @@ from torch import Tensor, nn
 from clip import CLIP, PromptTokens
 from clip.blocks import QuickGELU
 from dassl.config import register_defaults
+from dassl.config.domains import Bool, Choice, Float, Int, Layers
 from dassl.engine.recorders import RECORDER_REGISTRY, Recorder, asked_by
 from dassl.utils import UserError, atomic_write, log
 
 from .base import Features, Method, Towers
 from .context import random_prompts
-from .settings import check_range, deepest_layer
+from .settings import MOST_PROMPTS, deepest_layer
 from .trainer import register_method
 
 REDUCTION = 16  # of the bottleneck's hidden layer
-DECAYED = ("all", "projections")
 ATTENTION_FILE = "attention.npz"
 
-register_defaults("TEST", {"SAVE_ATTENTION": False})  # the same as TEST.RECORD ("attention",)
+register_defaults(
+    "TEST", {"SAVE_ATTENTION": Bool(False, help="as attention in RECORD: save attention.npz")}
+)
 
 
 class SemanticFusion(nn.Module):
@@ -163,15 +165,16 @@ class FusedPromptLearner(nn.Module):
 
 @register_method(
     "HISF",
-    N_CTX=2,  # L_p, not in the paper; MaPLe's
-    FUSION_LAYERS=(1, 5, 9),  # counted from 1; not in the paper: shallow to deep in MaPLe's 9
-    PROMPT_INIT=True,  # PI
-    SEMANTIC_FUSION=True,  # SF
-    LOSS_CLS=True,
-    LAMBDA_LE=0.1,  # lambda_1, 0: off
-    LAMBDA_SA=1.0,  # lambda_2, 0: off
-    PROMPT_LR_FACTOR=1.0,  # of OPTIM.LR, for the prompts
-    DECAY="all",  # what OPTIM.WEIGHT_DECAY acts on: all or projections
+    # N_CTX and the layers are not in the paper: MaPLe's 2, and shallow to deep in MaPLe's 9.
+    N_CTX=Int(2, min=1, max=MOST_PROMPTS, help="L_p: prompts, in each tower"),
+    FUSION_LAYERS=Layers((1, 5, 9), help="layers with a fusion; prompts enter at the first"),
+    PROMPT_INIT=Bool(True, help="PI: prompts of both towers start from shared ones"),
+    SEMANTIC_FUSION=Bool(True, help="SF: label-guided fusion at the fusion layers"),
+    LOSS_CLS=Bool(True, help="the loss has the cross-entropy"),
+    LAMBDA_LE=Float(0.1, min=0, help="lambda_1, weight of the label embedding loss (0: off)"),
+    LAMBDA_SA=Float(1.0, min=0, help="lambda_2, weight of the alignment loss (0: off)"),
+    PROMPT_LR_FACTOR=Float(1.0, above=0, help="factor of OPTIM.LR for the prompts"),
+    DECAY=Choice("all", "all", "projections", help="what OPTIM.WEIGHT_DECAY acts on"),
 )
 class HISF(Method):
     """Class-specific text prompts, vision prompts for all images.
@@ -186,30 +189,10 @@ class HISF(Method):
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         node = "TRAINER.HISF"
-        check_range(f"{node}.N_CTX", settings.N_CTX, 1)
-        deepest = deepest_layer(clip_model)
-        layers = list(settings.FUSION_LAYERS)
-        if (
-            not layers
-            or layers != sorted(set(layers))
-            or not 1 <= layers[0] <= layers[-1] <= deepest
-        ):
-            raise UserError(
-                f"{node}.FUSION_LAYERS is {tuple(layers)}, allowed: rising layers in 1..{deepest}"
-            )
-        for key in ("LAMBDA_LE", "LAMBDA_SA"):
-            if settings[key] < 0:
-                raise UserError(f"{node}.{key} is {settings[key]}, allowed: 0 or more")
+        layers = Layers(max=deepest_layer(clip_model))
+        layers.check(f"{node}.FUSION_LAYERS", settings.FUSION_LAYERS)
         if not (settings.LOSS_CLS or settings.LAMBDA_LE or settings.LAMBDA_SA):
-            raise UserError(
-                f"{node}: LOSS_CLS, LAMBDA_LE and LAMBDA_SA are all off, allowed: at least one on"
-            )
-        if settings.PROMPT_LR_FACTOR <= 0:
-            raise UserError(
-                f"{node}.PROMPT_LR_FACTOR is {settings.PROMPT_LR_FACTOR}, allowed: above 0"
-            )
-        if settings.DECAY not in DECAYED:
-            raise UserError(f"{node}.DECAY is '{settings.DECAY}', allowed: {', '.join(DECAYED)}")
+            raise UserError(f"{node}: expected LOSS_CLS, LAMBDA_LE or LAMBDA_SA on, got all off")
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         self.prompt_learner = FusedPromptLearner(self.settings, self.clip)

@@ -10,10 +10,11 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
+from dassl.config.domains import Int, Text
 
 from .base import Method, Towers
 from .context import ContextLearner, context_of_few_words, random_prompts
-from .settings import check_range, check_vit
+from .settings import MOST_PROMPTS, check_vit
 from .trainer import register_method
 
 
@@ -44,21 +45,20 @@ class TowerPrompts(nn.Module):
         return [*first, *(cast(Tensor, layer.VPT_shallow) for layer in layers)]
 
 
-def check_vision_prompts(node: str, settings: Any, clip_model: CLIP, lowest_depth: int) -> None:
-    """Raise UserError unless the prompts fit the vision tower, which must be a ViT."""
-    layers, depth = check_vit(clip_model), settings.PROMPT_DEPTH_VISION
-    check_range(f"TRAINER.{node}.PROMPT_DEPTH_VISION", depth, lowest_depth, layers)
-    check_range(f"TRAINER.{node}.N_CTX_VISION", settings.N_CTX_VISION, 1)
+def ivlp_settings(n_ctx: int) -> dict[str, Any]:
+    """Return the keys of IVLP, and of what stands on it, with so many prompts by default."""
+    return {
+        "N_CTX_VISION": Int(n_ctx, min=0, max=MOST_PROMPTS, help="prompts of a vision layer"),
+        "N_CTX_TEXT": Int(n_ctx, min=1, max=MOST_PROMPTS, help="prompts of a text layer"),
+        "CTX_INIT": Text(
+            "a photo of a", help="words that the text prompts start from where N_CTX_TEXT <= 4"
+        ),
+        "PROMPT_DEPTH_VISION": Int(9, min=0, help="first vision layers that have prompts"),
+        "PROMPT_DEPTH_TEXT": Int(9, min=1, help="first text layers that have prompts"),
+    }
 
 
-@register_method(
-    "IVLP",
-    N_CTX_VISION=2,
-    N_CTX_TEXT=2,
-    CTX_INIT="a photo of a",  # used where N_CTX_TEXT <= 4
-    PROMPT_DEPTH_VISION=9,  # 0: no vision prompts
-    PROMPT_DEPTH_TEXT=9,
-)
+@register_method("IVLP", **ivlp_settings(2))
 class IVLP(Method):
     """Prompts in the first layers of both towers that know nothing of each other.
 
@@ -68,11 +68,11 @@ class IVLP(Method):
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
-        node, config = f"TRAINER.{cls.config_node}", clip_model.config
-        check_range(f"{node}.PROMPT_DEPTH_TEXT", settings.PROMPT_DEPTH_TEXT, 1, config.text_layers)
-        check_range(f"{node}.N_CTX_TEXT", settings.N_CTX_TEXT, 1)
-        if settings.PROMPT_DEPTH_VISION != 0:  # 0: text prompts only, which suit a ResNet too
-            check_vision_prompts(cls.config_node, settings, clip_model, lowest_depth=0)
+        node, layers = f"TRAINER.{cls.config_node}", clip_model.config.text_layers
+        Int(min=1, max=layers).check(f"{node}.PROMPT_DEPTH_TEXT", settings.PROMPT_DEPTH_TEXT)
+        if (depth := settings.PROMPT_DEPTH_VISION) > 0:  # 0: text prompts only, for a ResNet, too
+            Int(min=0, max=check_vit(clip_model)).check(f"{node}.PROMPT_DEPTH_VISION", depth)
+            Int(min=1).check(f"{node}.N_CTX_VISION", settings.N_CTX_VISION)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from dassl.config.domains import Float
+
 from .base import Features
-from .coop import CoOp
+from .coop import SETTINGS, CoOp
 from .trainer import register_method
 
 
-@register_method("COOP", W=1.0)
+@register_method(
+    "COOP", **SETTINGS, W=Float(1.0, min=0, help="weight of the distance to the frozen features")
+)
 class KgCoOp(CoOp):
     """CoOp's context, held near the frozen features of the dataset's own template.
 

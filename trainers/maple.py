@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
+from dassl.config.domains import Int, Text
 
 from .base import Method, Towers
 from .context import context_of_few_words, random_prompts
-from .settings import check_range, deepest_layer
+from .settings import MOST_PROMPTS, deepest_layer
 from .trainer import register_method
 
 
@@ -50,7 +51,12 @@ class MultiModalPromptLearner(nn.Module):
         return Towers(text, vision)
 
 
-@register_method("MAPLE", N_CTX=2, CTX_INIT="a photo of a", PROMPT_DEPTH=9)
+@register_method(
+    "MAPLE",
+    N_CTX=Int(2, min=1, max=MOST_PROMPTS, help="prompts of a layer, in each tower"),
+    CTX_INIT=Text("a photo of a", help="words that the prompts start from where N_CTX <= 4"),
+    PROMPT_DEPTH=Int(9, min=1, help="first layers that have prompts"),
+)
 class MaPLe(Method):
     """The text prompts are learned, the vision prompts are linear functions of them.
 
@@ -63,8 +69,7 @@ class MaPLe(Method):
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         deepest = deepest_layer(clip_model)
-        check_range("TRAINER.MAPLE.PROMPT_DEPTH", settings.PROMPT_DEPTH, 1, deepest)
-        check_range("TRAINER.MAPLE.N_CTX", settings.N_CTX, 1)
+        Int(min=1, max=deepest).check("TRAINER.MAPLE.PROMPT_DEPTH", settings.PROMPT_DEPTH)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config

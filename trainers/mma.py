@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from clip import CLIP, Layer, PromptTokens
-from dassl.utils import UserError
+from dassl.config.domains import Float, Int, Text
 
 from .adapters import ScaledGradient, bottleneck
 from .base import Method, Towers
-from .settings import check_range, deepest_layer
+from .settings import deepest_layer
 from .trainer import register_method
 
 
@@ -50,11 +50,11 @@ class AdapterLearner(nn.Module):
 
 @register_method(
     "MMADAPTER",
-    TEXT_CTX_INIT="",  # words in front of the class name
-    ADAPTER_START=4,  # first and last block with an adapter, counted from 1
-    ADAPTER_END=12,
-    ADAPTER_DIM=32,
-    ADAPTER_SCALE=0.1,
+    TEXT_CTX_INIT=Text("", help="words in front of the class name"),
+    ADAPTER_START=Int(4, min=1, help="first block with an adapter, counted from 1"),
+    ADAPTER_END=Int(12, min=1, help="last block with an adapter"),
+    ADAPTER_DIM=Int(32, min=1, max=10000, help="width of the adapters"),
+    ADAPTER_SCALE=Float(0.1, above=0, help="factor of what the adapters put out"),
     PREC="amp",
 )
 class MMA(Method):
@@ -65,11 +65,9 @@ class MMA(Method):
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         node, deepest = "TRAINER.MMADAPTER", deepest_layer(clip_model)
-        check_range(f"{node}.ADAPTER_START", settings.ADAPTER_START, 1, deepest)
-        check_range(f"{node}.ADAPTER_END", settings.ADAPTER_END, settings.ADAPTER_START, deepest)
-        check_range(f"{node}.ADAPTER_DIM", settings.ADAPTER_DIM, 1)
-        if settings.ADAPTER_SCALE <= 0:
-            raise UserError(f"{node}.ADAPTER_SCALE is {settings.ADAPTER_SCALE}, allowed: above 0")
+        start = settings.ADAPTER_START
+        Int(min=1, max=deepest).check(f"{node}.ADAPTER_START", start)
+        Int(min=start, max=deepest).check(f"{node}.ADAPTER_END", settings.ADAPTER_END)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, clip = self.settings, self.clip.config

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from clip import CLIP, PromptTokens
 from clip.tokens import tokenizer
 from dassl.config import register_defaults
+from dassl.config.domains import Bool, Float, Int, Text
 from dassl.engine.recorders import RECORDER_REGISTRY, Recorder
-from dassl.utils import UserError, atomic_write, log
+from dassl.utils import atomic_write, log
 
 from .base import Batch, Features, Method, Towers
 from .context import Context, context_from_words, random_prompts
-from .settings import check_range, check_vit
+from .settings import MOST_PROMPTS, check_vit
 from .trainer import register_method
 
 REDUCTION = 16  # of the generators' hidden layer, d -> d/16
@@ -27,7 +28,9 @@ TEMPLATE = "a photo of a {}."  # of the initialization (section 3.3), with CLIP'
 EVOLUTION_FILE = "evolution.jsonl"
 TOP = 5  # classes of each step that the file names
 
-register_defaults("TEST", {"SAVE_EVOLUTION": False})  # the same as TEST.RECORD ("evolution",)
+register_defaults(
+    "TEST", {"SAVE_EVOLUTION": Bool(False, help="as evolution in RECORD: save evolution.jsonl")}
+)
 
 
 class Generator(nn.Module):
@@ -93,15 +96,17 @@ def padded_context(clip_model: CLIP, words: str, n_prompts: int) -> Context:
 
 @register_method(
     "PROMPT",
-    ITERATIONS=2,  # N
-    N_CTX_VISION=8,  # a: text features that the filter keeps, and vision prompts
-    N_CTX_TEXT=5,  # b
-    CTX_INIT="a photo of a",  # P^0 starts from its embeddings
-    PROMPT_DEPTH_VISION=9,  # J
-    LAMBD=1.0,
-    VISION_GENERATOR=True,  # G_V
-    TEXT_GENERATOR=True,  # G_T
-    FEATURE_FILTER=True,  # F
+    ITERATIONS=Int(2, min=0, max=100, help="N; 0 is zero-shot CLIP"),
+    N_CTX_VISION=Int(
+        8, min=1, max=MOST_PROMPTS, help="a: text features that the filter keeps, vision prompts"
+    ),
+    N_CTX_TEXT=Int(5, min=1, max=MOST_PROMPTS, help="b: context tokens"),
+    CTX_INIT=Text("a photo of a", help="words that P^0 starts from"),
+    PROMPT_DEPTH_VISION=Int(9, min=1, help="J: first vision layers that have prompts"),
+    LAMBD=Float(1.0, min=0, help="factor of the loss of each earlier iteration"),
+    VISION_GENERATOR=Bool(True, help="G_V, which makes vision prompts of text features"),
+    TEXT_GENERATOR=Bool(True, help="G_T, which makes text prompts of image features"),
+    FEATURE_FILTER=Bool(True, help="F; without it all text features make vision prompts"),
 )
 class ProMPT(Method):
     """Text features make vision prompts, image features make text prompts, N times over.
@@ -126,15 +131,8 @@ class ProMPT(Method):
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
-        node = "TRAINER.PROMPT"
-        check_range(
-            f"{node}.PROMPT_DEPTH_VISION", settings.PROMPT_DEPTH_VISION, 1, check_vit(clip_model)
-        )
-        check_range(f"{node}.ITERATIONS", settings.ITERATIONS, 0)
-        check_range(f"{node}.N_CTX_VISION", settings.N_CTX_VISION, 1)
-        check_range(f"{node}.N_CTX_TEXT", settings.N_CTX_TEXT, 1)
-        if settings.LAMBD < 0:
-            raise UserError(f"{node}.LAMBD is {settings.LAMBD}, allowed: 0 or more")
+        layers, depth = check_vit(clip_model), settings.PROMPT_DEPTH_VISION
+        Int(min=1, max=layers).check("TRAINER.PROMPT.PROMPT_DEPTH_VISION", depth)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings

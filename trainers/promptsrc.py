@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clip
-from clip import CLIP
+from dassl.config.domains import Float
 from dassl.utils import UserError
 
 from .base import TEXT_BATCH, Batch, Features, Towers
-from .ivlp import IVLP
+from .ivlp import IVLP, ivlp_settings
 from .trainer import register_method
 
 N_TEMPLATES = 60  # the public code takes the first 60 of OpenAI's 80 ImageNet templates
@@ -29,15 +29,11 @@ def epoch_weights(n_epochs: int, mean: float, std: float) -> Tensor:
 
 @register_method(
     "PROMPTSRC",
-    N_CTX_VISION=4,
-    N_CTX_TEXT=4,
-    CTX_INIT="a photo of a",  # used where N_CTX_TEXT <= 4
-    PROMPT_DEPTH_VISION=9,  # 0: no vision prompts
-    PROMPT_DEPTH_TEXT=9,
-    TEXT_LOSS_WEIGHT=25.0,
-    IMAGE_LOSS_WEIGHT=10.0,
-    GPA_MEAN=15.0,  # epoch, counted from 1
-    GPA_STD=1.0,  # epochs
+    **ivlp_settings(4),
+    TEXT_LOSS_WEIGHT=Float(25.0, min=0, help="weight of the distance of the text features"),
+    IMAGE_LOSS_WEIGHT=Float(10.0, min=0, help="weight of the distance of the image features"),
+    GPA_MEAN=Float(15.0, min=0, max=1e6, help="epoch, from 1, whose prompts weigh most in the sum"),
+    GPA_STD=Float(1.0, min=0.001, help="standard deviation of the weights, in epochs"),
 )
 class PromptSRC(IVLP):
     """IVLP's prompts, held near the frozen CLIP in features of both towers and in logits.
@@ -45,12 +41,6 @@ class PromptSRC(IVLP):
     Frozen text features are the mean over ImageNet's templates, whatever the dataset.  What the
     last epoch leaves is the Gaussian-weighted sum of what all epochs left (GPA).
     """
-
-    @classmethod
-    def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
-        super().check_settings(settings, clip_model)
-        if settings.GPA_STD <= 0:
-            raise UserError(f"TRAINER.PROMPTSRC.GPA_STD is {settings.GPA_STD}, allowed: above 0")
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         super().build(cfg, class_names)

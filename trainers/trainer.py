@@ -14,7 +14,8 @@ from torch import Tensor
 import clip
 from clip import CLIP, ClipError, Preprocess
 from clip.clip import OPEN_CLIP
-from dassl.config import set_keys
+from dassl.config import register_defaults, set_keys
+from dassl.config.domains import Choice
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
@@ -25,7 +26,6 @@ from dassl.optim import build_optimizer
 from dassl.utils import UserError, load_checkpoint, load_pretrained_weights, log, nearest
 
 from .base import Batch, Features, Method
-from .settings import register_node
 
 AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 
@@ -33,19 +33,24 @@ AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
 
-def register_method(node: str, **defaults: Any) -> Callable[[AnyMethod], AnyMethod]:
+def register_method(
+    node: str, PREC: str = "fp16", **defaults: Any
+) -> Callable[[AnyMethod], AnyMethod]:
     """Register a ``Method`` as the trainer of its name; a decorator.
 
     Args:
-        node: its settings are ``TRAINER.<node>``.
-        defaults: the keys of that node with their defaults, ``PREC`` beside them.
+        node: its settings are ``TRAINER.<node>``, a node that several methods may share.
+        PREC: default of that key, the type that the method computes in.
+        defaults: its other keys, with their domains (``dassl.config.domains``) or plain defaults.
     """
 
     def register(method: AnyMethod) -> AnyMethod:
         method.config_node = node
-        register_node(node, **defaults)
+        name = method.__name__
+        types = Choice(PREC, *PRECISIONS, help="type to compute in; amp: autocast to fp16")
+        register_defaults(f"TRAINER.{node}", {"PREC": types, **defaults}, trainer=name)
         attributes = {"method": method, "__doc__": method.__doc__, "__module__": method.__module__}
-        TRAINER_REGISTRY.register(type(method.__name__, (MethodTrainer,), attributes))
+        TRAINER_REGISTRY.register(type(name, (MethodTrainer,), attributes))
         return method
 
     return register
@@ -123,10 +128,7 @@ class MethodTrainer(TrainerX):
 
     def check_cfg(self, cfg: Any) -> None:
         """Find everything that can be found wrong before any data is touched."""
-        node = f"TRAINER.{self.method.config_node}"
         settings = cfg.TRAINER[self.method.config_node]
-        if settings.PREC not in PRECISIONS:
-            raise UserError(f"{node}.PREC is '{settings.PREC}', allowed: {', '.join(PRECISIONS)}")
         n_views = self.method.n_views
         if cfg.DATALOADER.K_TRANSFORMS != n_views:
             raise UserError(

@@ -8,13 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from clip import CLIP, PromptTokens
+from dassl.config.domains import Int, Text
 
 from .base import Features, Method, Towers
-from .ivlp import TowerPrompts, check_vision_prompts
+from .ivlp import TowerPrompts
+from .settings import MOST_PROMPTS, check_vit
 from .trainer import register_method
 
 
-@register_method("VPT", N_CTX_VISION=2, CTX_INIT="a photo of a", PROMPT_DEPTH_VISION=1)
+@register_method(
+    "VPT",
+    N_CTX_VISION=Int(2, min=1, max=MOST_PROMPTS, help="prompts of a vision layer"),
+    CTX_INIT=Text("a photo of a", help="words in front of the class name"),
+    PROMPT_DEPTH_VISION=Int(1, min=1, help="first vision layers that have prompts"),
+)
 class VPT(Method):
     """Prompts in the vision tower only; the text is "<CTX_INIT> <class name>." and frozen."""
 
@@ -22,7 +29,8 @@ class VPT(Method):
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
-        check_vision_prompts("VPT", settings, clip_model, lowest_depth=1)
+        layers, depth = check_vit(clip_model), settings.PROMPT_DEPTH_VISION
+        Int(min=1, max=layers).check("TRAINER.VPT.PROMPT_DEPTH_VISION", depth)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, width = self.settings, self.clip.config.vision_width

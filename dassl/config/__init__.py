@@ -1,7 +1,7 @@
 """Config: the defaults of the toolbox, of the trainers and of the datasets, in one yacs tree."""
 
 from dassl.compat import clean_cfg
-from dassl.config.defaults import get_cfg_default, register_defaults
+from dassl.config.defaults import check_domains, get_cfg_default, register_defaults
 from dassl.config.merge import (
     first_difference,
     merge_from_file,
@@ -9,9 +9,11 @@ from dassl.config.merge import (
     set_key,
     set_keys,
     to_dict,
+    trainer_in_file,
 )
 
 __all__ = [
+    "check_domains",
     "clean_cfg",
     "first_difference",
     "get_cfg_default",
@@ -21,4 +23,5 @@ __all__ = [
     "set_key",
     "set_keys",
     "to_dict",
+    "trainer_in_file",
 ]

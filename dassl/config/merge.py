@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from ast import literal_eval
 from typing import Any
 
@@ -42,6 +43,13 @@ def _merge_file(cfg: CN, path: str, above: tuple[str, ...]) -> None:
             raise UserError(f"BASE in '{path}': expected no cycle of files, got '{base}'")
         _merge_file(cfg, base_path, above)
     _merge(cfg, tree, "", f" in '{path}'", _recorded(cfg))
+
+
+def trainer_in_file(path: str) -> str:
+    """Return the TRAINER.NAME that a YAML file itself sets; "" if none, or without such a file."""
+    node = _read(path).get("TRAINER") if os.path.isfile(path) else None
+    name = node.get("NAME") if isinstance(node, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -122,12 +130,11 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:
-        return float(value)
+        # one that no float can hold is left for the domain of the key to refuse
+        return float(value) if abs(value) <= sys.float_info.max else value
     if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
         return type(default)(value)
-    raise UserError(
-        f"config key {key}{where} must be a {_kind(default)} such as {default!r}, not {value!r}"
-    )
+    raise UserError(f"{key}{where}: expected a {_kind(default)} such as {default!r}, got {value!r}")
 
 
 def _is_quoted(value: str) -> bool:

@@ -6,13 +6,11 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl.config import check_domains
 from dassl.data.datasets import check_dataset_cfg, other_test_classes
-from dassl.data.samplers import SAMPLERS
-from dassl.data.transforms import CHOICES, INTERPOLATION_NAMES
 from dassl.engine.recorders import chosen_recorders
-from dassl.errors import UserError, check_choice
+from dassl.errors import UserError
 from dassl.evaluation import check_metrics
-from dassl.optim import OPTIMIZERS, SCHEDULERS, WARMUPS
 from dassl.utils.logger import log
 from dassl.utils.registry import Registry
 
@@ -20,36 +18,25 @@ TRAINER_REGISTRY = Registry("TRAINER")
 
 
 def check_cfg(cfg: CfgNode) -> None:
-    """Check the names and numbers that the toolbox itself reads, before any work.
+    """Check every key that has a domain, and what the toolbox reads of several, before any work.
 
     Raises:
         UserError: a value is not allowed; the message names its key.
     """
+    check_domains(cfg, cfg.TRAINER.NAME)
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     check_dataset_cfg(cfg)
     check_metrics(cfg)
-    check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATION_NAMES)
-    for name in cfg.INPUT.TRANSFORMS:
-        check_choice("name in INPUT.TRANSFORMS", name, CHOICES)
-    for key in ("TRAIN_X", "TEST"):
-        check_choice(f"DATALOADER.{key}.SAMPLER", cfg.DATALOADER[key].SAMPLER, SAMPLERS)
-        if cfg.DATALOADER[key].BATCH_SIZE < 1:
-            size = cfg.DATALOADER[key].BATCH_SIZE
-            raise UserError(f"DATALOADER.{key}.BATCH_SIZE is {size}; allowed: 1 or more")
-    for key in ("NUM_WORKERS", "CACHE_MB"):
-        if cfg.DATALOADER[key] < 0:
-            raise UserError(f"DATALOADER.{key} is {cfg.DATALOADER[key]}; allowed: 0 or more")
-    if len(cfg.INPUT.SIZE) != 2 or min(cfg.INPUT.SIZE) < 1:
-        raise UserError(f"INPUT.SIZE is {cfg.INPUT.SIZE}; allowed: (height, width) in pixels")
-    check_choice("OPTIM.NAME", cfg.OPTIM.NAME, OPTIMIZERS)
-    check_choice("OPTIM.LR_SCHEDULER", cfg.OPTIM.LR_SCHEDULER, SCHEDULERS)
-    check_choice("OPTIM.WARMUP_TYPE", cfg.OPTIM.WARMUP_TYPE, WARMUPS)
-    if cfg.OPTIM.MAX_EPOCH < 1:
-        raise UserError(f"OPTIM.MAX_EPOCH is {cfg.OPTIM.MAX_EPOCH}; allowed: 1 or more")
-    if cfg.TRAIN.PRINT_FREQ < 1:
-        raise UserError(f"TRAIN.PRINT_FREQ is {cfg.TRAIN.PRINT_FREQ}; allowed: 1 or more")
-    check_choice("TEST.SPLIT", cfg.TEST.SPLIT, ["test", "val"])
-    check_choice("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL, ["last_step", "best_val"])
+    optim, data = cfg.OPTIM, cfg.INPUT
+    nesterov = optim.NAME == "sgd" and optim.SGD_NESTEROV
+    if nesterov and (optim.MOMENTUM == 0 or optim.SGD_DAMPNING != 0):
+        raise UserError(
+            "OPTIM.SGD_NESTEROV: expected False, or a MOMENTUM above 0 and no SGD_DAMPNING, got "
+            f"True with {optim.MOMENTUM} and {optim.SGD_DAMPNING}"
+        )
+    if "gaussian_blur" in data.TRANSFORMS and data.GB_K // 2 >= min(data.SIZE):
+        size = tuple(data.SIZE)
+        raise UserError(f"INPUT.GB_K: expected what fits INPUT.SIZE {size}, got {data.GB_K}")
     if other_test_classes(cfg):
         able = getattr(trainer, "tests_other_classes", None)
         if able is None or not able(cfg):

@@ -75,7 +75,7 @@ def chosen_recorders(cfg: CfgNode, trainer: type) -> list[type[Recorder]]:
         UserError: a name is unknown, or its recorder is not for this trainer or these settings.
     """
     for name in cfg.TEST.RECORD:
-        check_choice("name in TEST.RECORD", name, RECORDER_REGISTRY.registered_names())
+        check_choice("TEST.RECORD", name, RECORDER_REGISTRY.registered_names())
     switches = [key for key, value in cfg.TEST.items() if key.startswith(_SWITCH) and value]
     names = [*_ALWAYS, *cfg.TEST.RECORD, *(key.removeprefix(_SWITCH).lower() for key in switches)]
     known = {name: RECORDER_REGISTRY.get(name) for name in RECORDER_REGISTRY.registered_names()}

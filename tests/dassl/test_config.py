@@ -79,7 +79,7 @@ def test_empty_file_changes_nothing(tmp_path):
             "key OPTIM.GAMA in '.*some.yaml'; did you mean 'GAMMA'.*known: ADAM",
         ),
         ("OPTM:\n  LR: 1\n", "unknown config key OPTM .*did you mean 'OPTIM'"),
-        ("OPTIM:\n  MAX_EPOCH: many\n", "OPTIM.MAX_EPOCH .* whole number such as 10, not 'many'"),
+        ("OPTIM:\n  MAX_EPOCH: many\n", "OPTIM.MAX_EPOCH .* whole number such as 10, got 'many'"),
         ("OPTIM: 3\n", "OPTIM in .* is a section"),
         ("- a\n", "mapping of keys"),
         ("OPTIM: [\n", "cannot be read"),
@@ -97,9 +97,9 @@ def test_options_are_literals_or_words():
     merge_from_list(cfg, options)
     assert cfg.OPTIM.LR == 0.1 and cfg.INPUT.TRANSFORMS == ("normalize",)
     assert cfg.DATASET.NAME == "7"
-    with pytest.raises(UserError, match="USE_CUDA .*not 'maybe'"):
+    with pytest.raises(UserError, match="USE_CUDA .*got 'maybe'"):
         merge_from_list(cfg, ["USE_CUDA", "maybe"])
-    with pytest.raises(UserError, match="OPTIM.LR on the command line must be a number"):
+    with pytest.raises(UserError, match="OPTIM.LR on the command line: expected a number"):
         merge_from_list(cfg, ["OPTIM.LR.X", "1"])
 
 

@@ -390,7 +390,7 @@ def test_transform_settings_are_checked(cfg):
     with pytest.raises(UserError, match="did you mean 'normalize'"):
         build_transform(cfg, choices=["normalise"])
     cfg.INPUT.GB_K = 4
-    with pytest.raises(UserError, match="GB_K is 4"):
+    with pytest.raises(UserError, match="GB_K: expected an odd number >= 1, got 4"):
         build_transform(cfg, choices=["gaussian_blur"])
     cfg.INPUT.NO_TRANSFORM = True
     assert build_transform(cfg) is None

@@ -183,7 +183,7 @@ def test_a_metric_that_gives_no_number_is_told_in_one_line(cfg, monkeypatch):
 def test_unknown_metrics_are_refused_before_data_is_read(run_cfg, monkeypatch):
     monkeypatch.setattr(toys.Toys, "__init__", lambda self, cfg: pytest.fail("data is read"))
     run_cfg.TEST.METRICS = ("ece", "brierr")
-    line = "TEST.METRICS.* 'brierr'; did you mean 'brier'"
+    line = r"TEST\.METRICS: expected .*, got \('ece', 'brierr'\); did you mean 'brier'"
     with pytest.raises(UserError, match=line):
         build_trainer(run_cfg)
     with pytest.raises(UserError, match="unknown metric 'brierr'; did you mean 'brier'"):

@@ -205,7 +205,7 @@ def test_no_test_still_leaves_a_record(cfg, tmp_path):
 
 def test_wrong_hands_are_told_what_is_allowed(cfg):
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 0
-    with pytest.raises(UserError, match="TRAIN_X.BATCH_SIZE is 0; allowed: 1 or more"):
+    with pytest.raises(UserError, match="TRAIN_X.BATCH_SIZE: expected a whole number >= 1, got 0"):
         build_trainer(cfg)
 
 
@@ -384,7 +384,7 @@ def test_a_recorder_that_cannot_be_is_refused_before_data_is_read(cfg, monkeypat
     enter(monkeypatch, "wide", Wide)
     monkeypatch.setattr(toys.Toys, "__init__", lambda self, cfg: pytest.fail("data is read"))
     for names, message in [
-        (("logit",), "unknown name in TEST.RECORD 'logit'; did you mean 'logits'"),
+        (("logit",), r"TEST.RECORD: expected .*, got .*'logit'.*; did you mean 'logits'"),
         (("logits", "wide"), "TEST.RECORD has 'wide', but the trainer is ToyTrainer; it is for W"),
         (("picky",), "but it is raining"),
     ]:

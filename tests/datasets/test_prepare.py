@@ -457,7 +457,7 @@ def test_check_of_a_half_filled_root(tmp_path, server, table, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["oxford_pet", "--root", "data"], "unknown dataset 'oxford_pet'; did you mean"),
+        (["oxford_pet", "--root", "data"], "got 'oxford_pet'; did you mean 'oxford_pets'"),
         (["all"], "--root is missing"),
     ],
 )

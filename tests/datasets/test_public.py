@@ -446,5 +446,5 @@ def test_broken_images_of_any_dataset_can_be_left_out(tmp_path: Path, capsys) ->
     printed = capsys.readouterr().out
     assert all(path in printed for path in broken)
     cfg.merge_from_list(["DATALOADER.ON_ERROR", "Skip"])
-    with pytest.raises(UserError, match="DATALOADER.ON_ERROR 'Skip'; did you mean 'skip'"):
+    with pytest.raises(UserError, match="DATALOADER.ON_ERROR: .*got 'Skip'; did you mean 'skip'"):
         DataManager(cfg)

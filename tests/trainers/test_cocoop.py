@@ -93,5 +93,7 @@ def test_text_tower_gets_no_more_tokens_at_once_than_the_limit(clip_model, monke
 
 
 def test_settings_that_cannot_be(clip_model):
-    with pytest.raises(UserError, match="TRAINER.COCOOP.N_CTX is 0"):
+    with pytest.raises(
+        UserError, match="TRAINER.COCOOP.N_CTX: expected a whole number in 1..1000, got 0"
+    ):
         check(CoCoOp, clip_model, N_CTX=0)

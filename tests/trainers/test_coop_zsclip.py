@@ -61,8 +61,8 @@ def test_zero_shot_uses_the_first_template(clip_model, batch):
 
 def test_coop_settings_that_cannot_be(clip_model):
     for values, message in (
-        ({"CLASS_TOKEN_POSITION": "back"}, "allowed: end, middle, front"),
-        ({"N_CTX": 0}, "N_CTX is 0"),
+        ({"CLASS_TOKEN_POSITION": "back"}, "expected one of end, middle, front, got 'back'"),
+        ({"N_CTX": 0}, "N_CTX: expected a whole number in 1..1000, got 0"),
     ):
         with pytest.raises(UserError, match=message):
             check(CoOp, clip_model, **values)

@@ -197,11 +197,11 @@ def test_context_words_are_used_up_to_four_tokens(clip_model, small, capsys):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"CROSS_LAYER": 0}, r"CROSS_LAYER is 0, allowed: 1\.\.3"),
-        ({"CROSS_LAYER": 4}, r"CROSS_LAYER is 4, allowed: 1\.\.3"),
-        ({"PROMPT_DEPTH": 5}, r"PROMPT_DEPTH is 5, allowed: 1\.\.4"),
-        ({"FLOW": "both"}, r"FLOW is 'both', allowed: t2i_i2t"),
-        ({"N_CTX": 0}, r"N_CTX is 0"),
+        ({"CROSS_LAYER": 0}, r"CROSS_LAYER: expected a whole number >= 1, got 0"),
+        ({"CROSS_LAYER": 4}, r"CROSS_LAYER: expected a whole number in 1\.\.3, got 4"),
+        ({"PROMPT_DEPTH": 5}, r"PROMPT_DEPTH: expected a whole number in 1\.\.4, got 5"),
+        ({"FLOW": "both"}, r"FLOW: expected one of t2i_i2t, .*, got 'both'"),
+        ({"N_CTX": 0}, r"N_CTX: expected a whole number in 1..1000, got 0"),
     ],
 )
 def test_settings_that_cannot_be(clip_model, small, values, message):
@@ -292,5 +292,5 @@ def test_a_resnet_has_no_tokens_for_vision_prompts(small):
     vision = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 64, "head_width": 32}
     text = {"width": 32, "layers": 4, "heads": 2, "vocab_size": 49408, "context_length": 77}
     resnet = from_open_clip(open_clip.CLIP(24, vision, text, quick_gelu=True))
-    with pytest.raises(UserError, match="ResNet, vision prompts need a ViT"):
+    with pytest.raises(UserError, match="expected a ViT for vision prompts, got a ResNet"):
         check(HiCroPL, resnet, **small)

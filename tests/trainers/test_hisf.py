@@ -202,15 +202,21 @@ def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_m
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"FUSION_LAYERS": (1, 4)}, r"FUSION_LAYERS is \(1, 4\), allowed: rising layers in 1..3"),
+        (
+            {"FUSION_LAYERS": (1, 4)},
+            r"FUSION_LAYERS: expected rising layers, each a whole number in 1..3, got",
+        ),
         ({"FUSION_LAYERS": (3, 1)}, "FUSION_LAYERS"),
         ({"FUSION_LAYERS": (0, 1)}, "FUSION_LAYERS"),
         ({"FUSION_LAYERS": ()}, "FUSION_LAYERS"),
-        ({"N_CTX": 0}, "N_CTX is 0"),
-        ({"LAMBDA_LE": -1.0}, "LAMBDA_LE is -1.0, allowed: 0 or more"),
-        ({"LOSS_CLS": False, "LAMBDA_LE": 0.0, "LAMBDA_SA": 0.0}, "at least one on"),
-        ({"PROMPT_LR_FACTOR": 0.0}, "PROMPT_LR_FACTOR is 0.0, allowed: above 0"),
-        ({"DECAY": "none"}, "DECAY is 'none', allowed: all, projections"),
+        ({"N_CTX": 0}, "N_CTX: expected a whole number in 1..1000, got 0"),
+        ({"LAMBDA_LE": -1.0}, "LAMBDA_LE: expected a number >= 0, got -1.0"),
+        (
+            {"LOSS_CLS": False, "LAMBDA_LE": 0.0, "LAMBDA_SA": 0.0},
+            "expected LOSS_CLS, LAMBDA_LE or LAMBDA_SA on",
+        ),
+        ({"PROMPT_LR_FACTOR": 0.0}, "PROMPT_LR_FACTOR: expected a number > 0, got 0.0"),
+        ({"DECAY": "none"}, "DECAY: expected one of all, projections, got 'none'"),
     ],
 )
 def test_settings_that_cannot_be(clip_model, values, message):

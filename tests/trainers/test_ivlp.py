@@ -100,14 +100,34 @@ def test_fixed_classes_change_no_logit_and_other_classes_can_be_set(clip_model, 
 @pytest.mark.parametrize(
     ("trainer", "values", "message"),
     [
-        (IVLP, {"PROMPT_DEPTH_TEXT": 0}, r"PROMPT_DEPTH_TEXT is 0, allowed: 1\.\.4"),
-        (IVLP, {"PROMPT_DEPTH_TEXT": 5}, r"PROMPT_DEPTH_TEXT is 5, allowed: 1\.\.4"),
-        (IVLP, {"PROMPT_DEPTH_VISION": 5}, r"IVLP\.PROMPT_DEPTH_VISION is 5, allowed: 0\.\.4"),
-        (IVLP, {"PROMPT_DEPTH_VISION": -1}, r"PROMPT_DEPTH_VISION is -1, allowed: 0\.\.4"),
-        (IVLP, {"N_CTX_TEXT": 0}, "N_CTX_TEXT is 0, allowed: 1 or more"),
-        (IVLP, {"N_CTX_VISION": 0}, "N_CTX_VISION is 0, allowed: 1 or more"),
-        (VPT, {"PROMPT_DEPTH_VISION": 0}, r"VPT\.PROMPT_DEPTH_VISION is 0, allowed: 1\.\.4"),
-        (VPT, {"N_CTX_VISION": 0}, "N_CTX_VISION is 0, allowed: 1 or more"),
+        (
+            IVLP,
+            {"PROMPT_DEPTH_TEXT": 0},
+            r"PROMPT_DEPTH_TEXT: expected a whole number >= 1, got 0",
+        ),
+        (
+            IVLP,
+            {"PROMPT_DEPTH_TEXT": 5},
+            r"PROMPT_DEPTH_TEXT: expected a whole number in 1\.\.4, got 5",
+        ),
+        (
+            IVLP,
+            {"PROMPT_DEPTH_VISION": 5},
+            r"IVLP\.PROMPT_DEPTH_VISION: expected a whole number in 0\.\.4, got 5",
+        ),
+        (
+            IVLP,
+            {"PROMPT_DEPTH_VISION": -1},
+            r"PROMPT_DEPTH_VISION: expected a whole number >= 0, got -1",
+        ),
+        (IVLP, {"N_CTX_TEXT": 0}, "N_CTX_TEXT: expected a whole number in 1..1000, got 0"),
+        (IVLP, {"N_CTX_VISION": 0}, "N_CTX_VISION: expected a whole number >= 1, got 0"),
+        (
+            VPT,
+            {"PROMPT_DEPTH_VISION": 0},
+            r"VPT\.PROMPT_DEPTH_VISION: expected a whole number >= 1, got 0",
+        ),
+        (VPT, {"N_CTX_VISION": 0}, "N_CTX_VISION: expected a whole number in 1..1000, got 0"),
     ],
 )
 def test_settings_that_cannot_be(clip_model, trainer, values, message):
@@ -131,7 +151,7 @@ def test_a_resnet_takes_text_prompts_only():
             head_width=16,
         )
     ).requires_grad_(False)
-    with pytest.raises(UserError, match="vision prompts need a ViT"):
+    with pytest.raises(UserError, match="expected a ViT for vision prompts, got a ResNet"):
         check(IVLP, resnet, **SHALLOW)
     values = {**TEXT_ONLY, "PROMPT_DEPTH_TEXT": 2}
     check(IVLP, resnet, **values)

@@ -88,5 +88,7 @@ def test_reads_public_checkpoints_with_their_unused_tensors(clip_model):
 
 
 def test_settings_that_cannot_be(clip_model):
-    with pytest.raises(UserError, match="TRAINER.COOP.N_CTX is 0"):
+    with pytest.raises(
+        UserError, match="TRAINER.COOP.N_CTX: expected a whole number in 1..1000, got 0"
+    ):
         check(KgCoOp, clip_model, N_CTX=0)

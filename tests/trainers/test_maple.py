@@ -74,9 +74,12 @@ def test_fixed_classes_change_no_logit_and_other_classes_can_be_set(clip_model, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"PROMPT_DEPTH": 0}, r"TRAINER\.MAPLE\.PROMPT_DEPTH is 0, allowed: 1\.\.4"),
-        ({"PROMPT_DEPTH": 5}, r"PROMPT_DEPTH is 5, allowed: 1\.\.4"),
-        ({"N_CTX": 0}, "N_CTX is 0, allowed: 1 or more"),
+        (
+            {"PROMPT_DEPTH": 0},
+            r"TRAINER\.MAPLE\.PROMPT_DEPTH: expected a whole number >= 1, got 0",
+        ),
+        ({"PROMPT_DEPTH": 5}, r"PROMPT_DEPTH: expected a whole number in 1\.\.4, got 5"),
+        ({"N_CTX": 0}, "N_CTX: expected a whole number in 1..1000, got 0"),
     ],
 )
 def test_settings_that_cannot_be(clip_model, values, message):

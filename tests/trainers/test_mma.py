@@ -110,11 +110,11 @@ def test_fixed_classes_change_no_logit_and_other_classes_can_be_set(clip_model, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ADAPTER_START": 0}, r"ADAPTER_START is 0, allowed: 1\.\.4"),
-        ({"ADAPTER_END": 2}, r"ADAPTER_END is 2, allowed: 3\.\.4"),
-        ({"ADAPTER_END": 5}, r"ADAPTER_END is 5, allowed: 3\.\.4"),
-        ({"ADAPTER_DIM": 0}, "ADAPTER_DIM is 0, allowed: 1 or more"),
-        ({"ADAPTER_SCALE": 0.0}, r"ADAPTER_SCALE is 0\.0, allowed: above 0"),
+        ({"ADAPTER_START": 0}, r"ADAPTER_START: expected a whole number >= 1, got 0"),
+        ({"ADAPTER_END": 2}, r"ADAPTER_END: expected a whole number in 3\.\.4, got 2"),
+        ({"ADAPTER_END": 5}, r"ADAPTER_END: expected a whole number in 3\.\.4, got 5"),
+        ({"ADAPTER_DIM": 0}, "ADAPTER_DIM: expected a whole number in 1..10000, got 0"),
+        ({"ADAPTER_SCALE": 0.0}, r"ADAPTER_SCALE: expected a number > 0, got 0\.0"),
     ],
 )
 def test_settings_that_cannot_be(clip_model, values, message):

@@ -213,11 +213,11 @@ def test_frozen_clip_stays_untouched(batch):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"PROMPT_DEPTH_VISION": 4}, "PROMPT_DEPTH_VISION is 4, allowed: 1..3"),
-        ({"ITERATIONS": -1}, "ITERATIONS is -1, allowed: 0 or more"),
-        ({"N_CTX_VISION": 0}, "N_CTX_VISION is 0"),
-        ({"N_CTX_TEXT": 0}, "N_CTX_TEXT is 0"),
-        ({"LAMBD": -0.5}, "LAMBD is -0.5, allowed: 0 or more"),
+        ({"PROMPT_DEPTH_VISION": 4}, "PROMPT_DEPTH_VISION: expected a whole number in 1..3, got 4"),
+        ({"ITERATIONS": -1}, "ITERATIONS: expected a whole number in 0..100, got -1"),
+        ({"N_CTX_VISION": 0}, "N_CTX_VISION: expected a whole number in 1..1000, got 0"),
+        ({"N_CTX_TEXT": 0}, "N_CTX_TEXT: expected a whole number in 1..1000, got 0"),
+        ({"LAMBD": -0.5}, "LAMBD: expected a number >= 0, got -0.5"),
     ],
 )
 def test_settings_that_cannot_be(clip_model, values, message):

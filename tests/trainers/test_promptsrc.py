@@ -139,8 +139,11 @@ def test_epoch_weights_are_a_normalised_gaussian():
 
 def test_settings_that_cannot_be(clip_model):
     for values, message in (
-        ({"GPA_STD": 0.0}, "TRAINER.PROMPTSRC.GPA_STD is 0.0, allowed: above 0"),
-        ({"PROMPT_DEPTH_TEXT": 5}, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT is 5"),
+        ({"GPA_STD": 0.0}, "TRAINER.PROMPTSRC.GPA_STD: expected a number >= 0.001, got 0.0"),
+        (
+            {"PROMPT_DEPTH_TEXT": 5},
+            "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT: expected a whole number in 1..4, got 5",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             check(PromptSRC, clip_model, **{**SMALL, **values})

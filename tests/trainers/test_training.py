@@ -228,10 +228,22 @@ def test_a_nan_loss_stops_and_names_the_batch(run, tmp_path, monkeypatch):
     [
         ("CoOp", ["INPUT.SIZE", "(32, 32)"], r"INPUT.SIZE: expected (16, 16) for "),
         ("CoOp", ["MODEL.BACKBONE.NAME", "ViT-B/61"], "did you mean 'ViT-B/16'"),
-        ("CoOp", ["TRAINER.COOP.PREC", "fp8"], "allowed: fp32, bf16, fp16, amp"),
+        (
+            "CoOp",
+            ["TRAINER.COOP.PREC", "fp8"],
+            "PREC: expected one of fp32, bf16, fp16, amp, got 'fp8'",
+        ),
         ("CoOp", ["TRAINER.COOP.N_CTX", "75"], "the model takes 77"),
-        ("HiCroPL", ["TRAINER.HICROPL.CROSS_LAYER", "4"], "CROSS_LAYER is 4, allowed: 1..3"),
-        ("HiCroPL", ["TRAINER.HICROPL.PROMPT_DEPTH", "13"], "allowed: 1..4"),
+        (
+            "HiCroPL",
+            ["TRAINER.HICROPL.CROSS_LAYER", "4"],
+            "CROSS_LAYER: expected a whole number in 1..3, got 4",
+        ),
+        (
+            "HiCroPL",
+            ["TRAINER.HICROPL.PROMPT_DEPTH", "13"],
+            "expected a whole number in 1..4, got 13",
+        ),
         ("HiCroPL", ["TRAINER.HICROPL.FROZEN_TEXT", "descriptions"], "ColourPatches.json"),
         ("CoOp", ["DATASET.NAME", "ColorPatches"], "did you mean 'ColourPatches'"),
         ("CoOp", ["TRAINER.COOP.NCTX", "4"], "did you mean 'N_CTX'"),

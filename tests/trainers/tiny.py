@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import trainers
 from clip import CLIP, CLIPConfig, tokenize
-from dassl.config import get_cfg_default
+from dassl.config import check_domains, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, TrainerBase
 from trainers.base import Method
 
@@ -43,7 +43,7 @@ def tiny_clip(layers: int = 4) -> CLIP:
 
 def settings(method: type[Method], **values: Any) -> Any:
     """(cfg, the method's node of it) with fp32 and these values."""
-    cfg = get_cfg_default()
+    cfg = get_cfg_default(method.__name__)
     node = cfg.TRAINER[method.config_node]
     for key, value in {"PREC": "fp32", **values}.items():
         assert key in node, key
@@ -60,7 +60,8 @@ def build(method: type[Method], model: CLIP, seed: int = 1, **values: Any) -> An
 
 def check(method: type[Method], model: CLIP, **values: Any) -> None:
     """Raise what the method raises where it cannot have these settings on ``model``."""
-    _, node = settings(method, **values)
+    cfg, node = settings(method, **values)
+    check_domains(cfg, method.__name__, section=f"TRAINER.{method.config_node}.")
     method.check_settings(node, model)
 
 

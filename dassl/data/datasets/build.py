@@ -7,6 +7,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl.config import check_domains
 from dassl.data.datasets.base_dataset import SUBSETS
 from dassl.errors import UserError, check_choice
 from dassl.utils.logger import log
@@ -16,26 +17,23 @@ DATASET_REGISTRY = Registry("DATASET")
 
 
 def check_dataset_cfg(cfg: CfgNode) -> None:
-    """Checks name, root, shots and class subset, before anything is read.
+    """Check the keys of the node DATASET, before anything is read.
 
     Raises:
         UserError: one of them is not allowed.
     """
+    check_domains(cfg, section="DATASET.")
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    shots = cfg.DATASET.NUM_SHOTS
-    if shots < 1 and shots != -1:
-        raise UserError(f"DATASET.NUM_SHOTS is {shots}; allowed: 1 or more, or -1 for all images")
-    check_choice("DATASET.SUBSAMPLE_CLASSES", cfg.DATASET.SUBSAMPLE_CLASSES, SUBSETS)
     check_choice("TEST.SUBSAMPLE_CLASSES", cfg.TEST.SUBSAMPLE_CLASSES, ["", *SUBSETS])
     root = cfg.DATASET.ROOT
     if not root:
-        raise UserError("DATASET.ROOT is empty; name the folder of the datasets, e.g. --root data")
+        raise UserError("DATASET.ROOT: expected the folder of the datasets (--root data), got ''")
     path = os.path.abspath(os.path.expanduser(root))
     if not os.path.isdir(path):
         if os.path.exists(path):
-            raise UserError(f"DATASET.ROOT '{root}' is not a folder")
+            raise UserError(f"DATASET.ROOT: expected a folder, got the file '{root}'")
         if not getattr(dataset, "creates_root", False):
-            raise UserError(f"DATASET.ROOT '{root}' does not exist")
+            raise UserError(f"DATASET.ROOT: expected an existing folder, got '{root}'")
 
 
 def other_test_classes(cfg: CfgNode) -> bool:

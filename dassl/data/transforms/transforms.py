@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from yacs.config import CfgNode
 
-from dassl.errors import UserError, check_choice
+from dassl.config import check_domains
+from dassl.errors import check_choice
 from dassl.utils.logger import log
 
 CHOICES = (
@@ -136,15 +137,15 @@ def build_transform(
         choices: names instead of ``cfg.INPUT.TRANSFORMS``.
 
     Raises:
-        UserError: a name is unknown, or a parameter of a named transform is not allowed.
+        UserError: a name is unknown, or a key of the node INPUT is outside its domain.
     """
     if cfg.INPUT.NO_TRANSFORM:
         log.info("Note: no transform is applied!")
         return None
+    check_domains(cfg, section="INPUT.")
     names = cfg.INPUT.TRANSFORMS if choices is None else choices
     for name in names:
-        check_choice("name in INPUT.TRANSFORMS", name, CHOICES)
-    check_choice("INPUT.INTERPOLATION", cfg.INPUT.INTERPOLATION, INTERPOLATION_NAMES)
+        check_choice("choices", name, CHOICES)
 
     from torchvision import transforms as T
 
@@ -171,8 +172,6 @@ def _train_steps(cfg: CfgNode, names: Sequence[str], T: Any) -> list[Any]:
     settings = cfg.INPUT
     size = tuple(settings.SIZE)
     mode = T.InterpolationMode(settings.INTERPOLATION)
-    if "gaussian_blur" in names and settings.GB_K % 2 == 0:
-        raise UserError(f"INPUT.GB_K is {settings.GB_K}; allowed: odd numbers")
     policy = T.AutoAugmentPolicy
     makers: dict[str, Callable[[], Any]] = {
         "random_translation": lambda: Random2DTranslation(*size),

@@ -1,0 +1,163 @@
+"""The config files of the public repositories merge, and their values are in the domains.
+
+What those files set is written down here as facts; file by file they differ in a few values.
+"""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+import datasets
+import trainers
+from dassl.config import check_domains, get_cfg_default, merge_from_file
+
+assert datasets and trainers  # they register their keys and names
+
+CROP, CENTER = "random_resized_crop", "center_crop"
+
+
+def coop(backbone, epochs=200, words=None, crop=CROP, batch=32, **test):
+    node = {} if words is None else {"CTX_INIT": words}
+    return ("COOP", backbone, batch, 100, "sgd", 0.002, epochs, node, {"crop": crop, **test})
+
+
+def cocoop(n_ctx, words=""):
+    node = {"N_CTX": n_ctx, "CTX_INIT": words, "PREC": "fp16"}
+    return ("COCOOP", "ViT-B/16", 1, 100, "sgd", 0.002, 10, node, {})
+
+
+def deep(node, lr, epochs, batch=4, test=100, optimizer="sgd", **settings):
+    settings = {"CTX_INIT": "a photo of a", "PREC": "fp16", **settings}
+    return (node, "ViT-B/16", batch, test, optimizer, lr, epochs, settings, {})
+
+
+def both(vision, text, **settings):
+    return {"N_CTX_VISION": vision, "N_CTX_TEXT": text, **settings}
+
+
+SRC = {"TEXT_LOSS_WEIGHT": 25, "IMAGE_LOSS_WEIGHT": 10, **both(4, 4)}
+DEEP9 = {"PROMPT_DEPTH_VISION": 9, "PROMPT_DEPTH_TEXT": 9}
+DEEP3 = {"PROMPT_DEPTH_VISION": 3, "PROMPT_DEPTH_TEXT": 3}
+HICROPL = {"batch": 32, "test": 500, "optimizer": "adam", "TEACHER_NAME": "ViT-B/16", "LAMBD": 12.0}
+FILES = {
+    "CoOp/rn50": ("CoOp", coop("RN50")),
+    "CoOp/rn50_ep50": ("CoOp", coop("RN50", 50)),
+    "CoOp/rn50_ep100": ("CoOp", coop("RN50", 100)),
+    "CoOp/rn50_ctxv1": ("CoOp", coop("RN50", words="a photo of a")),
+    "CoOp/rn50_ep50_ctxv1": (
+        "CoOp",
+        coop("RN50", 50, "a photo of a", CENTER, FINAL_MODEL="best_val"),
+    ),
+    "CoOp/rn50_val": ("CoOp", coop("RN50", batch=200)),
+    "CoOp/rn101": ("CoOp", coop("RN101")),
+    "CoOp/rn101_ep50": ("CoOp", coop("RN101", 50)),
+    "CoOp/vit_b16": ("CoOp", coop("ViT-B/16")),
+    "CoOp/vit_b16_ep50": ("CoOp", coop("ViT-B/16", 50)),
+    "CoOp/vit_b16_ep100": ("CoOp", coop("ViT-B/16", 100)),
+    "CoOp/vit_b16_ctxv1": ("CoOp", coop("ViT-B/16", words="a photo of a")),
+    "CoOp/vit_b16_ep50_ctxv1": ("CoOp", coop("ViT-B/16", 50, "a photo of a")),
+    "CoOp/vit_b16_ep100_ctxv1": ("CoOp", coop("ViT-B/16", 100, "a photo of a")),
+    "CoOp/vit_b32": ("CoOp", coop("ViT-B/32")),
+    "CoOp/vit_b32_ep50": ("CoOp", coop("ViT-B/32", 50)),
+    "CoCoOp/vit_b16_c4_ep10_batch1": ("CoCoOp", cocoop(4)),
+    "CoCoOp/vit_b16_c4_ep10_batch1_ctxv1": ("CoCoOp", cocoop(4, "a photo of a")),
+    "CoCoOp/vit_b16_c8_ep10_batch1": ("CoCoOp", cocoop(8)),
+    "CoCoOp/vit_b16_c16_ep10_batch1": ("CoCoOp", cocoop(16)),
+    # but for their CTX_INIT: True, which is no text here
+    "KgCoOp/vit_b16_ep100_ctxv1": ("KgCoOp", coop("ViT-B/16", 100, batch=128)),
+    "KgCoOp/rn50_ep100": ("KgCoOp", coop("RN50", 100, batch=128)),
+    "MaPLe/vit_b16_c2_ep5_batch4_2ctx": (
+        "MaPLe",
+        deep("MAPLE", 0.0035, 5, N_CTX=2, PROMPT_DEPTH=9),
+    ),
+    "MaPLe/vit_b16_c2_ep5_batch4_2ctx_cross_datasets": (
+        "MaPLe",
+        deep("MAPLE", 0.0026, 2, N_CTX=2, PROMPT_DEPTH=3),
+    ),
+    "IVLP/vit_b16_c2_ep5_batch4_2+2ctx": ("IVLP", deep("IVLP", 0.0025, 5, **both(2, 2), **DEEP9)),
+    "IVLP/vit_b16_c2_ep5_batch4_4ctx_language_only": (
+        "IVLP",
+        deep("IVLP", 0.0025, 5, **both(0, 4), PROMPT_DEPTH_VISION=0, PROMPT_DEPTH_TEXT=12),
+    ),
+    "VPT/vit_b16_c2_ep5_batch4_4": (
+        "VPT",
+        deep("VPT", 0.0025, 5, N_CTX_VISION=8, PROMPT_DEPTH_VISION=12),
+    ),
+    "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx": (
+        "PromptSRC",
+        deep("PROMPTSRC", 0.0025, 20, **SRC, **DEEP9, GPA_MEAN=15, GPA_STD=1),
+    ),
+    "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": (
+        "PromptSRC",
+        deep("PROMPTSRC", 0.0025, 20, **SRC, **DEEP3, GPA_MEAN=6, GPA_STD=10),
+    ),
+    "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot": (
+        "PromptSRC",
+        deep("PROMPTSRC", 0.0025, 50, **SRC, **DEEP9, GPA_MEAN=30, GPA_STD=30),
+    ),
+    "HiCroPL/vit_b16_c2_ep40_batch128_16ctx": (
+        "HiCroPL",
+        deep(
+            "HICROPL",
+            0.0025,
+            40,
+            N_CTX=16,
+            PROMPT_DEPTH=12,
+            CROSS_LAYER=6,
+            **{**HICROPL, "batch": 128},
+        ),
+    ),
+    "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_few_shot": (
+        "HiCroPL",
+        deep("HICROPL", 0.0025, 50, N_CTX=16, PROMPT_DEPTH=12, CROSS_LAYER=6, **HICROPL),
+    ),
+    "HiCroPL/vit_b16_c2_ep5_batch32_2ctx_cross_datasets": (
+        "HiCroPL",
+        deep("HICROPL", 0.0025, 5, N_CTX=2, PROMPT_DEPTH=6, CROSS_LAYER=5, **HICROPL),
+    ),
+}
+
+
+def tree(node, backbone, batch, test_batch, optimizer, lr, epochs, settings, rest):
+    """The tree that such a file holds; tuples and exponents are plain words in YAML."""
+    crop = rest.get("crop", CROP)
+    transforms = ["random_flip", "random_translation", CENTER] if crop == CENTER else [CROP]
+    optim = {"NAME": optimizer, "LR": lr, "MAX_EPOCH": epochs, "LR_SCHEDULER": "cosine"}
+    optim |= {"WARMUP_EPOCH": 1, "WARMUP_TYPE": "constant", "WARMUP_CONS_LR": "1e-5"}
+    if optimizer == "adam":
+        optim["EPS"] = "1e-3"
+    return {
+        "DATALOADER": {
+            "TRAIN_X": {"BATCH_SIZE": batch},
+            "TEST": {"BATCH_SIZE": test_batch},
+            "NUM_WORKERS": 8,
+        },
+        "INPUT": {
+            "SIZE": "(224, 224)",
+            "INTERPOLATION": "bicubic",
+            "PIXEL_MEAN": [0.48145466, 0.4578275, 0.40821073],
+            "PIXEL_STD": [0.26862954, 0.26130258, 0.27577711],
+            "TRANSFORMS": [*transforms, "random_flip", "normalize"],
+        },
+        "OPTIM": optim,
+        "TRAIN": {"PRINT_FREQ": 20},
+        "TEST": {"FINAL_MODEL": rest.get("FINAL_MODEL", "last_step")},
+        "MODEL": {"BACKBONE": {"NAME": backbone}},
+        "TRAINER": {node: settings} if settings else {},
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_public_config_file_merges_and_is_in_the_domains(tmp_path, name):
+    trainer, facts = FILES[name]
+    path = tmp_path / "public.yaml"
+    path.write_text(yaml.safe_dump(tree(*facts)))
+    for cfg in (get_cfg_default(), get_cfg_default(trainer)):
+        cfg.TRAINER.NAME, cfg.DATASET.NAME = trainer, "OxfordPets"
+        merge_from_file(cfg, str(path))
+        check_domains(cfg, trainer)
+        assert cfg.INPUT.SIZE == (224, 224) and cfg.OPTIM.WARMUP_CONS_LR == 1e-5
+        node, settings = facts[0], facts[7]
+        for key, value in settings.items():
+            assert cfg.TRAINER[node][key] == value, key
