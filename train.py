@@ -7,7 +7,8 @@
 Settings come from the dataset's file, then the method's, then the options, then the KEY VALUE
 pairs at the end; the later wins. The same command goes on with a run that was stopped.
 
-Exit codes: 0 done, 2 bad input (one line on stderr says what), 130 interrupted.
+Exit codes: 0 done, 2 bad input or an output folder that another process uses (one line on stderr
+says what), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -116,17 +117,18 @@ def print_args(args: argparse.Namespace, cfg: Any) -> None:
     log.info(str(cfg))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Does what the command line asks for.
+def run(args: argparse.Namespace, held: ExitStack) -> None:
+    """Do what the command line asks for; the output folder's lock is left to ``held``.
 
     Raises:
         UserError: bad input.
     """
     cfg = setup_cfg(args)
-    from dassl.engine import build_trainer, check_cfg
+    from dassl.engine import build_trainer, check_cfg, run_folder
 
     check_cfg(cfg)
     check_folders(args, cfg)
+    held.enter_context(run_folder.locked(cfg.OUTPUT_DIR))
 
     import torch
 
@@ -189,9 +191,10 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:  # --help, or a bad argument that argparse has reported
         return int(stop.code or 0)
-    with process_state():
+    # the lock is released last, when the log file is closed
+    with ExitStack() as held, process_state():
         try:
-            run(args)
+            run(args, held)
         except UserError as error:
             report(f"error: {error}")
             return 2

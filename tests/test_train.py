@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 import train
-from dassl.engine import resume
+from dassl.engine import resume, run_folder
 from tests.dassl import toys
 
 REPOSITORY = Path(train.__file__).parent
@@ -106,6 +108,7 @@ def test_main_puts_the_process_back(root, tmp_path):
     assert run(root, tmp_path / "run", "--no-train") == 0
     assert sys.stdout is stdout
     assert signal.getsignal(signal.SIGTERM) is handler
+    assert run_folder.holder(str(tmp_path / "run")) is None
 
 
 def test_same_seed_gives_the_same_weights(root, finished, tmp_path):
@@ -313,6 +316,84 @@ def test_a_second_process_can_be_silent(root, tmp_path):
     assert (tmp_path / "run" / "results.json").exists()
 
 
+# One process in a folder -------------------------------------------------------------------------
+
+# A run that stands still in its second epoch, once it has told its loader's processes.
+WAITING = """
+import multiprocessing, sys, train
+from tests.dassl import toys
+step = toys.ToyTrainer.forward_backward
+def wait(self, batch):
+    if self.epoch == 1:
+        print("workers", *(child.pid for child in multiprocessing.active_children()), flush=True)
+        sys.stdin.read()
+    return step(self, batch)
+toys.ToyTrainer.forward_backward = wait
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of the last change and bytes of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_second_process_is_refused_until_the_first_one_dies(root, finished, tmp_path, capsys):
+    output = tmp_path / "run"
+    options = ("DATALOADER.NUM_WORKERS", "2")
+    command = [sys.executable, "-c", WAITING, *toys.cli(root, output, *options)]
+    pipe = subprocess.PIPE
+    workers: list[int] = []
+    first = subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, text=True)
+    try:
+        line = next(line for line in first.stdout if line.startswith("workers"))
+        workers = [int(pid) for pid in line.split()[1:]]
+        assert len(workers) == 2
+        before = contents(output)
+        name = f"process {first.pid} on {socket.gethostname()}"
+        assert run_folder.holder(str(output)) == name
+
+        message = (
+            f"error: OUTPUT_DIR: expected a folder that no other process uses, got '{output}', "
+            f"which {name} holds"
+        )
+        second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert (second.returncode, second.stderr) == (2, message + "\n")
+        assert run(root, output, "--eval-only", "--model-dir", str(finished)) == 2
+        assert error_of(capsys) == message
+        assert contents(output) == before
+
+        for pid in workers:  # they cannot notice anything now
+            os.kill(pid, signal.SIGSTOP)
+        first.kill()
+        first.wait()
+        assert all(map(is_running, workers)) and run_folder.holder(str(output)) is None
+        assert run(root, output, *options) == 0
+        assert "Resuming the run in" in capsys.readouterr().out
+        assert_same_weights(output, finished)
+        assert run_folder.LOCK_FILE not in os.listdir(output)
+    finally:
+        first.kill()
+        first.wait()
+        first.stdin.close()
+        first.stdout.close()
+        for pid in filter(is_running, workers):
+            os.kill(pid, signal.SIGCONT)
+    deadline = time.monotonic() + 60
+    while any(map(is_running, workers)):  # torch has them look for their parent every 5 seconds
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 # Bad input --------------------------------------------------------------------------------------
 
 
@@ -375,7 +456,8 @@ def test_bad_input_gets_one_line_and_leaves_nothing(root, tmp_path, capsys, opti
 def test_output_folder_that_cannot_be_made(root, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert run(root, tmp_path / "file") == 2
-    assert f"log file '{tmp_path}/file/log.txt' cannot be written" in error_of(capsys)
+    line = error_of(capsys)
+    assert f"OUTPUT_DIR: expected a folder that can be written, got '{tmp_path}/file'" in line
 
 
 def test_unknown_names_are_answered_before_heavy_imports(root, tmp_path):

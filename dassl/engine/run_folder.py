@@ -1,28 +1,172 @@
-"""The folder of a run: the names of its files, whether training in it is over, its results.
+"""The folder of a run: its lock, its files, whether training in it is over, its results.
 
 A run leaves in its output folder: log.txt, config.yaml, tensorboard/, results.json,
 <model name>/model.pth.tar-<epoch>, what its recorders keep (predictions.npz always) and, while it
-is not finished, resume.pth.tar.
+is not finished, resume.pth.tar. While a process is at work there, .lock says which one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import yaml
 
+<<<<<<< HEAD
 from dassl.evaluation.predictions import PREDICTIONS_FILE
 from dassl.metrics import BUILT_IN
+=======
+from dassl.errors import UserError
+>>>>>>> afc3728 (A run's folder belongs to one process: train.py locks it until it dies)
 from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write, mkdir_if_missing, package_versions, write_json
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
 RESUME_FILE = "resume.pth.tar"
 TENSORBOARD_FOLDER = "tensorboard"
 BEST_CHECKPOINT = "model-best.pth.tar"
+
+ATTEMPT_INTERVAL_S = 0.1  # between two attempts to lock a folder
+_locks: set[int] = set()  # descriptors of the lock files that this process has open
+
+
+@contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Make the folder, and keep every other process out of it until the block or the process ends.
+
+    The lock is the kernel's (``flock``) on the file .lock, which names process and host: it ends
+    with this process, however that dies, even if processes forked from it live on. On NFS 4 it
+    keeps out other machines, too, and of one that dies or is cut off the server drops it when the
+    lease runs out; on NFS 3 it does unless mounted with ``nolock`` or ``local_lock``, and a dead
+    machine's stays until that is up again. A file system without locks gets a warning and no
+    lock, and so does Windows, without the warning.
+
+    Raises:
+        UserError: the folder cannot be written, or somebody (this process, too) holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = os.path.join(folder, LOCK_FILE)
+    try:
+        os.makedirs(folder or ".", exist_ok=True)
+        descriptor = _take(folder, path)
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR: expected a folder that can be written, got '{folder}' "
+            f"({error.strerror}: '{error.filename or path}')"
+        ) from error
+    try:
+        yield
+    finally:
+        if descriptor in _locks:  # a forked process does not have it any more
+            with suppress(OSError):
+                if _is_at(path, descriptor):
+                    os.unlink(path)
+            _close(descriptor)
+
+
+def holder(folder: str) -> str | None:
+    """Return who holds the folder, as "process 4711 on node3", or None where nobody does.
+
+    None as well where that cannot be told: no locks, or a lock file that cannot be read.
+    """
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(os.path.join(folder, LOCK_FILE), os.O_RDONLY)
+    except OSError:
+        return None
+    _locks.add(descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_name(descriptor)
+    except OSError:
+        return None
+    finally:
+        _close(descriptor)
+    return None
+
+
+def _take(folder: str, path: str) -> int:
+    """Lock the file, which is made if it is missing, and return its descriptor.
+
+    It takes several attempts, as whoever calls ``holder`` has the lock for a moment, whoever ends
+    removes the file, and whoever has just begun has not written its name yet.
+    """
+    name = "another process"
+    for attempt in range(5):
+        time.sleep(ATTEMPT_INTERVAL_S if attempt else 0)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _locks.add(descriptor)
+        is_ours = False
+        try:
+            _lock(descriptor, folder)
+            if _is_at(path, descriptor):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                is_ours = True
+                return descriptor
+        except (BlockingIOError, PermissionError):  # the latter on some network file systems
+            name = _read_name(descriptor)
+        finally:
+            if not is_ours:
+                _close(descriptor)
+    raise UserError(
+        f"OUTPUT_DIR: expected a folder that no other process uses, got '{folder}', which "
+        f"{name} holds"
+    )
+
+
+def _lock(descriptor: int, folder: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise
+    except OSError as error:
+        log.warning(
+            f"'{folder}' is on a file system without locks ({error.strerror}): nothing keeps a "
+            "second process out of it"
+        )
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Tell whether the open file is the one that has this path now."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    return False
+
+
+def _read_name(descriptor: int) -> str:
+    """Read who wrote the lock file; who has just locked it may not have written yet."""
+    return os.pread(descriptor, 500, 0).decode(errors="replace").strip() or "another process"
+
+
+def _close(descriptor: int) -> None:
+    _locks.discard(descriptor)
+    os.close(descriptor)
+
+
+def _close_all() -> None:
+    """Leave the locks to the process that this one was forked from."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_close_all)
 
 
 def epoch_checkpoint(epoch: int) -> str:
