@@ -47,7 +47,9 @@ def build_data_loader(
     """A loader over the images.
 
     In training the last batch is dropped if it is not full, unless it is the only one. The
-    batches, augmentation included, are the same with any number of workers.
+    batches, augmentation included, are the same with any number of workers, and come in the
+    public toolbox's order (with ``NUM_WORKERS`` above 0, where its augmentation does not disturb
+    it).
     """
     wrapper = DatasetWrapper if dataset_wrapper is None else dataset_wrapper
     sampler = build_sampler(
@@ -68,8 +70,9 @@ def build_data_loader(
         num_workers=workers,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
-        # Its own, so that a loader that starts workers takes no number from the global one.
-        generator=torch.Generator(),
+        # A pass takes one number from the global generator, as in the public toolbox. In training
+        # SeededSampler does, since a loader whose workers persist does in the first epoch alone.
+        generator=torch.Generator() if is_train else None,
         persistent_workers=is_train and workers > 0,
         # Forked workers share the images in memory; elsewhere fork is missing or not safe.
         multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,

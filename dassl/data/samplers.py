@@ -165,19 +165,20 @@ class SeededIndex(int):
 
 
 class SeededSampler(Sampler[int]):
-    """The indices of a sampler as ``SeededIndex``.
+    """The indices of a sampler as ``SeededIndex``, in the order of the public toolbox.
 
-    An epoch's indices and seeds are drawn when it begins, so that they do not depend on how far
-    worker processes read ahead.
+    There a torch ``DataLoader`` takes one number from torch's global generator when a pass begins,
+    and its sampler the next one. Here the first of these gives the augmentation's seeds. Both are
+    drawn before the first image, so that nothing depends on how far worker processes read ahead.
     """
 
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[int]:
-        indices = list(self.sampler)
-        # numpy takes seeds of 32 bits; one number of the global generator is spent on all of them
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        indices = list(self.sampler)
+        # numpy takes seeds of 32 bits
         seeds = torch.randint(2**32, (len(indices),), generator=generator).tolist()
         for number, seed in zip(indices, seeds, strict=True):
             index = SeededIndex(number)
