@@ -325,7 +325,8 @@ from tests.dassl import toys
 step = toys.ToyTrainer.forward_backward
 def wait(self, batch):
     if self.epoch == 1:
-        print("workers", *(child.pid for child in multiprocessing.active_children()), flush=True)
+        pids = [child.pid for child in multiprocessing.active_children()]
+        print("workers", *pids, file=sys.__stdout__, flush=True)  # not into the log
         sys.stdin.read()
     return step(self, batch)
 toys.ToyTrainer.forward_backward = wait
@@ -333,10 +334,15 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
-def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Time of the last change and bytes of every file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+def contents(folder: Path) -> dict[str, tuple[int, bytes] | None]:
+    """Time of the last change and bytes of every file; TensorBoard's thread may flush its own."""
+    return {
+        str(path): None
+        if path.parent.name == "tensorboard"
+        else (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def is_running(pid: int) -> bool:

@@ -16,12 +16,9 @@ from typing import Any
 
 import yaml
 
-<<<<<<< HEAD
+from dassl.errors import UserError
 from dassl.evaluation.predictions import PREDICTIONS_FILE
 from dassl.metrics import BUILT_IN
-=======
-from dassl.errors import UserError
->>>>>>> afc3728 (A run's folder belongs to one process: train.py locks it until it dies)
 from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write, mkdir_if_missing, package_versions, write_json
 
@@ -225,16 +222,9 @@ def write_results(
 ) -> None:
     """Write results.json: the figures and all that is needed to tell whose they are.
 
-    A built-in metric that neither ``results`` nor ``summary`` has is null there.
-
-    Args:
-        folder: of the run.
-        results: what the evaluator gave; empty where TEST.NO_TEST left the test out.
-        summary: its further figures.
-        config: of the run, as nested plain dicts.
-        split: what was evaluated on.
-        epoch: number of epochs that the evaluated weights were trained for.
-        wall_time_s: seconds that the run has taken.
+    A built-in metric that neither the evaluator's ``results`` (empty where TEST.NO_TEST left the
+    test out) nor its ``summary`` of further figures has is null there. ``split`` and ``epoch`` say
+    on what and after how many epochs the model was evaluated.
     """
     figures = {("error" if k == "error_rate" else k): float(v) for k, v in results.items()}
     record = {

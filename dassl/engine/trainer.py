@@ -49,8 +49,8 @@ class TrainerBase:
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer: Any = None
         self._progress: EpochProgress | None = None  # of the epoch that is running
-        self.epoch = self.batch_idx = self.num_batches = 0
-        self.best_result, self.model_epoch = -math.inf, 0
+        self.epoch = self.batch_idx = self.num_batches = self.model_epoch = 0
+        self.best_result = -math.inf
 
     # Models ------------------------------------------------------------------------------------
     def register_model(
@@ -61,9 +61,7 @@ class TrainerBase:
             raise AttributeError("register_model was called before super().__init__()")
         if name in self._models:
             raise ValueError(f"there is a model '{name}' already")
-        self._models[name] = model
-        self._optims[name] = optim
-        self._scheds[name] = sched
+        self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
 
     def get_model_names(self, names: str | list[str] | None = None) -> list[str]:
         """Return ``names`` as a list, all for None; ``KeyError`` for a name that no model has."""
@@ -98,8 +96,8 @@ class TrainerBase:
     ) -> None:
         """Save every model as directory/<name>/model.pth.tar-<epoch + 1> or <model_name>."""
         for name in self.get_model_names():
-            tensors, folder = self.learned_state_dict(name), os.path.join(directory, name)
-            checkpoints.save_model(tensors, folder, epoch + 1, val_result, is_best, model_name)
+            where = (os.path.join(directory, name), epoch + 1, val_result, is_best, model_name)
+            checkpoints.save_model(self.learned_state_dict(name), *where)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load every model from directory/<name>/, as ``find_checkpoint`` chooses the file.
@@ -255,9 +253,8 @@ class SimpleTrainer(TrainerBase):
         self.cfg = cfg
         self.recorders = chosen_recorders(cfg, type(self))
         self.check_cfg(cfg)
-        use_cuda = torch.cuda.is_available() and cfg.USE_CUDA
-        self.device = torch.device("cuda" if use_cuda else "cpu")
-        self.start_epoch = 0
+        on_gpu = torch.cuda.is_available() and cfg.USE_CUDA
+        self.device, self.start_epoch = torch.device("cuda" if on_gpu else "cpu"), 0
         self.max_epoch: int = cfg.OPTIM.MAX_EPOCH
         self.output_dir: str = cfg.OUTPUT_DIR
         self._model_dir = self.output_dir  # or where a finished run lies that RESUME names
@@ -386,10 +383,8 @@ class SimpleTrainer(TrainerBase):
         """Evaluate on "val" (or test, where there is no val) or "test".
 
         Without ``split`` it is the final evaluation, on TEST.SPLIT: the recorders see it, and
-        results.json is written. Returns the evaluator's first figure: accuracy in percent.
-
-        Raises:
-            LogitsError: a logit is infinite or not a number; nothing has been written.
+        results.json is written. Returns the evaluator's first figure: accuracy in percent. A
+        logit that is not finite is a ``LogitsError``, before anything is written.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
