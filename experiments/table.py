@@ -117,15 +117,9 @@ def tabulate(
 
 def render(header: tuple[str, ...], table: Sequence[tuple[str, ...]]) -> str:
     """Return the table as Markdown, its columns padded so that it reads well on a terminal too."""
-    columns = list(zip(header, *table, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    rule = tuple("-" * width for width in widths)
-    return "\n".join(
-        "| "
-        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
-        + " |"
-        for line in (header, rule, *table)
-    )
+    from dassl.utils.table import aligned  # brings torch, which --help does not wait for
+
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned(header, table))
 
 
 def plan(arguments: argparse.Namespace) -> list[Job]:
