@@ -1,11 +1,11 @@
-"""Trains or evaluates one method on one dataset.
+"""Train or evaluate one method on one dataset.
 
     python train.py --trainer CoOp --root data --output-dir output/run --seed 1 \\
         --dataset-config-file configs/datasets/shapes.yaml \\
         --config-file configs/trainers/CoOp/vit_mini.yaml DATASET.NUM_SHOTS 16
 
 Settings come from the dataset's file, then the method's, then the options, then the KEY VALUE
-pairs at the end; the later wins. The same command goes on with a run that was stopped.
+pairs at the end; the later wins. The same command resumes a run that was stopped.
 
 Exit codes: 0 done, 2 bad input or an output folder that another process uses (one line on stderr
 says what), 130 interrupted.
@@ -29,12 +29,12 @@ from dassl.errors import UserError
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train or evaluate a prompt-learning method on a dataset.",
-        epilog="The same command goes on with a run that was stopped.",
+        epilog="The same command resumes a run that was stopped.",
     )
     add = parser.add_argument
     add("--root", default="", help="folder that holds the datasets (DATASET.ROOT)")
     add("--output-dir", default="", help="folder of the run (OUTPUT_DIR)")
-    add("--resume", default="", help="folder of a stopped run to go on with, if it is another one")
+    add("--resume", default="", help="folder of a stopped run to resume, if it is another one")
     add("--seed", type=int, help="random seed; a negative one leaves everything random")
     add("--source-domains", nargs="+", help="training domains, for datasets with several")
     add("--target-domains", nargs="+", help="test domains, for datasets with several")
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def chosen_trainer(args: argparse.Namespace) -> str:
-    """The trainer that the command line names, whose own keys and defaults the config has."""
+    """Name the trainer of the command line, whose own keys and defaults the config has."""
     from dassl.config import trainer_in_file
 
     pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
@@ -64,12 +64,12 @@ def chosen_trainer(args: argparse.Namespace) -> str:
 
 
 def setup_cfg(args: argparse.Namespace) -> Any:
-    """The config of the command line, frozen.
+    """Return the config of the command line, frozen.
 
     Raises:
         UserError: a file or a key is wrong.
     """
-    # these two register themselves and the defaults of their config keys
+    # both register themselves and the defaults of their config keys
     import datasets  # noqa: F401
     import trainers  # noqa: F401
     from dassl.config import get_cfg_default, merge_from_file, merge_from_list, set_key
@@ -101,7 +101,7 @@ def setup_cfg(args: argparse.Namespace) -> Any:
 
 
 def check_folders(args: argparse.Namespace, cfg: Any) -> None:
-    """Raises ``UserError`` where a folder that is to be read does not exist."""
+    """Raise ``UserError`` where a folder that is to be read does not exist."""
     for name, folder in (("--resume", cfg.RESUME), ("--model-dir", args.model_dir)):
         if folder and not os.path.isdir(folder):
             raise UserError(f"{name}: the folder '{folder}' does not exist")
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace, held: ExitStack) -> None:
 
 @contextmanager
 def process_state() -> Iterator[None]:
-    """Takes SIGTERM for Ctrl-C, and puts back afterwards what a run changes in the process."""
+    """Treat SIGTERM as Ctrl-C, and restore afterward what a run changes in the process."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -178,7 +178,7 @@ def process_state() -> Iterator[None]:
 
 
 def report(message: str) -> None:
-    """One line on stderr and in the log file, if that is open."""
+    """Write one line to stderr and to the log file, if that is open."""
     from dassl.utils.logger import log_only
 
     log_only(message)
@@ -186,7 +186,7 @@ def report(message: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line, the process's own without ``argv``; returns the exit code."""
+    """Run a command line, the process's own without ``argv``, and return the exit code."""
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:  # --help, or a bad argument that argparse has reported
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
             report(f"error: {error}")
             return 2
         except KeyboardInterrupt:
-            report("interrupted; the same command goes on from the last saved epoch")
+            report("interrupted; the same command resumes from the last saved epoch")
             return 130
     return 0
 

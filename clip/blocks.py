@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .layer import UNTOUCHED, Adapter, Layer, adapted
 
-# (queries, keys, values) -> what the queries take of the values
+# (queries, keys, values) -> weighted sums of the values, one for each query
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -79,13 +79,13 @@ class Attention(nn.MultiheadAttention):
     """
 
     def _split(self, x: Tensor) -> Tensor:
-        """(N, T, parts * width) -> (parts, N, heads, T, head width)."""
+        """Split (N, T, parts * width) into (parts, N, heads, T, head width)."""
         return x.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
 
     def project(
         self, x: Tensor, rows: slice | Tensor | None, adapter: Adapter | None
     ) -> tuple[Tensor, ...]:
-        """Queries of ``rows`` (None: all positions), keys and values of ``x`` (N, T, width)."""
+        """Return queries of ``rows`` (None: all), keys and values of ``x`` (N, T, width)."""
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if rows is None:
             return self._split(adapted(F.linear(x, weight, bias), adapter, x)).unbind(0)
@@ -98,7 +98,7 @@ class Attention(nn.MultiheadAttention):
         return (*self._split(q).unbind(0), *self._split(kv).unbind(0))
 
     def combine(self, heads: Tensor, adapter: Adapter | None) -> Tensor:
-        """(N, heads, T, head width) -> (N, T, width), through the output projection."""
+        """Project heads (N, heads, T, head width) to the output (N, T, width)."""
         x = heads.transpose(1, 2).flatten(2)
         return adapted(self.out_proj(x), adapter, x)
 
@@ -132,7 +132,7 @@ class ResidualAttentionBlock(nn.Module):
         Args:
             x: (N, T, width).
             attend: how queries and keys meet.
-            layer: adapters; its prompts are the tower's business.
+            layer: adapters; the tower handles its prompts.
             rows: positions whose output is wanted, None for all of them.
 
         Returns:
@@ -148,14 +148,14 @@ class ResidualAttentionBlock(nn.Module):
         return adapted(x, layer.block, h)
 
     def attention(self, x: Tensor) -> Tensor:
-        """(T, N, width) -> (T, N, width), with OpenAI's mask; for callers of OpenAI's block."""
+        """Attend with OpenAI's mask, for callers of OpenAI's block; (T, N, width) as ``x``."""
         mask = None
         if self.causal:
             mask = x.new_full((len(x), len(x)), -math.inf).triu(1)
         return self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, N, width) -> (T, N, width), as OpenAI's block."""
+        """Compute what OpenAI's block does: (T, N, width) -> (T, N, width)."""
         attend = attend_to_earlier if self.causal else attend_to_all
         return self.run(x.transpose(0, 1), attend).transpose(0, 1)
 
@@ -174,5 +174,5 @@ class Transformer(nn.Module):
         return cast("list[ResidualAttentionBlock]", list(self.resblocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, N, width) -> (T, N, width), as OpenAI's transformer."""
+        """Compute what OpenAI's transformer does: (T, N, width) -> (T, N, width)."""
         return self.resblocks(x)

@@ -1,4 +1,4 @@
-"""From a name or a file to a CLIP model.
+"""Loading of a CLIP model by its name or from a file.
 
 A model is named ``ViT-B/16``, ``RN50``, ... (OpenAI's published files), ``ViT-Mini`` (in this
 repository), ``open_clip:ViT-B-16/laion2b_s34b_b88k`` (open_clip's registry), or is a path to a
@@ -37,7 +37,7 @@ __all__ = [
 
 VIT_MINI = Path(__file__).parent / "weights" / "ViT-Mini.pt"
 VIT_MINI_RESOLUTION = 32
-# Pixels of the side of the images that each of OpenAI's models sees.
+# Side, in pixels, of the images that each of OpenAI's models takes.
 OPENAI_MODELS = {
     "RN50": 224,
     "RN101": 224,
@@ -50,7 +50,7 @@ OPENAI_MODELS = {
     "ViT-L/14@336px": 336,
 }
 OPEN_CLIP = "open_clip:"
-# Scalars that weights files carry beside the parameters.
+# Scalars that weights files have besides the parameters.
 _SCALARS = ("input_resolution", "context_length", "vocab_size", "head_width")
 
 
@@ -72,7 +72,7 @@ def _openai_url(name: str) -> str:
 
 def __getattr__(attribute: str) -> Any:
     # Trainers written for OpenAI's package look their model up as clip._MODELS[name].  The
-    # addresses are in open_clip's registry, whose import takes seconds: only on demand.
+    # addresses are in open_clip's registry, whose import takes seconds, so only on demand.
     if attribute == "_MODELS":
         return {"ViT-Mini": str(VIT_MINI), **{n: _openai_url(n) for n in OPENAI_MODELS}}
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
@@ -95,13 +95,13 @@ def _download(url: str, root: str | os.PathLike | None = None) -> str:
         return url
     expected, filename = url.split("/")[-2:]
     if not re.fullmatch(r"[0-9a-f]{64}", expected):
-        raise ClipError(f"{url} names no SHA-256 to verify the file with")
+        raise ClipError(f"{url} has no SHA-256 to verify the file with")
     target = Path(root or _cache_folder()) / filename
     try:
         if target.exists():
             check_file(str(target), expected)
             return str(target)
-    except UserError:  # another file under this name: fetched anew
+    except UserError:  # another file under this name: downloaded again
         pass
     try:
         download(url, str(target), expected)
@@ -191,7 +191,7 @@ def build_model(
     64 wide unless the state dict has a scalar ``head_width``.
 
     Raises:
-        ClipError: tensors are missing, left over or of another shape.
+        ClipError: tensors are missing, unexpected or of another shape.
     """
     try:
         model = CLIP(config or _config_from(state_dict, quick_gelu=True), preprocess)
@@ -244,7 +244,7 @@ def from_open_clip(reference: torch.nn.Module) -> CLIP:
         )
     except (KeyError, AttributeError) as error:
         raise ClipError(f"unsupported open_clip architecture: {error}") from error
-    # open_clip puts both on the tower of a model that it made with weights
+    # open_clip puts both on the tower of a model that it created with weights
     mean, std = (getattr(visual, f"image_{name}", None) for name in ("mean", "std"))
     preprocess = Preprocess(config.image_resolution)
     if mean is not None and std is not None:
@@ -256,13 +256,13 @@ def from_open_clip(reference: torch.nn.Module) -> CLIP:
 
 
 def preprocess_of(name: str) -> Preprocess | None:
-    """Tell the preprocessing of the model that ``load_model`` makes of a name, pair or path.
+    """Return the preprocessing of the model that ``load_model`` makes of a name, pair or path.
 
     No weights are downloaded or loaded: names are in a table, pairs in open_clip's registry, and
     of a weights file only the shapes of its tensors are read.
 
     Returns:
-        None for what ``load_model`` refuses: it says why.
+        None where ``load_model`` raises an error, which says why.
     """
     if name == "ViT-Mini":
         return Preprocess(VIT_MINI_RESOLUTION)
@@ -276,7 +276,7 @@ def preprocess_of(name: str) -> Preprocess | None:
         shapes = _read_state_dict(Path(name), "meta")
         tensors = {key: tensor for key, tensor in shapes.items() if key not in _SCALARS}
         return Preprocess(_config_from(tensors, quick_gelu=True).image_resolution)
-    except (ClipError, KeyError, AttributeError, IndexError):  # other weights than a CLIP's
+    except (ClipError, KeyError, AttributeError, IndexError):  # not the weights of a CLIP
         return None
 
 
@@ -287,7 +287,7 @@ def _open_clip_preprocess(pair: str) -> Preprocess | None:
     if tag not in open_clip.list_pretrained_tags_by_model(name):
         return None
     size = open_clip.get_model_config(name)["vision_cfg"].get("image_size", 224)
-    if not isinstance(size, int):  # no square: no CLIP of ours
+    if not isinstance(size, int):  # not square: not supported here
         return None
     trained = open_clip.get_pretrained_cfg(name, tag)
     return Preprocess(size, tuple(trained["mean"]), tuple(trained["std"]), trained["interpolation"])

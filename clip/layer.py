@@ -1,8 +1,9 @@
 """The hook: what a method does to one transformer block, in one forward call.
 
 A method hands each tower a sequence with one entry for each of its first blocks: ``None`` (the
-block is as it is), a ``Layer``, or a bare tensor, which means ``Layer(prompts=tensor)``.  Nothing
-is installed into the model, so the frozen teacher and the adapted student are the same object.
+block stays as it is), a ``Layer``, or a bare tensor, which means ``Layer(prompts=tensor)``.
+Nothing is installed into the model, so the frozen teacher and the adapted student are the same
+object.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class Layer:
     """What is done to one block.
 
     Attributes:
-        prompts: tokens that take the place of the prompt tokens, or a function from those that
-            the previous layer put out to new ones.
+        prompts: tokens that replace the prompt tokens, or a function that makes new ones of those
+            that the previous layer returned.
         qkv: reads what the query, key and value projection reads (..., width); its output
             (..., 3 * width) is added to that of the projection.
         out: the same for the output projection of the attention (..., width).
@@ -50,7 +51,7 @@ Layers = Sequence[Layer | Tensor | None]
 
 
 def as_layers(entries: Layers, n_blocks: int, tower: str) -> list[Layer]:
-    """One ``Layer`` for each block of a tower.
+    """Return one ``Layer`` for each block of a tower.
 
     Raises:
         ValueError: there are more entries than blocks.
@@ -65,5 +66,5 @@ def as_layers(entries: Layers, n_blocks: int, tower: str) -> list[Layer]:
 
 
 def adapted(y: Tensor, adapter: Adapter | None, x: Tensor) -> Tensor:
-    """``y`` plus what the adapter, which computes in fp32, makes of ``x``."""
+    """Add to ``y`` what the adapter, which computes in fp32, makes of ``x``."""
     return y if adapter is None else y + adapter(x.float()).to(y.dtype)

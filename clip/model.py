@@ -22,7 +22,7 @@ from .vision import ModifiedResNet, VisionTransformer
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-UNIT_TOLERANCE = 1e-5  # rounding of normalized vectors in fp32, with room
+UNIT_TOLERANCE = 1e-5  # rounding of normalized vectors in fp32, with a margin
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class CLIPConfig:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From a picture to what a backbone was trained on; called as OpenAI's ``preprocess`` is.
+    """The transform that a backbone was trained with; called as OpenAI's ``preprocess`` is.
 
     Attributes:
-        size: pixels of the side of the square that is seen.
+        size: side of the square image that the backbone takes, in pixels.
         mean, std: of the three colors, in 0..1.
         interpolation: bicubic or bilinear.
     """
@@ -119,23 +119,23 @@ class CLIP(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which the towers compute."""
+        """The type that the towers compute in."""
         return self.visual.conv1.weight.dtype
 
     def encode_image(
         self, images: Tensor, layers: Layers = (), through_ln_pre: bool = True
     ) -> Tensor:
-        """Image features (B, embed_dim), not normalized; arguments as in the vision tower."""
+        """Return image features (B, embed_dim), not normalized; arguments as for its ``read``."""
         return self.read_image(images, layers, ("class",), through_ln_pre)["class"]
 
     def read_image(
         self, images: Tensor, layers: Layers, parts: Sequence[str], through_ln_pre: bool = True
     ) -> dict[str, Tensor]:
-        """Parts of what the vision tower makes of images, as its ``read`` names them."""
+        """Return parts of what the vision tower makes of images, as its ``read`` names them."""
         return self.visual.read(images.to(self.dtype), layers, parts, through_ln_pre)
 
     def encode_text(self, tokens: Tensor | PromptTokens, layers: Layers = ()) -> Tensor:
-        """Text features, not normalized.
+        """Return text features, not normalized.
 
         Args:
             tokens: token ids (K, length) of plain texts, or the ``PromptTokens`` of K class names.
@@ -145,13 +145,13 @@ class CLIP(nn.Module):
                 variant with every class; in general anything that broadcasts to (V, K, m, width).
                 A function of the previous tokens gets (V, K, m, width), or (V, 1, m, width) where
                 all classes share them.  Where the tokens have no places, prompts that begin at a
-                layer behind the first are inserted behind the start token there.
+                layer after the first are inserted after the start token there.
 
         Returns:
             (K, embed_dim), or (V, K, embed_dim) where prompts have variants.
 
         Raises:
-            ValueError: more layers than blocks, or the number of prompts is not that of places.
+            ValueError: more layers than blocks, or another number of prompts than of places.
         """
         if isinstance(tokens, Tensor):
             tokens = PromptTokens.plain(tokens)
@@ -177,7 +177,7 @@ class CLIP(nn.Module):
         return scale * (text @ image[:, :, None]).squeeze(-1)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Similarities per image (B, N) and per text (N, B)."""
+        """Return similarities per image (B, N) and per text (N, B)."""
         logits = self.similarity(self.encode_image(images), self.encode_text(texts))
         return logits, logits.t()
 

@@ -1,4 +1,4 @@
-"""The text tower's way through its blocks, computing nothing twice.
+"""The forward pass of the text tower, which computes nothing twice.
 
 The tower is causal and its feature is read at the end token.  Two exact consequences are used:
 what follows the longest end token is never computed, and what all classes have in common (start
@@ -24,7 +24,7 @@ class Sequences:
     Attributes:
         prefix: (V, n, width), or None where nothing is shared.
         rest: (V, K, T - n, width).
-        shared_slots: positions of those prompts that stand in the prefix.
+        shared_slots: positions of those prompts that are in the prefix.
         slots: (K, m) positions of all prompts.
         eot: (K,) positions of the end tokens.
     """
@@ -49,9 +49,9 @@ class Sequences:
         self.rest = self.rest + position[self.n :]
 
     def unshare(self, start: int) -> None:
-        """Move what stands in the prefix from ``start`` on to each class.
+        """Move the prefix from ``start`` on into the sequence of each class.
 
-        A start token that alone is left is not worth sharing, and goes with it.
+        A start token that would be left alone is not worth sharing, and is moved, too.
         """
         assert self.prefix is not None
         start = start if start > 1 else 0
@@ -70,12 +70,12 @@ class Sequences:
                 self.prefix = self.prefix.expand(n_variants, -1, -1)
 
     def _slots_in_rest(self) -> Tensor:
-        """Positions (V, K, slots, width), for gather and scatter, of the prompts of each class."""
+        """Return each class's positions of prompts (V, K, slots, width), for gather and scatter."""
         slots = self.slots[:, len(self.shared_slots) :] - self.n
         return slots[None, :, :, None].expand(len(self.rest), -1, -1, self.rest.shape[-1])
 
     def prompts(self) -> Tensor:
-        """The prompt tokens that the previous layer put out: (V, K, m, width), K 1 if shared."""
+        """Return the prompt tokens after the previous layer: (V, K, m, width), K 1 if shared."""
         if len(self.shared_slots) < self.slots.shape[1]:
             if self.shared_slots:
                 self.unshare(self.shared_slots[0])
@@ -99,7 +99,7 @@ class Sequences:
             self.rest = self.rest.scatter(2, index, prompts[:, :, s:].expand_as(index))
 
     def insert(self, prompts: Tensor) -> None:
-        """Put prompts (V, K, m, width), for which there are no places yet, behind [SOS]."""
+        """Put prompts (V, K, m, width), which have no places yet, after [SOS]."""
         m = prompts.shape[2]
         if self.prefix is not None and prompts.shape[1] > 1:
             self.unshare(0)
@@ -116,7 +116,7 @@ class Sequences:
         self.eot = self.eot + m
 
     def run(self, block: ResidualAttentionBlock, layer: Layer) -> None:
-        """Take all sequences through one block."""
+        """Run all sequences through one block."""
         shape = self.rest.shape[:2]
         rest = self.rest.flatten(0, 1)
         if self.prefix is None:
@@ -134,7 +134,7 @@ class Sequences:
         self.rest = block.run(rest, attend, layer).unflatten(0, shape)
 
     def ends(self) -> Tensor:
-        """What stands at the end tokens: (V, K, width)."""
+        """Return the hidden states at the end tokens: (V, K, width)."""
         classes = torch.arange(self.n_classes, device=self.eot.device)
         return self.rest[:, classes, self.eot - self.n]
 
@@ -146,10 +146,10 @@ def hidden_at_ends(
     embedded: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """Take texts through the tower and return what stands at their end tokens.
+    """Run texts through the tower and return the hidden states at their end tokens.
 
     Args:
-        blocks, layers: the tower's, one of each for each layer.
+        blocks, layers: of the tower, one of each per layer.
         tokens: K texts.
         embedded: token embeddings (K, T, width).
         position: positional embeddings (T, width).
@@ -158,7 +158,7 @@ def hidden_at_ends(
         (V, K, width), V the number of variants that the prompts ask for.
 
     Raises:
-        ValueError: the number of prompts is not that of their places.
+        ValueError: there are more or fewer prompts than places.
     """
     sequences = Sequences(embedded, tokens)
     for i, (block, layer) in enumerate(zip(blocks, layers, strict=True)):
@@ -167,7 +167,7 @@ def hidden_at_ends(
         if prompts is not None:
             if not isinstance(prompts, Tensor):
                 if m == 0:
-                    raise ValueError(f"layer {i}: a function needs prompts of an earlier layer")
+                    raise ValueError(f"layer {i}: a function needs prompts in an earlier layer")
                 prompts = prompts(sequences.prompts().float())
             prompts = prompts[(None,) * (4 - prompts.dim())].to(embedded.dtype)
             if i > 0 and m == 0:

@@ -1,4 +1,4 @@
-"""Texts to tokens, with open_clip's tokenizer and vocabulary."""
+"""From texts to tokens, with open_clip's tokenizer and vocabulary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONTEXT_LENGTH = 77  # of OpenAI's models; callers that hold a model pass the mo
 
 @lru_cache
 def tokenizer() -> Any:
-    """open_clip's byte-pair tokenizer (imported here, because that takes seconds)."""
+    """Return open_clip's byte-pair tokenizer (imported here because that takes seconds)."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
@@ -24,7 +24,7 @@ def tokenizer() -> Any:
 def tokenize(
     texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False
 ) -> Tensor:
-    """Token ids (N, context_length), zero-padded, each text between start and end token.
+    """Return token ids (N, context_length), zero-padded; each text has a start and an end token.
 
     Raises:
         ValueError: a text is too long and ``truncate`` is False.
@@ -37,7 +37,7 @@ def tokenize(
         if len(tokens) > context_length:
             if not truncate:
                 raise ValueError(
-                    f"'{text}' is {len(tokens)} tokens long, the model takes {context_length}"
+                    f"'{text}' is {len(tokens)} tokens long, but the model takes {context_length}"
                 )
             tokens = [*tokens[: context_length - 1], tok.eot_token_id]
         row[: len(tokens)] = torch.tensor(tokens)
@@ -51,10 +51,10 @@ class PromptTokens:
     Attributes:
         ids: (K, T) token ids, trimmed after the longest end token.
         eot: (K,) position of each end token.
-        slots: (K, m) rising positions of the m prompt tokens, anywhere between start and end.
+        slots: (K, m) positions of the m prompt tokens, in order, anywhere between start and end.
         prefix: number of leading positions that all classes have in common, prompts included;
             0 where that is the start token alone.
-        shared_slots: positions of those slots that stand in the prefix.
+        shared_slots: positions of those slots that are in the prefix.
     """
 
     ids: Tensor
@@ -84,7 +84,7 @@ class PromptTokens:
 
     @classmethod
     def plain(cls, ids: Tensor) -> PromptTokens:
-        """Texts without places for prompts, from ids as ``tokenize`` returns them."""
+        """Make texts without places for prompts, from ids as ``tokenize`` returns them."""
         return cls.of(ids, ids.new_zeros(len(ids), 0))
 
     @classmethod
@@ -96,17 +96,19 @@ class PromptTokens:
         position: str = "end",
         context_length: int = CONTEXT_LENGTH,
     ) -> PromptTokens:
-        """Tokens of "<context> <name>.", the first ``n_prompts`` context tokens being prompts.
+        """Tokenize "<context> <name>.", the first ``n_prompts`` context tokens being prompts.
 
         Context words beyond ``n_prompts`` stay where they are (MaPLe: 2 learned tokens, then
         "of a").  ``position`` is that of the class name among the prompts (CoOp): "end",
-        "middle" (behind the first half of the prompts) or "front".
+        "middle" (after the first half of the prompts) or "front".
 
         Raises:
             ValueError: too long a text, too few context words, or an unknown position.
         """
         if position not in ("end", "middle", "front"):
-            raise ValueError(f"class-token position '{position}': end, middle or front is allowed")
+            raise ValueError(
+                f"class-token position: expected end, middle or front, got '{position}'"
+            )
         tok = tokenizer()
         n_context = len(tok.encode(context))
         if n_prompts > n_context:
@@ -118,7 +120,7 @@ class PromptTokens:
         if position != "end":
             for row, slot, name in zip(ids, slots, names, strict=True):
                 name_length = len(tok.encode(name))
-                start = 1 + n_context  # where the name stands in "<context> <name>."
+                start = 1 + n_context  # where the name is in "<context> <name>."
                 order = [
                     *range(1 + before),
                     *range(start, start + name_length),
@@ -129,7 +131,7 @@ class PromptTokens:
         return cls.of(ids, slots)
 
     def of_classes(self, classes: slice) -> PromptTokens:
-        """The tokens of some of the classes, which keep what all of them have in common."""
+        """Return the tokens of some classes, which keep what all of them have in common."""
         return replace(
             self, ids=self.ids[classes], eot=self.eot[classes], slots=self.slots[classes]
         )

@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, output_dim))
 
     def forward(self, images: Tensor, layers: Layers = ()) -> Tensor:
-        """Image features (B, output_dim), not normalized; see ``read``."""
+        """Return image features (B, output_dim), not normalized; see ``read``."""
         return self.read(images, layers)["class"]
 
     def read(
@@ -56,27 +56,27 @@ class VisionTransformer(nn.Module):
         parts: Sequence[str] = ("class",),
         through_ln_pre: bool = True,
     ) -> dict[str, Tensor]:
-        """What the tower makes of images, part by part.
+        """Return what the tower makes of images, part by part.
 
         Args:
             images: (B, 3, resolution, resolution).
             layers: what is done to each of the first blocks.  Prompts (m, width) are for all
                 images, (B, m, width) for each of them.  The first layer that has any appends them
-                behind the patches, without positional embedding; those of a later layer replace
+                after the patches, without positional embedding; those of a later layer replace
                 the last m tokens.
             parts: which of the following to return; only what they need is computed.
             through_ln_pre: whether prompts of layer 0 go through ``ln_pre``, as the patches do.
 
         Returns:
             ``class``: the class token's features (B, output_dim).
-            ``prompts``: the mean over the prompt tokens (B, width), behind ``ln_post``.
-            ``patches``: the patch tokens (B, patches, width), behind ``ln_post``.
+            ``prompts``: the mean over the prompt tokens (B, width), after ``ln_post``.
+            ``patches``: the patch tokens (B, patches, width), after ``ln_post``.
             ``attention``: weights (B, layers, heads, T, T) of all tokens (rows) to all; where
             prompts begin at a later layer, zero for tokens that are not there yet.
 
         Raises:
-            ValueError: more layers than blocks, prompts of another number than the first ones, a
-                function without earlier prompts, or ``prompts`` where there are none.
+            ValueError: more layers than blocks, more or fewer prompts than in the first layer that
+                has any, a function without earlier prompts, or ``prompts`` where there are none.
         """
         check_parts(parts)
         entries = as_layers(layers, self.transformer.layers, "vision")
@@ -101,7 +101,7 @@ class VisionTransformer(nn.Module):
             if i == 0 and through_ln_pre:
                 x = self.ln_pre(x)
             if block is blocks[-1] and not {"patches", "attention"} & set(parts):
-                # Nothing but what is read is computed behind the last block.
+                # After the last block, only what is read is computed.
                 rows = slice(0, 1)
                 if "prompts" in parts:
                     positions = torch.arange(x.shape[1], device=x.device)
@@ -127,23 +127,23 @@ class VisionTransformer(nn.Module):
 
     @staticmethod
     def _with_prompts(x: Tensor, prompts: Prompts, layer: int, n_own: int) -> Tensor:
-        """Put prompts behind the tower's own tokens, in place of those that are there."""
+        """Put prompts after the tower's own tokens, replacing those that are there."""
         own, before = x[:, :n_own], x[:, n_own:]
         n_before = before.shape[1]
         if not isinstance(prompts, Tensor):
             if n_before == 0:
-                raise ValueError(f"layer {layer}: a function needs prompts of an earlier layer")
+                raise ValueError(f"layer {layer}: a function needs prompts in an earlier layer")
             prompts = prompts(before.float())
         if n_before not in (0, prompts.shape[-2]):
             raise ValueError(
                 f"layer {layer} has {prompts.shape[-2]} vision prompts to replace the {n_before} "
-                "of the layers before"
+                "of the earlier layers"
             )
         return torch.cat([own, prompts.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
 
 
 class Bottleneck(nn.Module):
-    """Residual bottleneck whose striding is an average pool in front of the last convolution."""
+    """Residual bottleneck whose stride is an average pool before the last convolution."""
 
     expansion = 4
 
@@ -192,7 +192,7 @@ class AttentionPool2d(nn.Module):
         self.c_proj = nn.Linear(width, output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, grid, grid) -> (B, output_dim)."""
+        """Pool (B, width, grid, grid) to (B, output_dim)."""
         x = x.flatten(2).mT
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
         x = x + self.positional_embedding.to(x.dtype)
@@ -239,7 +239,7 @@ class ModifiedResNet(nn.Module):
         self.attnpool = AttentionPool2d(input_resolution // 32, inplanes, heads, output_dim)
 
     def forward(self, images: Tensor, layers: Layers = ()) -> Tensor:
-        """Image features (B, output_dim), not normalized; see ``read``."""
+        """Return image features (B, output_dim), not normalized; see ``read``."""
         return self.read(images, layers)["class"]
 
     def read(
@@ -249,11 +249,11 @@ class ModifiedResNet(nn.Module):
         parts: Sequence[str] = ("class",),
         through_ln_pre: bool = True,
     ) -> dict[str, Tensor]:
-        """``class``: image features (B, output_dim).
+        """Return ``class``: image features (B, output_dim).
 
         Raises:
-            ValueError: anything is to be done to a layer, or another part is asked for; a
-                convolutional tower has no tokens.
+            ValueError: a layer is to be changed, or another part is asked for; a convolutional
+                tower has no tokens.
         """
         check_parts(parts)
         if set(parts) != {"class"}:

@@ -1,1 +1,1 @@
-"""A toolbox for supervised few-shot learning, with the names and behaviour of Dassl.pytorch."""
+"""A toolbox for supervised few-shot learning, with the names and behavior of Dassl.pytorch."""

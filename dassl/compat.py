@@ -30,7 +30,7 @@ class PublicDataManager:
     """The attributes of a ``DataManager`` that only public files read.
 
     Attributes:
-        train_loader_u: None; unlabeled training images are outside of this toolbox.
+        train_loader_u: None; this toolbox does not use unlabeled training images.
     """
 
     train_loader_u: Any = None
@@ -132,7 +132,7 @@ def resume_from_checkpoint(
         optimizer.load_state_dict(checkpoint["optimizer"])
     if scheduler is not None and checkpoint.get("scheduler") is not None:
         if any(isinstance(value, NotRead) for value in checkpoint["scheduler"].values()):
-            raise UserError(f"checkpoint '{path}': the public toolbox's schedule is not resumed")
+            raise UserError(f"checkpoint '{path}': the public toolbox's schedule cannot be resumed")
         scheduler.load_state_dict(checkpoint["scheduler"])
     log.info(f"Previous epoch: {checkpoint['epoch']}")
     return int(checkpoint["epoch"])

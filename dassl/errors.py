@@ -37,7 +37,7 @@ class LossError(UserError, FloatingPointError):
 
 
 def suggestion(name: str, allowed: Iterable[str]) -> str:
-    """Return "did you mean 'CoOp'?" with the ``allowed`` names that come near, or ""."""
+    """Return "did you mean 'CoOp'?" with the ``allowed`` names that are similar, or ""."""
     by_lower = {str(other).lower(): str(other) for other in sorted(map(str, allowed))}
     near = difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.5)
     if not near:
@@ -46,9 +46,9 @@ def suggestion(name: str, allowed: Iterable[str]) -> str:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Say which of the ``allowed`` names come near to ``name``, and what is known.
+    """Say which of the ``allowed`` names are similar to ``name``, and which there are.
 
-    Returns "did you mean 'CoOp'? known: CoOp, HiCroPL", to stand behind "unknown trainer 'Coop'; ".
+    The result, "did you mean 'CoOp'? known: CoOp, HiCroPL", follows "unknown trainer 'Coop'; ".
     """
     names = sorted(map(str, allowed))
     known = "known: " + (", ".join(names) or "none")

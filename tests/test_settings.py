@@ -136,9 +136,9 @@ def test_the_page_of_all_keys_is_current_and_complete():
         ("CoOp", "INPUT.PIXEL_STD", "[0.0, 0.0, 0.0]", "3 values, each a number > 0"),
         ("CoOp", "INPUT.PIXEL_STD", "[-1.0, 1.0, 1.0]", "3 values, each a number > 0"),
         ("CoOp", "INPUT.PIXEL_STD", "[1e400, 1.0, 1.0]", "3 values, each a number > 0"),
-        ("CoOp", "INPUT.RRCROP_SCALE", "(0.0, 1.0)", "2 values, rising, each a number in (0, 1]"),
-        ("CoOp", "INPUT.RRCROP_SCALE", "(0.5, 1.5)", "2 values, rising, each a number in (0, 1]"),
-        ("CoOp", "INPUT.RRCROP_SCALE", "(0.9, 0.1)", "2 values, rising, each a number in (0, 1]"),
+        ("CoOp", "INPUT.RRCROP_SCALE", "(0.0, 1.0)", "2 values, sorted, each a number in (0, 1]"),
+        ("CoOp", "INPUT.RRCROP_SCALE", "(0.5, 1.5)", "2 values, sorted, each a number in (0, 1]"),
+        ("CoOp", "INPUT.RRCROP_SCALE", "(0.9, 0.1)", "2 values, sorted, each a number in (0, 1]"),
         ("CoOp", "INPUT.RGS_P", "1.5", "a number in [0, 1]"),
         ("CoOp", "INPUT.GB_P", "-0.5", "a number in [0, 1]"),
         ("CoOp", "INPUT.GB_K", "4", "an odd number >= 1"),
@@ -224,7 +224,9 @@ def test_coop_refuses_the_weight_of_kgcoop(tmp_path, capsys):
     cfg.TRAINER.COOP.W = 8.0
     check_domains(cfg, "KgCoOp", section="TRAINER.COOP.")
     check_domains(cfg, "MaPLe", section="TRAINER.COOP.")
-    with pytest.raises(UserError, match="TRAINER.COOP.W: expected no such key for CoOp, got 8.0"):
+    with pytest.raises(
+        UserError, match="TRAINER.COOP.W: expected no value, as CoOp has no such key, got 8.0"
+    ):
         check_domains(cfg, "CoOp", section="TRAINER.COOP.")
 
 
@@ -245,7 +247,7 @@ def test_trainers_share_a_node_with_other_defaults_and_types():
     check_domains(cfg, "TestedSwitch", section=node)
     with pytest.raises(UserError, match="CTX_INIT: expected text in one line, got False"):
         check_domains(cfg, "TestedWords", section=node)
-    with pytest.raises(ValueError, match="TESTED_SHARED.N_CTX has the default 4 already"):
+    with pytest.raises(ValueError, match="TESTED_SHARED.N_CTX already has the default 4"):
         register_defaults(node, {"N_CTX": 8}, trainer="TestedSwitch")
 
 

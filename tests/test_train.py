@@ -263,16 +263,18 @@ def test_another_config_in_the_same_folder_is_refused(root, tmp_path, monkeypatc
     assert run(root, output) == 130
     monkeypatch.setattr(toys.ToyTrainer, "stop_at", None)
     capsys.readouterr()
+    kept = f"as in the run in '{output}/resume.pth.tar'"
     assert run(root, output, "OPTIM.LR", "0.5") == 2
-    assert "a run with OPTIM.LR 0.02, but now it is 0.5" in error_of(capsys)
+    assert f"OPTIM.LR: expected 0.02, {kept}, got 0.5;" in error_of(capsys)
     assert run(root, output, "--trainer", "WideToyTrainer") == 2
-    assert "TRAINER.NAME 'ToyTrainer', but now it is 'WideToyTrainer'" in error_of(capsys)
+    assert f"expected 'ToyTrainer', {kept}, got 'WideToyTrainer';" in error_of(capsys)
     assert (output / "resume.pth.tar").is_file()
 
 
 def test_another_config_than_a_finished_run_is_refused(root, finished, capsys):
     assert run(root, finished, "OPTIM.LR", "0.5") == 2
-    assert "a run with OPTIM.LR 0.02, but now it is 0.5" in error_of(capsys)
+    kept = f"as in the run in '{finished}'"
+    assert f"OPTIM.LR: expected 0.02, {kept}, got 0.5;" in error_of(capsys)
 
 
 def test_sigterm_ends_the_process_with_130(root, tmp_path):
@@ -371,7 +373,7 @@ def test_a_second_process_is_refused_until_the_first_one_dies(root, finished, tm
 
         message = (
             f"error: OUTPUT_DIR: expected a folder that no other process uses, got '{output}', "
-            f"which {name} holds"
+            f"which {name} is using"
         )
         second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         assert (second.returncode, second.stderr) == (2, message + "\n")
@@ -417,7 +419,7 @@ def test_a_second_process_is_refused_until_the_first_one_dies(root, finished, tm
         ),
         (["OPTIM.LRR", "1"], ["unknown config key OPTIM.LRR", "did you mean 'LR'"]),
         (["OPTIM.LR", "fast"], ["OPTIM.LR on the command line: expected a number", "got 'fast'"]),
-        (["OPTIM.LR"], ["KEY VALUE pairs, but 'OPTIM.LR' is alone"]),
+        (["OPTIM.LR"], ["KEY VALUE pairs, but 'OPTIM.LR' has no value"]),
         (["--config-file", "none.yaml"], ["config file 'none.yaml' does not exist"]),
         (
             ["INPUT.TRANSFORMS", "('flip',)"],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def bottleneck(outer: int, width: int) -> nn.Sequential:
-    """Linear-ReLU down to ``width`` and Linear up again, as public adapters name them."""
+    """Make Linear-ReLU down to ``width`` and Linear up again, as public adapters name them."""
     down = nn.Sequential(nn.Linear(outer, width), nn.ReLU())
     return nn.Sequential(OrderedDict(down=down, up=nn.Linear(width, outer)))
 

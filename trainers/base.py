@@ -22,7 +22,7 @@ from clip.layer import Layers
 from dassl.optim import build_lr_scheduler
 from dassl.utils import UserError
 
-TEXT_BATCH = 256  # texts that one frozen forward encodes at a time
+TEXT_BATCH = 256  # texts that one frozen forward pass encodes at a time
 TEXT_TOKENS = 2**14  # tokens that text in variants takes at a time, over variants and classes
 
 Batch = Tensor | Sequence[Tensor]  # images (B, 3, R, R), or several views of them
@@ -78,7 +78,7 @@ class Method(nn.Module):
         self.autocast_dtype: torch.dtype | None = None
         self._kept: tuple[Towers, Features] | None = None
         self.build(cfg, class_names)
-        self.to(self.device)  # what is learned stays fp32 beside a half-precision CLIP
+        self.to(self.device)  # what is learned stays fp32 next to a half-precision CLIP
         self.set_classes(class_names)
 
     # What a method defines ---------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Method(nn.Module):
         return build_lr_scheduler(optimizer, optim_cfg)
 
     def after_epoch(self, epoch: int, n_epochs: int) -> None:
-        """Hook at the end of each epoch, counted from 0, before anything is saved."""
+        """Act at the end of an epoch, counted from 0, before anything is saved; a hook."""
 
     def extra_state(self) -> dict[str, Any]:
         """Return what else an interrupted training needs: tensors and plain values."""
@@ -176,7 +176,7 @@ class Method(nn.Module):
         """Take back what ``extra_state`` gave."""
 
     def public_copies(self) -> set[str]:
-        """Name the tensors of public checkpoints that are made anew from CLIP and class names."""
+        """Name the tensors of public checkpoints that are rebuilt from CLIP and class names."""
         return set()
 
     def read_public_file(self, content: Any) -> dict[str, Tensor]:
@@ -353,13 +353,13 @@ def _prompts(entry: Layer | Tensor | None) -> Any:
 
 
 def _variants(entry: Layer | Tensor | None) -> int:
-    """Number of variants of a layer's prompts; 0 where they have none."""
+    """Return the number of variants of a layer's prompts; 0 where they have none."""
     prompts = _prompts(entry)
     return len(prompts) if isinstance(prompts, Tensor) and prompts.dim() == 4 else 0
 
 
 def _of_variants(entry: Layer | Tensor | None, variants: slice) -> Layer | Tensor | None:
-    """The layer with some of the variants of its prompts."""
+    """Return the layer with some of the variants of its prompts."""
     if _variants(entry) < 2:
         return entry
     prompts = _prompts(entry)[variants]

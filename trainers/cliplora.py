@@ -71,7 +71,7 @@ class CLIPLoRA(Method):
         return Towers(layers[: self.n_text], layers[self.n_text :])
 
     def iterations(self, cfg: Any, n_images: int) -> int:
-        """N_ITERS for each shot, which without DATASET.NUM_SHOTS is an image of each class."""
+        """Return N_ITERS per shot, which without DATASET.NUM_SHOTS is an image of each class."""
         shots = cfg.DATASET.NUM_SHOTS
         shots = shots if shots > 0 else math.ceil(n_images / len(self.class_names))
         return self.settings.N_ITERS * shots

@@ -35,7 +35,7 @@ class ConditionalContextLearner(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """Unit image features (B, d) -> context of each image (B, 1, m, d_t) for the hook."""
+        """Make the context of each image (B, 1, m, d_t) from unit image features (B, d)."""
         return self.ctx + self.meta_net(image)[:, None, None]
 
 

@@ -1,4 +1,4 @@
-"""Where a method's first-layer text prompts stand and what they start from."""
+"""Where a method's first-layer text prompts are and what they start from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Context(NamedTuple):
     init: Tensor | None  # (n_prompts, text width), or None for a random start
 
     def start(self, text_width: int, *leading: int) -> Tensor:
-        """The words' embeddings, or normal(0, 0.02) of shape (*leading, n_prompts, text width)."""
+        """Return the words' embeddings, or normal(0, 0.02): (*leading, n_prompts, text width)."""
         if self.init is not None:
             return self.init.clone()
         return random_prompts(*leading, self.n_prompts, text_width).data
@@ -45,14 +45,14 @@ def context_from_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
 
 
 def context_of_all_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
-    """As ``context_from_words``, but words also say how many prompts there are (CoOp, CoCoOp)."""
+    """Start as ``context_from_words``, but as many prompts as the words have (CoOp, CoCoOp)."""
     if words:
         n_prompts = len(tokenizer().encode(words.replace("_", " ")))
     return context_from_words(clip_model, words, n_prompts)
 
 
 def context_of_few_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
-    """As ``context_from_words``, but words count for at most four prompts (MaPLe and after)."""
+    """Start as ``context_from_words``, but use words for at most four prompts (MaPLe and later)."""
     if words and n_prompts > 4:
         log.info(f'CTX_INIT "{words}" is ignored: {n_prompts} context tokens > 4, random context')
         words = ""
@@ -60,5 +60,5 @@ def context_of_few_words(clip_model: CLIP, words: str, n_prompts: int) -> Contex
 
 
 def random_prompts(*shape: int, std: float = 0.02) -> nn.Parameter:
-    """Learnable prompt tokens, normal(0, std)."""
+    """Make learnable prompt tokens, normal(0, std)."""
     return nn.Parameter(torch.randn(*shape) * std)

@@ -15,7 +15,7 @@ from dassl.utils.descriptions import read_descriptions
 def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str) -> list[list[str]]:
     """Choose the sentences of each class from a file {class name: [sentences]}.
 
-    A class has the sentences of its own name; where the file has not that very name, those of the
+    A class has the sentences of its own name; where the file lacks that very name, those of the
     one name that differs in nothing but case, underscores, hyphens, spaces and accents.
 
     Args:
@@ -30,8 +30,9 @@ def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str)
     """
     if not osp.isfile(path):
         raise UserError(
-            f"{key}: no file '{path}'; fetch the public ones with `python -m datasets.prepare "
-            f"descriptions`, write {{class name: [sentences]}} there, or {other}"
+            f"{key}: expected an existing file, got '{path}'; fetch the public ones with "
+            "`python -m datasets.prepare descriptions`, write {class name: [sentences]} there, or "
+            f"{other}"
         )
     try:
         sentences = read_descriptions(path)

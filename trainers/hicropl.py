@@ -33,7 +33,7 @@ class KnowledgeProxy(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, proxy: Tensor, prompts: Tensor) -> Tensor:
-        """proxy (1, width), prompts (m, width) -> refined proxy (1, width)."""
+        """Refine the proxy (1, width) by the prompts (m, width)."""
         keys = self.ln_1(prompts)
         attended, _ = self.attn(self.ln_1(proxy), keys, keys, need_weights=False)
         return self.ln_2(proxy + attended)
@@ -49,7 +49,7 @@ class TokenMLP(nn.Module):
         self.c_proj = nn.Linear(n_prompts, 1)
 
     def forward(self, prompts: Tensor) -> Tensor:
-        """(m, width) -> (1, width)."""
+        """Fuse (m, width) into (1, width)."""
         return self.c_proj(self.gelu(self.c_fc(prompts.t()))).t()
 
 
@@ -73,7 +73,7 @@ class KnowledgeMapper(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, prompts: Tensor, knowledge: Tensor, hidden: Tensor | None) -> Tensor:
-        """prompts (queries, width), knowledge (keys, giving width) -> refined prompts.
+        """Refine prompts (queries, width) by knowledge (keys, giving width).
 
         ``hidden`` (queries, keys) is True where a query must not see a key.
         """
@@ -141,7 +141,7 @@ class CrossModalPromptLearner(nn.Module):
     def _compress(
         self, prompts: Sequence[Tensor], nets: nn.ModuleList, proxies: nn.ParameterList
     ) -> list[Tensor]:
-        """What each giving layer's m prompts hand over: (1, width), or all m for "none"."""
+        """Return what each giving layer hands over: (1, width), or all m prompts for "none"."""
         if self.compression == "lkp":
             return [net(q, p) for net, q, p in zip(nets, proxies, prompts, strict=True)]
         if self.compression == "mlp":
@@ -157,10 +157,10 @@ class CrossModalPromptLearner(nn.Module):
         knowledge: list[Tensor],
         single_scale: bool,
     ) -> list[Tensor]:
-        """P = M(P, P~, P~) (eq. 3) over all layers of one direction.
+        """Compute P = M(P, P~, P~) (eq. 3) over all layers of one direction.
 
         Multi-scale: every prompt sees the knowledge of all giving layers.  Single-scale
-        (Table 6): only that of its own layer; all else stays equal.
+        (Table 6): only that of its own layer; all else is the same.
         """
         m, n_layers = receiving[0].shape[0], len(receiving)
         hidden = None
@@ -172,7 +172,7 @@ class CrossModalPromptLearner(nn.Module):
         return list(mapped.split(m))
 
     def forward(self) -> Towers:
-        """Prompts of the first layers of both towers after the knowledge flow.
+        """Return the prompts of the first layers of both towers after the knowledge flow.
 
         In "graph" mode the flow is part of the graph and nothing is changed.  In "in_place" mode
         the refined prompts are copied into the parameters, outside the graph, as the released
@@ -239,7 +239,7 @@ class CrossModalPromptLearner(nn.Module):
     ),
 )
 class HiCroPL(Method):
-    """Predicts with the renormalized sum of unit prompted and unit frozen features."""
+    """Prediction with the renormalized sum of unit prompted and unit frozen features."""
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
@@ -254,7 +254,7 @@ class HiCroPL(Method):
         self.prompt_learner = CrossModalPromptLearner(
             settings, self.context, config.text_width, config.vision_width
         )
-        # The in-place flow changes the prompts from one batch to the next, in evaluation too.
+        # The in-place flow changes the prompts from one batch to the next, also in evaluation.
         self.fixable = settings.MAPPER_UPDATE != "in_place"
         self.descriptions = settings.DESCRIPTIONS.replace("{dataset}", cfg.DATASET.NAME)
         self.teacher = self.clip
@@ -300,7 +300,7 @@ class HiCroPL(Method):
         return {"image": fused, "prompted_image": prompted, "frozen_image": frozen}
 
     def losses(self, features: Features, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """L_ce (eq. 4) and lambda * L_cons (eq. 5, 6)."""
+        """Return L_ce (eq. 4) and lambda * L_cons (eq. 5, 6)."""
         terms = super().losses(features, logits, labels)
         if self.settings.LAMBD > 0:
             if self.settings.CONS_ANCHOR == "prompted":
@@ -313,7 +313,7 @@ class HiCroPL(Method):
         return terms
 
     def distance(self, features: Tensor, anchor: Tensor) -> Tensor:
-        """Mean distance of unit features (N, d) by the criterion of Table 13."""
+        """Return the mean distance of unit features (N, d) by the criterion of Table 13."""
         if self.settings.CRITERION == "cosine":
             return 1 - (features * anchor).sum(dim=-1).mean()
         if self.settings.CRITERION == "l1":

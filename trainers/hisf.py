@@ -53,7 +53,7 @@ class SemanticFusion(nn.Module):
         )
 
     def forward(self, prompts: Tensor, labels: Tensor, own: Tensor) -> Tensor:
-        """P_final of prompts (m, d_p), or (K, m, d_p) where they are class-specific.
+        """Return P_final of prompts (m, d_p), or (K, m, d_p) where they are class-specific.
 
         Args:
             labels: E (K, d), what the prompts attend to.
@@ -66,7 +66,7 @@ class SemanticFusion(nn.Module):
         return fused + self.mlp(joined)  # eq. 8
 
     def attention(self, prompts: Tensor, labels: Tensor) -> Tensor:
-        """Weights of eq. 6, how much each prompt token takes of each label.
+        """Return the weights of eq. 6, how much each prompt token takes of each label.
 
         Prompts (m, d_p) or (K, m, d_p) and labels E (K, d) -> (m, K) or (K, m, K); the last
         dimension sums to 1.
@@ -110,7 +110,7 @@ class FusedPromptLearner(nn.Module):
         )
 
     def forward(self, labels: Tensor) -> Towers:
-        """Label embeddings E (K, d) -> prompts of the first layers of both towers.
+        """Make prompts of the first layers of both towers from label embeddings E (K, d).
 
         Text prompts carry their class's own label and are (K, m, d_t).  An image's class is not
         known, so vision prompts carry the mean of the labels and are (m, d_v) for all images.
@@ -123,13 +123,13 @@ class FusedPromptLearner(nn.Module):
         )
 
     def start(self) -> tuple[Tensor, Tensor]:
-        """P_t (m, d_t) and P_v (m, d_v), eq. 2."""
+        """Return P_t (m, d_t) and P_v (m, d_v), eq. 2."""
         if self.shared:
             return self.project_text(self.ctx), self.project_vision(self.ctx)
         return self.ctx_text, self.ctx_vision
 
     def attention(self, labels: Tensor) -> dict[str, dict[int, Tensor]]:
-        """Weights of ``SemanticFusion.attention`` by tower ("text", "vision") and fusion layer.
+        """Return ``SemanticFusion.attention`` by tower ("text", "vision") and fusion layer.
 
         Those of the text tower are (m, K) at the first fusion layer and (K, m, K) after it, where
         each class has prompts of its own; those of the vision tower are (m, K).
@@ -142,7 +142,7 @@ class FusedPromptLearner(nn.Module):
             ("text", starts[0], fused.text, self.fuse_text),
             ("vision", starts[1], fused.vision, self.fuse_vision),
         ):
-            # each fusion reads what the one before it put out
+            # each fusion reads the output of the one before it
             prompts = [start, *(at[layer - 1] for layer in self.layers[:-1])]
             weights[tower] = {
                 layer: fusion.attention(p, labels)
@@ -153,8 +153,11 @@ class FusedPromptLearner(nn.Module):
     def _at_layers(
         self, fusions: nn.ModuleList, prompts: Tensor, labels: Tensor, own: Tensor
     ) -> list[Tensor | None]:
-        """Prompts enter the first layer, as they are if it is no fusion layer, and are replaced
-        by P_final at each fusion layer: the towers take prompts from the start or not at all."""
+        """Place prompts in the first layer, and P_final, which replaces them, in fusion layers.
+
+        Where the first layer has no fusion it gets the prompts as they are: the towers take
+        prompts from the start or not at all.
+        """
         at: list[Tensor | None] = [prompts] + [None] * (self.layers[-1] - 1)
         for i, layer in enumerate(self.layers):
             if len(fusions) > 0:
@@ -180,7 +183,7 @@ class HISF(Method):
     """Class-specific text prompts, vision prompts for all images.
 
     f(P_final + E_i) of eq. 11 is read as the text tower over prompts followed by the class name;
-    no words stand in front of it.
+    no words come before it.
 
     Section 4.1 trains with SGD, section 3.5 speaks of AdamW with weight decay on projection
     matrices only and a higher rate for prompts: ``OPTIM.NAME``, ``DECAY``, ``PROMPT_LR_FACTOR``.
@@ -192,7 +195,7 @@ class HISF(Method):
         layers = Layers(max=deepest_layer(clip_model))
         layers.check(f"{node}.FUSION_LAYERS", settings.FUSION_LAYERS)
         if not (settings.LOSS_CLS or settings.LAMBDA_LE or settings.LAMBDA_SA):
-            raise UserError(f"{node}: expected LOSS_CLS, LAMBDA_LE or LAMBDA_SA on, got all off")
+            raise UserError(f"{node}: expected LOSS_CLS, LAMBDA_LE or LAMBDA_SA, got none of them")
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         self.prompt_learner = FusedPromptLearner(self.settings, self.clip)
@@ -228,10 +231,11 @@ class HISF(Method):
         return terms
 
     def label_distance(self, prompts: Tensor) -> Tensor:
-        """Eq. 9, text side: mean over classes of || mean over tokens of P_final,i - E_i ||_2.
+        """Return the text side of eq. 9: the mean over classes i of || p_i - E_i ||_2.
 
-        P_final is that of the last fusion layer.  In the paper's ViT-B/16 d_t equals d; where
-        they differ, the frozen text projection takes the prompts to the width of the labels.
+        p_i is the mean over the tokens of P_final,i of the last fusion layer.  In the paper's
+        ViT-B/16 d_t equals d; where they differ, the frozen text projection takes the prompts to
+        the width of the labels.
         """
         mean = prompts.mean(dim=-2)
         if mean.shape[-1] != self.labels.shape[-1]:
@@ -239,7 +243,7 @@ class HISF(Method):
         return (mean - self.labels).norm(dim=-1).mean()
 
     def param_groups(self, optim_cfg: Any) -> list[dict[str, Any]]:
-        """Prompts, matrices, and the vectors of norms and biases, which are no projections."""
+        """Group prompts, matrices, and vectors: norms and biases, which are not projections."""
         lr, decay = optim_cfg.LR, optim_cfg.WEIGHT_DECAY
         other = decay if self.settings.DECAY == "all" else 0.0
         groups: dict[str, list[nn.Parameter]] = {"prompts": [], "matrices": [], "vectors": []}

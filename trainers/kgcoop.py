@@ -20,7 +20,7 @@ from .trainer import register_method
 class KgCoOp(CoOp):
     """CoOp's context, held near the frozen features of the dataset's own template.
 
-    Settings are CoOp's, and ``W`` beside them, as in the public code.
+    Settings are CoOp's and ``W``, as in the public code.
     """
 
     def set_classes(self, class_names: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ class KgCoOp(CoOp):
         return self._frozen_text
 
     def losses(self, features: Features, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy and W times the mean of 1 - cos(learned, frozen) over the classes.
+        """Return cross-entropy and W times the mean of 1 - cos(learned, frozen) over the classes.
 
         For unit features that is half the squared distance of the paper's equation; the weight
         of the public code, 8, belongs to this form.

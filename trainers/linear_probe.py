@@ -24,8 +24,8 @@ class LinearProbe(Method):
 
     C is the one with the best validation accuracy, or 1 where there are no validation images, or
     none that are not test images, as with ImageNet.  Images are seen once and without
-    augmentation, so there are no epochs.  The classifier knows the classes that it was trained on
-    and no others.
+    augmentation, so there are no epochs.  The classifier knows only the classes that it was
+    trained on.
     """
 
     checkpoint_name = "linear_probe"
@@ -49,7 +49,9 @@ class LinearProbe(Method):
 
         x, y = (part.numpy() for part in train)
         if len(set(y)) < 2:
-            raise UserError("the training images have one class, a linear probe needs two")
+            raise UserError(
+                "the training images have one class, but a linear probe needs at least two"
+            )
         best: tuple[float, Any] = (-1.0, None)
         # Without a validation split nothing can be chosen: scikit-learn's default.
         for strength in STRENGTHS if val else (1.0,):
@@ -60,7 +62,7 @@ class LinearProbe(Method):
                 best = (accuracy, classifier)
         classifier = best[1]
         weight, bias = classifier.coef_, classifier.intercept_
-        if len(classifier.classes_) == 2:  # one row that speaks for the second class
+        if len(classifier.classes_) == 2:  # one row, for the second class
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         with torch.no_grad():
             self.classifier.weight.copy_(torch.from_numpy(weight))

@@ -43,8 +43,10 @@ class MultiModalPromptLearner(nn.Module):
         )
 
     def forward(self) -> Towers:
-        """Per layer the text prompts (m, d_t) and, projected from them, the vision prompts
-        (m, d_v): section 3.2.3 of the paper."""
+        """Return text prompts (m, d_t), and vision prompts (m, d_v) projected from them, by layer.
+
+        Section 3.2.3 of the paper.
+        """
         text = [self.ctx, *self.compound_prompts_text]
         projections = [self.proj, *self.compound_prompt_projections]
         vision = [project(p) for project, p in zip(projections, text, strict=True)]
@@ -61,7 +63,7 @@ class MaPLe(Method):
     """The text prompts are learned, the vision prompts are linear functions of them.
 
     ``N_CTX`` tokens start from the words of ``CTX_INIT`` where they are at most four; the words
-    left over stand between them and the class name (2 learned tokens, then "of a").
+    left over remain between them and the class name (2 learned tokens, then "of a").
     """
 
     checkpoint_name = "MultiModalPromptLearner"

@@ -18,7 +18,7 @@ from .trainer import register_method
 
 
 class AdapterLearner(nn.Module):
-    """Bottlenecks of each tower, and in their middle a layer that both towers share.
+    """Bottlenecks of each tower, with a layer in the middle that both towers share.
 
     Names and shapes are those of the released code; keys are blocks, counted from 1.
     """
@@ -38,7 +38,7 @@ class AdapterLearner(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def tower(self, adapters: Any, scale: float) -> list[Layer | None]:
-        """y = scale * up(shared(down(h))), whose own tensors learn as if the scale were 1."""
+        """Make y = scale * up(shared(down(h))), whose own tensors learn as if the scale were 1."""
 
         def branch(i: str, h: Tensor) -> Tensor:
             hidden = self.shared_adapter[i](adapters[i].down(ScaledGradient.apply(h, scale)))

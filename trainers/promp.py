@@ -24,7 +24,7 @@ from .settings import MOST_PROMPTS, check_vit
 from .trainer import register_method
 
 REDUCTION = 16  # of the generators' hidden layer, d -> d/16
-TEMPLATE = "a photo of a {}."  # of the initialization (section 3.3), with CLIP's full stop
+TEMPLATE = "a photo of a {}."  # of the initialization (section 3.3), with CLIP's period
 EVOLUTION_FILE = "evolution.jsonl"
 TOP = 5  # classes of each step that the file names
 
@@ -51,7 +51,7 @@ class Generator(nn.Module):
         self.bias2 = nn.Parameter(torch.stack([second.bias.data for _, second in layers]))
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """Features (..., d) -> for each of the J layers (..., width_out)."""
+        """Map features (..., d) to (..., width_out) for each of the J layers."""
         hidden = F.linear(features, self.weight1)
         return [
             F.linear(F.relu(hidden + bias1), self.weight2, bias2)
@@ -83,7 +83,7 @@ class ProgressivePromptLearner(nn.Module):
 
 
 def padded_context(clip_model: CLIP, words: str, n_prompts: int) -> Context:
-    """``context_from_words`` whose missing words are "X" placeholders with a random start."""
+    """Start as ``context_from_words``, with randomly started "X" for missing words."""
     words = words.replace("_", " ")
     missing = n_prompts - len(tokenizer().encode(words))
     if not words or missing <= 0:
@@ -116,7 +116,7 @@ class ProMPT(Method):
     What the paper leaves open:
     - Generators read unit features, as CoCoOp's meta-net does, so that what they start from does
       not depend on the scale of a backbone's features.
-    - The filtered features stand in order of falling probability; the i-th makes the i-th vision
+    - The filtered features are in order of decreasing probability; the i-th makes the i-th vision
       prompt.  With fewer than a classes there are as many prompts as classes.
     - G_T makes one vector for each image, which all b tokens are shifted by, as in CoCoOp.
     - The recurrence is part of the graph: gradients of L_n reach all earlier iterations.
@@ -149,7 +149,7 @@ class ProMPT(Method):
         self.frozen_text = self.template_features([TEMPLATE])  # Z^0 (eq. 7): (K, d)
 
     def layers(self, condition: Tensor | None = None) -> Towers:
-        """P^0, the same for all images: what there is without G_T."""
+        """Return P^0, the same for all images: all there is without G_T."""
         return Towers([self.prompt_learner.ctx] if self.settings.ITERATIONS > 0 else [])
 
     def features(self, batch: Batch) -> Features:
@@ -196,7 +196,7 @@ class ProMPT(Method):
         return features["steps"][:, -1]
 
     def losses(self, features: Features, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """lambda^(N-n) L_n (eq. 13, 14)."""
+        """Return lambda^(N-n) L_n (eq. 13, 14)."""
         terms, last = {}, self.settings.ITERATIONS
         for n in range(1, last + 1):
             loss = super().losses(features, features["steps"][:, n], labels)["loss_ce"]
@@ -235,7 +235,7 @@ class EvolutionRecorder(Recorder):
 def evolution_record(
     path: str, label: int, steps: Tensor, class_names: Mapping[int, str]
 ) -> dict[str, Any]:
-    """What an image was taken for after the initialisation and after each iteration.
+    """Describe what an image was taken for after the initialization and each iteration.
 
     Args:
         path: of the image.
@@ -250,7 +250,7 @@ def evolution_record(
         six significant digits.
     """
     probabilities = steps.softmax(dim=1)
-    # stable, so that of equals the first is on top, as accuracy has it
+    # stable, so that of equals the first is on top, as in the accuracy
     order = steps.argsort(dim=1, descending=True, stable=True)[:, :TOP]
     return {
         "path": path,

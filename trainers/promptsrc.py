@@ -21,9 +21,9 @@ N_TEMPLATES = 60  # the public code takes the first 60 of OpenAI's 80 ImageNet t
 
 
 def epoch_weights(n_epochs: int, mean: float, std: float) -> Tensor:
-    """Gaussian weights of the epochs 1..n, which sum to 1: (n,), fp64."""
+    """Return Gaussian weights of the epochs 1..n, which sum to 1: (n,), fp64."""
     epochs = torch.arange(1, n_epochs + 1, dtype=torch.float64)
-    # A softmax of the exponents: with a mean far behind the last epoch the densities are all 0.
+    # A softmax of the exponents: with a mean far beyond the last epoch the densities are all 0.
     return torch.softmax(-0.5 * ((epochs - mean) / std) ** 2, dim=0)
 
 
@@ -59,7 +59,7 @@ class PromptSRC(IVLP):
 
     @torch.no_grad()
     def ensemble_features(self) -> Tensor:
-        """As in the public code the mean is one of features that are not normalized."""
+        """Average features that are not normalized, as the public code does, and normalize."""
         from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as templates
 
         total = torch.zeros((), device=self.device)
@@ -74,7 +74,7 @@ class PromptSRC(IVLP):
         return F.normalize(total, dim=-1)
 
     def image_features(self, batch: Batch, towers: Towers) -> Features:
-        """Add ``frozen_image``, plain CLIP's features of the same view, where there is training."""
+        """Add ``frozen_image``, plain CLIP's features of the same view, in training."""
         features = super().image_features(batch, towers)
         if self.training:
             with torch.no_grad():
@@ -82,7 +82,7 @@ class PromptSRC(IVLP):
         return features
 
     def losses(self, features: Features, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy and the three consistency terms.
+        """Return cross-entropy and the three consistency terms.
 
         L1 distances are means over all elements, and so is, over the B * K logits, the
         divergence KL(frozen || prompted) of the predictions.

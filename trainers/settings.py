@@ -1,11 +1,11 @@
-"""What several methods say of their settings, and checks of settings against the model."""
+"""What several methods share about their settings, and checks against the model."""
 
 from __future__ import annotations
 
 from clip import CLIP
 from dassl.utils import UserError
 
-MOST_PROMPTS = 1000  # of one layer; more than any tower takes tokens is a typing error
+MOST_PROMPTS = 1000  # of one layer; more than any tower takes tokens is a typo
 
 
 def check_vit(clip_model: CLIP) -> int:

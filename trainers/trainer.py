@@ -140,7 +140,7 @@ class MethodTrainer(TrainerX):
         self.method.check_settings(settings, self.clip_model)
 
     def check_input(self, cfg: Any) -> None:
-        """Refuse images of another size than the backbone's, warn of other preprocessing."""
+        """Refuse images of another size than the backbone's; warn of other preprocessing."""
         backbone = cfg.MODEL.BACKBONE.NAME
         expected = input_of(self.clip_model.preprocess)
         size, resolution = tuple(cfg.INPUT.SIZE), expected.pop("SIZE")
@@ -166,7 +166,7 @@ class MethodTrainer(TrainerX):
         self.model = self.method(cfg, clip_model, dataset.classnames, templates)
         self.model.autocast_dtype = types.autocast_dtype
         if dataset.test_classnames != dataset.classnames:
-            # what these class names lack is found before training
+            # problems with these class names are found before training
             self.model.set_classes(dataset.test_classnames)
             self.model.set_classes(dataset.classnames)
         scope = self.model.get_submodule(self.method.checkpoint_scope)
@@ -188,9 +188,7 @@ class MethodTrainer(TrainerX):
         self.max_iter = self.model.iterations(self.cfg, n_images)
         if self.max_iter is not None:
             self.max_epoch = math.ceil(self.max_iter / n_batches)
-            log.info(
-                f"Training takes {self.max_iter} iterations, which are {self.max_epoch} epochs"
-            )
+            log.info(f"Training takes {self.max_iter} iterations ({self.max_epoch} epochs)")
         n_steps = self.max_iter or self.max_epoch
         return self.model.build_schedule(self.optim, self.cfg.OPTIM, n_steps)
 
@@ -216,7 +214,7 @@ class MethodTrainer(TrainerX):
         dataset = self.dm.dataset
         val = dataset.val
         if val and not dataset.val_is_disjoint:
-            log.info("The validation images are test images: nothing is selected by them")
+            log.info("The validation images are also test images: nothing is selected by them")
             val = None
         train = self.frozen_features(dataset.train_x)
         fit(train, self.frozen_features(val) if val else None)
@@ -242,7 +240,7 @@ class MethodTrainer(TrainerX):
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         super().set_model_mode(mode, names)
-        self.model.train(mode == "train")  # all of it, also where checkpoints hold a part
+        self.model.train(mode == "train")  # all of it, even where checkpoints hold only a part
 
     def forward_backward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         images, labels = self.parse_batch_train(batch)

@@ -25,7 +25,7 @@ from .trainer import register_method
 class VPT(Method):
     """Prompts in the vision tower only; the text is "<CTX_INIT> <class name>." and frozen."""
 
-    checkpoint_name = "prompt_learner"  # that the public code puts the whole model into
+    checkpoint_name = "prompt_learner"  # the public code puts the whole model into it
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:

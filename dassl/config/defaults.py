@@ -4,7 +4,7 @@ Ours, besides those of the public toolbox that concern supervised training, are
 ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
 ``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``, ``TEST.METRICS``, ``TEST.RECORD``,
 ``TEST.SAVE_LOGITS``, ``TEST.SUBSAMPLE_CLASSES`` and ``OPTIM.EPS``. The keys of a trainer or dataset
-live in its own file and arrive here by ``register_defaults``. docs/config.md lists all of them.
+are in its own file and get here by ``register_defaults``. docs/config.md lists all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dassl.errors import UserError
 
 
 def _cores() -> int:
-    """Processor cores that this process may use."""
+    """Count the processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -254,7 +254,7 @@ def register_defaults(node: str, defaults: dict[str, Any], trainer: str = "") ->
             defaults and domains of its own. Keys of no trainer concern every run.
 
     Raises:
-        ValueError: a key is there already with another default.
+        ValueError: a key already exists with another default.
     """
     for name, value in defaults.items():
         key = f"{node}.{name}"
@@ -263,7 +263,7 @@ def register_defaults(node: str, defaults: dict[str, Any], trainer: str = "") ->
             continue
         domain, known = domain_of(value), declared(trainer).get(key)
         if known is not None and known.default != domain.default:
-            raise ValueError(f"{key} has the default {known.default!r} already, not {value!r}")
+            raise ValueError(f"{key} already has the default {known.default!r}, not {value!r}")
         _KEYS.setdefault(trainer, {})[key] = domain
 
 
@@ -328,11 +328,13 @@ def check_domains(cfg: CN, trainer: str = "", section: str = "") -> None:
             continue
         known.get(key, Domain()).check(key, value)
         if key in foreign and _shared(key, trainer) and value != foreign[key].default:
-            raise UserError(f"{key}: expected no such key for {trainer}, got {value!r}")
+            raise UserError(
+                f"{key}: expected no value, as {trainer} has no such key, got {value!r}"
+            )
 
 
 def _leaves(tree: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Give the dotted keys of a tree with their values."""
+    """Yield the dotted keys of a tree with their values."""
     for name, value in tree.items():
         if isinstance(value, CN):
             yield from _leaves(value, f"{prefix}{name}.")

@@ -19,7 +19,7 @@ class Domain:
     """Any value; the base of the others, whose ``str`` says what is expected.
 
     Args:
-        default: the value where nobody sets one; it may lie outside where something must be set.
+        default: the value where nobody sets one; outside the domain if somebody must set one.
         help: what the key means, in one line.
     """
 
@@ -63,7 +63,7 @@ class Int(Domain):
     Args:
         default, help: as for every domain.
         min, max: bounds that are allowed themselves.
-        also: a value out of these bounds that is allowed, too.
+        also: a value outside these bounds that is allowed, too.
         odd: even numbers are not allowed.
     """
 
@@ -83,7 +83,7 @@ class Int(Domain):
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, int) or isinstance(value, bool):
             return False
-        if abs(value) >= 2**63:  # what the libraries take as a whole number is one of 64 bits
+        if abs(value) >= 2**63:  # the libraries take whole numbers of at most 64 bits
             return False
         return value == self.also or (
             (self.min is None or value >= self.min)
@@ -154,7 +154,7 @@ class _Named(Domain):
     Args:
         default: as for every domain.
         names: those that are known.
-        source: where they are if they cannot be given: "module:NAME", a registry or a tuple. It is
+        source: where they are if they cannot be listed: "module:NAME", a registry or a tuple. It is
             imported when the names are asked for, so that a declaration needs nothing.
         help: as for every domain.
     """
@@ -250,7 +250,7 @@ class List(Domain):
     def __str__(self) -> str:
         count = "a list" if self.length is None else f"{self.length} values"
         count = "a list that is not empty" if self.some else count
-        return f"{count}{', rising' if self.rising else ''}, each {self.each}"
+        return f"{count}{', sorted' if self.rising else ''}, each {self.each}"
 
 
 class Layers(Domain):
@@ -274,11 +274,11 @@ class Layers(Domain):
         )
 
     def __str__(self) -> str:
-        return f"rising layers, each {self.each}"
+        return f"layers in ascending order, each {self.each}"
 
 
 def domain_of(value: Any) -> Domain:
-    """Return ``value`` if it is a domain; of a plain default, the domain that is its type."""
+    """Return ``value`` if it is a domain, or else the domain of the type of a plain default."""
     if isinstance(value, Domain):
         return value
     if isinstance(value, bool):

@@ -20,8 +20,8 @@ def merge_from_file(cfg: CN, path: str) -> None:
     own folder. The later of them wins over the earlier, and the file itself over all of them.
 
     Raises:
-        UserError: the file or one of its bases is missing or no YAML mapping, ``BASE`` is no list
-            of texts or leads back to the file, or a key or the type of a value is wrong.
+        UserError: the file or one of its bases is missing or not a YAML mapping, ``BASE`` is not a
+            list of texts or leads back to the file, or a key or the type of a value is wrong.
     """
     if not os.path.isfile(path):
         raise UserError(f"config file '{path}' does not exist")
@@ -62,19 +62,19 @@ def _read(path: str) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"config file '{path}' must hold a mapping of keys, not a {_kind(tree)}")
+        raise UserError(f"config file '{path}': expected a mapping of keys, got a {_kind(tree)}")
     return tree
 
 
 def merge_from_list(cfg: CN, options: list[str] | None) -> None:
-    """Merges ``[KEY, VALUE, KEY, VALUE, ...]`` into ``cfg``; values are Python literals or words.
+    """Merge ``[KEY, VALUE, KEY, VALUE, ...]`` into ``cfg``; values are Python literals or words.
 
     Raises:
         UserError: a key is unknown or has no value, or the type of a value is wrong.
     """
     options = list(options or [])
     if len(options) % 2:
-        raise UserError(f"config options come as KEY VALUE pairs, but '{options[-1]}' is alone")
+        raise UserError(f"config options must be KEY VALUE pairs, but '{options[-1]}' has no value")
     for key, value in zip(options[::2], options[1::2], strict=True):
         tree: Any = value
         for part in reversed(key.split(".")):
@@ -101,7 +101,7 @@ def set_keys(cfg: CN) -> frozenset[str]:
 
 
 def _recorded(cfg: CN) -> set[str]:
-    # Where yacs keeps what is of the tree and no key of it: clones have it, nothing else shows it.
+    # Beside yacs's own attributes of the tree: clones have it, and no key or printout shows it.
     return cfg.__dict__.setdefault("__set_keys__", set())
 
 
@@ -113,7 +113,7 @@ def _merge(cfg: CN, tree: dict[str, Any], prefix: str, where: str, recorded: set
             raise UnknownNameError(f"unknown config key {key}{where}; {known}")
         if isinstance(cfg[name], CN):
             if not isinstance(value, dict):
-                raise UserError(f"config key {key}{where} is a section, not a value ({value!r})")
+                raise UserError(f"{key}{where}: expected a section of keys, got {value!r}")
             _merge(cfg[name], value, key + ".", where, recorded)
         else:
             cfg[name] = _coerce(key, value, cfg[name], where)
@@ -121,7 +121,7 @@ def _merge(cfg: CN, tree: dict[str, Any], prefix: str, where: str, recorded: set
 
 
 def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
-    """The value in the type of the default; a str is read as a Python literal where it is one."""
+    """Convert a value to the type of the default; a str that is a Python literal is read as one."""
     if isinstance(value, str) and not (isinstance(default, str) and not _is_quoted(value)):
         try:
             value = literal_eval(value)
@@ -130,7 +130,7 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:
-        # one that no float can hold is left for the domain of the key to refuse
+        # one that is too large for a float is left to the domain of the key to refuse
         return float(value) if abs(value) <= sys.float_info.max else value
     if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
         return type(default)(value)
@@ -148,7 +148,7 @@ def _kind(value: Any) -> str:
 
 
 def to_dict(cfg: CN) -> dict[str, Any]:
-    """The config as nested plain dicts, tuples as lists: what JSON and YAML can hold."""
+    """Return the config as nested plain dicts, tuples as lists: what JSON and YAML can hold."""
     plain: dict[str, Any] = {}
     for key, value in cfg.items():
         if isinstance(value, CN):
@@ -161,7 +161,7 @@ def to_dict(cfg: CN) -> dict[str, Any]:
 def first_difference(
     old: dict[str, Any], new: dict[str, Any], ignore: tuple[str, ...] = (), prefix: str = ""
 ) -> tuple[str, Any, Any] | None:
-    """The first key, in alphabetical order, at which two configs of ``to_dict`` differ.
+    """Find the first key, in alphabetical order, at which two configs of ``to_dict`` differ.
 
     Returns:
         The dotted key with its old and its new value, or None. Keys that only one of them has do

@@ -1,4 +1,4 @@
-"""From a config to data loaders."""
+"""Data loaders, and the datasets behind them, from a config."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from dassl.errors import UserError, check_choice
 from dassl.utils.logger import log
 from dassl.utils.tools import check_image_file, read_image
 
-# Larger sets are not looked through beforehand: it would take minutes on a network drive. An
-# image of theirs that is broken is named when its turn comes.
+# Larger sets are not checked beforehand: that would take minutes on a network drive. A broken
+# image of theirs is reported when it is read.
 MAX_CHECKED_IMAGES = 100_000
 
-ON_ERROR = ("stop", "skip")  # what to do at an image that cannot be read
+ON_ERROR = ("stop", "skip")  # what to do about an image that cannot be read
 
 
 def build_data_loader(
@@ -44,7 +44,7 @@ def build_data_loader(
     is_train: bool = True,
     dataset_wrapper: Callable[..., Dataset[Any]] | None = None,
 ) -> DataLoader[Any]:
-    """A loader over the images.
+    """Make a loader of the images.
 
     In training the last batch is dropped if it is not full, unless it is the only one. The
     batches, augmentation included, are the same with any number of workers, and come in the
@@ -71,7 +71,7 @@ def build_data_loader(
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         # A pass takes one number from the global generator, as in the public toolbox. In training
-        # SeededSampler does, since a loader whose workers persist does in the first epoch alone.
+        # SeededSampler does, since a loader whose workers persist does so only in the first epoch.
         generator=torch.Generator() if is_train else None,
         persistent_workers=is_train and workers > 0,
         # Forked workers share the images in memory; elsewhere fork is missing or not safe.
@@ -79,8 +79,8 @@ def build_data_loader(
     )
     if len(loader) == 0:
         raise UserError(
-            f"sampler {sampler_type} finds no full batch of {batch_size} in {len(data_source)} "
-            "images; lower DATALOADER.TRAIN_X.BATCH_SIZE"
+            f"DATALOADER.TRAIN_X.BATCH_SIZE: expected a batch that {sampler_type} can fill from "
+            f"{len(data_source)} images, got {batch_size}"
         )
     return loader
 
@@ -172,7 +172,7 @@ class DataManager(PublicDataManager):
         return self._lab2cname
 
     def show_dataset_summary(self, cfg: CfgNode) -> None:
-        """Prints the sizes of the dataset."""
+        """Print the sizes of the dataset."""
         rows: list[tuple[str, Any]] = [("Dataset", cfg.DATASET.NAME)]
         if cfg.DATASET.SOURCE_DOMAINS:
             rows.append(("Source", ", ".join(cfg.DATASET.SOURCE_DOMAINS)))
@@ -188,30 +188,30 @@ class DataManager(PublicDataManager):
 
 
 def check_images(dataset: Any) -> None:
-    """Checks that every image of a dataset is there and whole, unless there are very many.
+    """Check that every image of a dataset exists and is complete, unless there are very many.
 
     Raises:
-        UserError: names the first image that is not.
+        UserError: one is not; the message names the first of them.
     """
     splits = [split for split in (dataset.train_x, dataset.val, dataset.test) if split]
     paths = list(dict.fromkeys(item.impath for split in splits for item in split))
     if len(paths) > MAX_CHECKED_IMAGES:
         return
-    # threads: the time goes into waiting for the disk
+    # threads, as the time is spent waiting for the disk
     with ThreadPoolExecutor(8) as pool:
         for _ in pool.map(check_image_file, paths):
             pass
 
 
 def leave_out_broken(items: Sequence[Datum], on_error: str) -> list[Datum]:
-    """The images that can be read, unless there are very many, which are not looked at.
+    """Return the images that can be read; of very many, all, without a check.
 
     Args:
         items: images.
-        on_error: "skip" prints which ones cannot be read, and their number; "stop" raises.
+        on_error: "skip" logs which ones cannot be read, and their number; "stop" raises.
 
     Raises:
-        UserError: an image cannot be read, and ``on_error`` is "stop" or there is no other one.
+        UserError: an image cannot be read, and ``on_error`` is "stop" or none can be read.
     """
     check_choice("DATALOADER.ON_ERROR", on_error, ON_ERROR)
     if len(items) > MAX_CHECKED_IMAGES:
@@ -256,7 +256,7 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
         data_source: the images.
         transform: from a PIL image to a tensor, or a list or tuple of such; None gives the PIL
             image itself.
-        is_train: whether K_TRANSFORMS counts.
+        is_train: whether K_TRANSFORMS applies.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
         self.return_img0: bool = cfg.DATALOADER.RETURN_IMG0
         if self.k_tfm > 1 and transform is None:
             raise UserError(
-                f"DATALOADER.K_TRANSFORMS is {self.k_tfm}, but there is no transform to repeat"
+                f"DATALOADER.K_TRANSFORMS: expected 1 without a transform, got {self.k_tfm}"
             )
         self.to_tensor = plain_transform(cfg) if self.return_img0 else None
         self._images = ImageCache(
@@ -315,8 +315,9 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Starts Python's, numpy's and torch's random numbers at a seed, and afterwards puts back
-    what they were; None leaves them alone.
+    """Seed Python's, numpy's and torch's generators, and restore their states afterward.
+
+    None leaves them alone.
     """
     if seed is None:
         yield

@@ -36,14 +36,14 @@ class ImageCache:
             offsets.append(end)
         self._offsets = offsets
         self._pixels = _shared(offsets[-1], np.uint8)
-        # (height, width) of those that are there, 0 of the others
+        # (height, width) of those already read, 0 for the others
         self._shapes = _shared(2 * len(self._places), np.int32).reshape(-1, 2)
 
     def __getitem__(self, path: str) -> Image.Image:
-        """The image of that path, which need not be one of ``paths``.
+        """Return the image of that path, which need not be one of ``paths``.
 
         Raises:
-            whatever ``read`` raises.
+            Whatever ``read`` raises.
         """
         place = self._places.get(path)
         if place is None:
@@ -59,13 +59,13 @@ class ImageCache:
         return image
 
     def __getstate__(self) -> dict[str, Any]:
-        """A process that is started anew, not forked, shares no memory: it reads the files."""
+        """Leave the images out: a process that is spawned, not forked, reads the files itself."""
         nothing = np.empty(0, np.uint8)
         return {**self.__dict__, "_places": {}, "_pixels": nothing, "_shapes": nothing}
 
 
 def _pixel_bytes(path: str) -> int:
-    """What the image takes as RGB; 0 for one that cannot be read, which is reported later."""
+    """Return the bytes of an image in RGB; 0 for one that cannot be read, reported later."""
     try:
         with Image.open(path) as image:
             return 3 * image.width * image.height
@@ -74,6 +74,6 @@ def _pixel_bytes(path: str) -> int:
 
 
 def _shared(count: int, dtype: Any) -> np.ndarray:
-    """Zeros in memory that forked processes share."""
+    """Return zeros in memory that forked processes share."""
     size = count * np.dtype(dtype).itemsize
     return np.frombuffer(mmap.mmap(-1, max(1, size)), dtype, count)

@@ -37,18 +37,20 @@ class _DomainSampler(Sampler[int]):
         name = type(self).__name__
         if self.n_domain > len(self.domains):
             raise UserError(
-                f"{name}: N_DOMAIN is {self.n_domain}, but there are {len(self.domains)} domains"
+                f"N_DOMAIN: expected at most {len(self.domains)}, the number of domains, for "
+                f"{name}, got {self.n_domain}"
             )
         if batch_size % self.n_domain:
             raise UserError(
-                f"{name}: BATCH_SIZE {batch_size} is no multiple of {self.n_domain} domains"
+                f"BATCH_SIZE: expected a multiple of {self.n_domain}, the number of domains, for "
+                f"{name}, got {batch_size}"
             )
         self.n_img_per_domain = batch_size // self.n_domain
         smallest = min(len(indices) for indices in self.domain_dict.values())
         if smallest < self.n_img_per_domain:
             raise UserError(
-                f"{name}: a domain has {smallest} images, but each batch takes "
-                f"{self.n_img_per_domain} of it"
+                f"BATCH_SIZE: expected at most {smallest * self.n_domain} for {name}, as the "
+                f"smallest domain has {smallest} images, got {batch_size}"
             )
         # counted on a trial run, whose draws must not disturb the caller's
         state = random.getstate()
@@ -81,7 +83,7 @@ class RandomDomainSampler(_DomainSampler):
     Args:
         data_source: the images.
         batch_size: images per batch; a multiple of the number of domains.
-        n_domain: domains per batch; 0 or less stands for all.
+        n_domain: domains per batch; 0 or less means all.
     """
 
     def choose_domains(self) -> list[int]:
@@ -117,7 +119,7 @@ class RandomClassSampler(Sampler[int]):
     def __init__(self, data_source: Sequence[Datum], batch_size: int, n_ins: int) -> None:
         if not 1 <= n_ins <= batch_size:
             raise UserError(
-                f"RandomClassSampler: N_INS is {n_ins}; allowed: 1 to BATCH_SIZE ({batch_size})"
+                f"N_INS: expected 1 to BATCH_SIZE {batch_size} for RandomClassSampler, got {n_ins}"
             )
         self.n_ins = n_ins
         self.ncls_per_batch = batch_size // n_ins
@@ -127,8 +129,8 @@ class RandomClassSampler(Sampler[int]):
         self.labels = list(self.index_dic)
         if len(self.labels) < self.ncls_per_batch:
             raise UserError(
-                f"RandomClassSampler: a batch takes {self.ncls_per_batch} classes "
-                f"(BATCH_SIZE {batch_size} / N_INS {n_ins}), but there are {len(self.labels)}"
+                f"BATCH_SIZE: expected at most {len(self.labels)} classes of N_INS {n_ins} images "
+                f"each for RandomClassSampler, got {batch_size}"
             )
         state = random.getstate()
         self.length = len(list(iter(self)))
@@ -197,7 +199,7 @@ def build_sampler(
     n_domain: int = 0,
     n_ins: int = 16,
 ) -> Sampler[int]:
-    """The sampler of that name for the images. ``cfg`` is there for the public call, and unused.
+    """Make the sampler of that name; ``cfg`` is there for the public call, and unused.
 
     Raises:
         UserError: the name is unknown, or the batch cannot be filled as the sampler promises.

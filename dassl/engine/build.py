@@ -1,4 +1,4 @@
-"""From a config to a trainer."""
+"""Checking of a config, and the trainer that it names."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def check_cfg(cfg: CfgNode) -> None:
         )
     if "gaussian_blur" in data.TRANSFORMS and data.GB_K // 2 >= min(data.SIZE):
         size = tuple(data.SIZE)
-        raise UserError(f"INPUT.GB_K: expected what fits INPUT.SIZE {size}, got {data.GB_K}")
+        raise UserError(f"INPUT.GB_K: expected a size that fits INPUT.SIZE {size}, got {data.GB_K}")
     if other_test_classes(cfg):
         able = getattr(trainer, "tests_other_classes", None)
         if able is None or not able(cfg):
             raise UserError(
-                f"TEST.SUBSAMPLE_CLASSES: expected '' for {cfg.TRAINER.NAME}, which knows the "
-                f"classes of its training alone, got '{cfg.TEST.SUBSAMPLE_CLASSES}'"
+                f"TEST.SUBSAMPLE_CLASSES: expected '' for {cfg.TRAINER.NAME}, which knows only "
+                f"the classes of its training, got '{cfg.TEST.SUBSAMPLE_CLASSES}'"
             )
     chosen_recorders(cfg, trainer)
 

@@ -44,7 +44,7 @@ def find_checkpoint(folder: str, epoch: int | None = None) -> str:
         return best
     if not epochs:
         raise UserError(f"no checkpoint in '{folder}'")
-    log.info(f"There is no {BEST_CHECKPOINT} in {folder}: taking the newest ({saved})")
+    log.info(f"There is no {BEST_CHECKPOINT} in {folder}: loading the newest checkpoint ({saved})")
     return os.path.join(folder, epoch_checkpoint(epochs[-1]))
 
 
@@ -78,7 +78,7 @@ def load_model(path: str) -> dict[str, Any]:
 
 
 def describe(checkpoint: Mapping[str, Any]) -> str:
-    """Say how far a checkpoint is: "epoch=5, val_result=71.2"."""
+    """Describe a checkpoint: "epoch=5, val_result=71.2"."""
     epoch, val_result = int(checkpoint.get("epoch", 0)), checkpoint.get("val_result")
     return f"epoch={epoch}" + (
         "" if val_result is None else f", val_result={float(val_result):.1f}"
@@ -115,7 +115,7 @@ def check_fit(state_dict: Any, expected: Mapping[str, Tensor], path: str) -> Non
 def copy_best(old_folder: str, new_folder: str, models: Iterable[str]) -> None:
     """Copy the best checkpoints so far from one run's folder to another's.
 
-    They may remain the best ones of the run that goes on there.
+    They may remain the best ones of the run that is resumed there.
     """
     for name in models:
         old, new = (

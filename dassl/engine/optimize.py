@@ -27,7 +27,7 @@ def precision(prec: str, device: torch.device) -> Precision:
     """
     if device.type == "cpu" and prec in ("fp16", "amp"):
         used = "fp32" if prec == "fp16" else "bf16 autocast"
-        log.info(f"PREC {prec}: a CPU computes no fp16, {used} is used instead")
+        log.info(f"PREC {prec}: fp16 is not available on a CPU, {used} is used instead")
         return Precision(torch.float32, None if prec == "fp16" else torch.bfloat16)
     return {
         "fp32": Precision(torch.float32, None),
@@ -38,7 +38,7 @@ def precision(prec: str, device: torch.device) -> Precision:
 
 
 def grad_scaler(types: Precision, device: torch.device) -> torch.amp.GradScaler | None:
-    """Make the scaler that gradients in fp16 need; None where no fp16 is used."""
+    """Make the scaler that gradients in fp16 need; None where fp16 is not used."""
     return torch.amp.GradScaler(device.type) if torch.float16 in types else None
 
 

@@ -1,4 +1,4 @@
-"""What an epoch shows of itself: log lines, TensorBoard points, a bar, and bad losses.
+"""What is shown of an epoch: log lines, TensorBoard points, a progress bar, and bad losses.
 
 Loss values stay on the device between two log lines, so that no step waits for it.
 """
@@ -27,7 +27,7 @@ NAMED_IMAGES = 3  # of a batch with a bad loss
 
 
 def shows_bar() -> bool:
-    """Tell whether a bar is to be shown: on a terminal, unless this process is silent."""
+    """Return whether to show a progress bar: on a terminal, unless this process is silent."""
     return sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
 
 
@@ -45,7 +45,7 @@ def loss_error(
     return LossError(
         f"{name} is {value} at epoch {epoch + 1}, batch {batch + 1}/{num_batches} "
         f"(first images: {', '.join(images) or 'unknown'}); nothing of this epoch was saved, "
-        "earlier checkpoints are as they were"
+        "earlier checkpoints are unchanged"
     )
 
 
@@ -83,7 +83,7 @@ class EpochProgress:
         epoch: counted from 0.
         max_epoch: number of epochs.
         per_epoch: batches of a whole epoch.
-        max_iter: batches of the whole training, where it ends by them.
+        max_iter: batches of the whole training, where they and not epochs end it.
         frequency: show after so many batches; the end of the epoch shows what is left.
         write_scalar: called with tag, value and step for each TensorBoard point.
     """
@@ -100,7 +100,7 @@ class EpochProgress:
         self.epoch = epoch
         self.max_epoch = max_epoch
         self.num_batches = batches_in_epoch(epoch, per_epoch, max_iter)
-        self.images: list[str] = []  # first paths of the present batch
+        self.images: list[str] = []  # first paths of the current batch
         self._per_epoch = per_epoch
         total = max_epoch * per_epoch
         self._total = total if max_iter is None else min(total, max_iter)
@@ -122,7 +122,7 @@ class EpochProgress:
             desc=f"epoch [{self.epoch + 1}/{self.max_epoch}]",
             disable=not shows_bar(),
         )
-        # beside a bar on the terminal the lines are for the log file alone
+        # next to a bar on the terminal, the lines go only to the log file
         has_bar = not self._bar.disable and sys.stdout.isatty()
         self._show: Callable[[str], None] = log_only if has_bar else log.info
         self._begin = time.time()
@@ -133,11 +133,11 @@ class EpochProgress:
             yield batch
 
     def watch(self, loss: Tensor) -> None:
-        """Check this loss of the present batch, too, when values are read."""
+        """Check this loss of the current batch, too, when values are read."""
         self._losses.append(_kept(loss))
 
     def step(self, summary: Mapping[str, Any] | None, lr: float) -> None:
-        """Take in what the present batch gave: named plain numbers, or tensors of one number.
+        """Take in what the current batch gave: named plain numbers, or tensors of one number.
 
         Raises:
             LossError: a plain number is not finite, or one of those that are read now.
@@ -153,7 +153,7 @@ class EpochProgress:
         self._batch += 1
         is_bad = any(isinstance(v, float) and not math.isfinite(v) for v in numbers.values())
         is_due = self._batch % self._frequency == 0 or self._batch == self.num_batches or is_bad
-        if is_due:  # before the time is taken: it waits for all that the device has to do
+        if is_due:  # before the time is taken, as it waits until the device is done
             self._read()
         self._batch_time.update(time.time() - self._begin)
         step.time = (self._batch_time.val, self._batch_time.avg)
@@ -224,5 +224,5 @@ class EpochProgress:
 
 
 def _kept(value: Tensor) -> Tensor:
-    """Copy a tensor of one number, of any shape, as its owner may go on writing into it."""
+    """Copy a tensor of one number, of any shape, as its owner may write to it again."""
     return value.detach().reshape(()).clone()

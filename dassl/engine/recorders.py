@@ -57,7 +57,7 @@ class Recorder:
 
 
 def asked_by(cfg: CfgNode, name: str) -> str:
-    """Say which key asks for a recorder: "TEST.SAVE_LOGITS is True"."""
+    """Name the key that asks for a recorder: "TEST.SAVE_LOGITS is True"."""
     switch = _SWITCH + name.upper()
     if cfg.TEST.get(switch):
         return f"TEST.{switch} is {cfg.TEST[switch]}"
@@ -125,8 +125,8 @@ class LogitsRecorder(Recorder):
 class PredictionsRecorder(Recorder):
     """Writes predictions.npz, as ``dassl.evaluation.predictions`` describes it.
 
-    Where batches or outputs are of another kind than a classifier's, as a trainer of somebody's
-    own may have them, it writes nothing.
+    Where batches or outputs are not those of a classifier, as in somebody's own trainer, it
+    writes nothing.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -161,7 +161,7 @@ class PredictionsRecorder(Recorder):
 
 
 def _is_classification(batch: Any, output: Any) -> bool:
-    """Tell whether there are logits, a label among them and a path for each image."""
+    """Return whether there are logits, a label among them and a path for each image."""
     if not isinstance(batch, Mapping) or not isinstance(output, Tensor) or output.dim() != 2:
         return False
     labels, paths = batch.get("label"), batch.get("impath", ())

@@ -1,4 +1,4 @@
-"""What an interrupted run needs to go on as if it had never stopped."""
+"""What an interrupted run needs to resume as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ FREE_KEYS = (
     "TEST.SPLIT",
     "TEST.SUBSAMPLE_CLASSES",
 )
-# The file is written only when at least this many times as long has gone by as writing it takes,
+# The file is written only when at least this many times as long has passed as writing it takes,
 # so that large models spend no noticeable time on it.
 SAVE_INTERVAL = 10.0
 
 
 def check_same_config(old: dict[str, Any] | None, new: dict[str, Any], place: str) -> None:
-    """Check that a run goes on with its own config, the free keys aside.
+    """Check that a run is resumed with its own config, apart from the free keys.
 
     Args:
         old, new: configs as nested plain dicts; None for an old one that is not known.
-        place: file or folder that the old one stands for, for the error message.
+        place: file or folder that the old one was read from, for the error message.
 
     Raises:
         UserError: a key differs.
@@ -60,7 +60,7 @@ def check_same_config(old: dict[str, Any] | None, new: dict[str, Any], place: st
     if difference is not None:
         key, before, now = difference
         raise UserError(
-            f"'{place}' belongs to a run with {key} {before!r}, but now it is {now!r}; "
+            f"{key}: expected {before!r}, as in the run in '{place}', got {now!r}; "
             "choose another OUTPUT_DIR, or remove the old run"
         )
 
@@ -117,10 +117,13 @@ def find_state(folder: str, config: dict[str, Any], models: Sequence[str]) -> di
         return None
     state = load_checkpoint(path)
     if not isinstance(state, dict) or "random" not in state:
-        raise UserError(f"'{path}' is no file to resume from")
+        raise UserError(f"resume file '{path}': expected the state of a run, got something else")
     check_same_config(json.loads(state["config"]), config, path)
     if set(state["models"]) != set(models):
-        raise UserError(f"'{path}' holds other models than this trainer's")
+        raise UserError(
+            f"resume file '{path}': expected the models {', '.join(models)}, "
+            f"got {', '.join(state['models'])}"
+        )
     return state
 
 
@@ -147,7 +150,7 @@ class ResumeWriter:
         self._cost = 0.0
 
     def save(self, folder: str, state: Callable[[], dict[str, Any]] | None) -> None:
-        """Write ``state()``, unless the last time was too short ago for what it cost.
+        """Write ``state()``, unless the last time was too recent for what it cost.
 
         None says that the run is over, and removes the file.
         """
@@ -183,7 +186,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     words = keys.numpy().astype(np.uint32)
     np.random.set_state(("MT19937", words, position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    # a run may go on on a machine with another number of GPUs, with other random numbers there
+    # on a machine with another number of GPUs a run resumes with other random numbers there
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
 

@@ -67,7 +67,7 @@ def locked(folder: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if descriptor in _locks:  # a forked process does not have it any more
+        if descriptor in _locks:  # a forked process no longer has it
             with suppress(OSError):
                 if _is_at(path, descriptor):
                     os.unlink(path)
@@ -77,7 +77,7 @@ def locked(folder: str) -> Iterator[None]:
 def holder(folder: str) -> str | None:
     """Return who holds the folder, as "process 4711 on node3", or None where nobody does.
 
-    None as well where that cannot be told: no locks, or a lock file that cannot be read.
+    None also where that is unknown: no locks, or a lock file that cannot be read.
     """
     if fcntl is None:
         return None
@@ -123,7 +123,7 @@ def _take(folder: str, path: str) -> int:
                 _close(descriptor)
     raise UserError(
         f"OUTPUT_DIR: expected a folder that no other process uses, got '{folder}', which "
-        f"{name} holds"
+        f"{name} is using"
     )
 
 
@@ -135,12 +135,12 @@ def _lock(descriptor: int, folder: str) -> None:
     except OSError as error:
         log.warning(
             f"'{folder}' is on a file system without locks ({error.strerror}): nothing keeps a "
-            "second process out of it"
+            "second process from using it"
         )
 
 
 def _is_at(path: str, descriptor: int) -> bool:
-    """Tell whether the open file is the one that has this path now."""
+    """Return whether the open file is the one that has this path now."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     return False
@@ -172,7 +172,7 @@ def epoch_checkpoint(epoch: int) -> str:
 
 
 def is_finished(folder: str, models: Iterable[str], max_epoch: int) -> bool:
-    """Tell whether the folder holds every model after its last epoch, and nothing to resume."""
+    """Return whether the folder holds every model after its last epoch, and nothing to resume."""
     files = [os.path.join(folder, name, epoch_checkpoint(max_epoch)) for name in models]
     resumable = os.path.isfile(os.path.join(folder, RESUME_FILE))
     return bool(files) and not resumable and all(map(os.path.isfile, files))
@@ -181,7 +181,7 @@ def is_finished(folder: str, models: Iterable[str], max_epoch: int) -> bool:
 def begin(folder: str, config: dict[str, Any]) -> None:
     """Make the folder ready for training: config.yaml is in it, and no results yet."""
     mkdir_if_missing(folder)
-    remove_if_there(folder, RESULTS_FILE)  # it tells that a run is finished
+    remove_if_there(folder, RESULTS_FILE)  # it means that a run is finished
     remove_if_there(folder, PREDICTIONS_FILE)
     with atomic_write(os.path.join(folder, CONFIG_FILE)) as file:
         yaml.safe_dump(config, file)

@@ -60,7 +60,7 @@ class TrainerBase:
         if "_models" not in self.__dict__:
             raise AttributeError("register_model was called before super().__init__()")
         if name in self._models:
-            raise ValueError(f"there is a model '{name}' already")
+            raise ValueError(f"a model '{name}' is already registered")
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
 
     def get_model_names(self, names: str | list[str] | None = None) -> list[str]:
@@ -146,7 +146,7 @@ class TrainerBase:
         return [optimizer for optimizer in optimizers if optimizer is not None]
 
     def _watch(self, loss: Tensor) -> None:
-        """Have a loss checked when the epoch reads values; outside of one, at once."""
+        """Have a loss checked when the epoch reads values, or at once outside of an epoch."""
         if self._progress is None:
             self.detect_anomaly(loss)
         else:
@@ -189,7 +189,7 @@ class TrainerBase:
     # The loop and its hooks --------------------------------------------------------------------
     # SimpleTrainer.train takes no arguments, as in the public toolbox; this signature allows both
     def train(self, *args: Any, **kwargs: Any) -> None:
-        """``train(start_epoch, max_epoch)``; ``before_train`` may change ``self.start_epoch``."""
+        """Train from ``start_epoch`` to ``max_epoch``; ``before_train`` may change the start."""
         self._train(*args, **kwargs)
 
     def _train(self, start_epoch: int, max_epoch: int) -> None:
@@ -210,10 +210,10 @@ class TrainerBase:
     def after_epoch(self) -> None: ...
 
     def save_progress(self) -> None:
-        """Hook after ``after_epoch``: save what an interrupted run needs to go on."""
+        """Save what an interrupted run needs to resume; a hook after ``after_epoch``."""
 
     def extra_state(self) -> dict[str, Any]:
-        """Return what else a trainer needs to go on: tensors and plain values."""
+        """Return what else a trainer needs to resume: tensors and plain values."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -230,7 +230,7 @@ class SimpleTrainer(TrainerBase):
     """Data, evaluation, checkpoints, interruption and resumption, all from a config.
 
     A trainer overrides ``build_model`` and ``forward_backward``, and whatever else it needs. What
-    is to be kept of the final evaluation is the matter of a ``Recorder``.
+    is to be kept of the final evaluation is left to a ``Recorder``.
 
     Attributes:
         cfg: the config.
@@ -257,13 +257,13 @@ class SimpleTrainer(TrainerBase):
         self.device, self.start_epoch = torch.device("cuda" if on_gpu else "cpu"), 0
         self.max_epoch: int = cfg.OPTIM.MAX_EPOCH
         self.output_dir: str = cfg.OUTPUT_DIR
-        self._model_dir = self.output_dir  # or where a finished run lies that RESUME names
+        self._model_dir = self.output_dir  # or the folder of a finished run that RESUME names
         self.build_data_loader()
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Hook: raise ``UserError`` for settings that the trainer cannot have."""
+        """Raise ``UserError`` for settings that the trainer cannot have; a hook."""
 
     def build_data_loader(self) -> None:
         """Set dm, the loaders, num_classes and lab2cname."""
@@ -278,7 +278,7 @@ class SimpleTrainer(TrainerBase):
         raise NotImplementedError(f"{type(self).__name__} must define build_model")
 
     def train(self) -> None:
-        """Train to the end, going on where an earlier run of the same kind was stopped; test."""
+        """Train to the end, resuming an earlier run of the same kind that was stopped, and test."""
         super().train(self.start_epoch, self.max_epoch)
 
     def before_train(self) -> None:
@@ -342,7 +342,7 @@ class SimpleTrainer(TrainerBase):
         )
 
     def resume_model_if_exist(self, directory: str) -> int:
-        """Take up the run in ``directory``, if there is one, and return the number of epochs done.
+        """Resume the run in ``directory``, if there is one, and return the number of epochs done.
 
         An unfinished run leaves models, optimizers, schedules and random states as they were at
         the end of its last saved epoch. Of a finished one the final models are loaded.
@@ -364,7 +364,7 @@ class SimpleTrainer(TrainerBase):
             self.load_model(directory, epoch=self.max_epoch)
             return self.max_epoch
         if self.cfg.RESUME:
-            raise UserError(f"RESUME: there is no run to resume in '{directory}'")
+            raise UserError(f"RESUME: expected the folder of a run, got '{directory}'")
         log.info("No checkpoint found, train from scratch")
         return 0
 

@@ -12,7 +12,7 @@ EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
 
 def build_evaluator(cfg: CfgNode, **kwargs: Any) -> Any:
-    """Makes the evaluator ``cfg.TEST.EVALUATOR``; ``kwargs`` (such as lab2cname) go to it.
+    """Make the evaluator ``cfg.TEST.EVALUATOR``; ``kwargs`` (such as lab2cname) go to it.
 
     Raises:
         UserError: the name is unknown.

@@ -31,15 +31,15 @@ class EvaluatorBase:
         self.summary: dict[str, Any] = {}
 
     def reset(self) -> None:
-        """Forgets all predictions."""
+        """Forget all predictions."""
         raise NotImplementedError
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
-        """Adds a batch: model output (n, classes) and labels (n,)."""
+        """Add a batch: model output (n, classes) and labels (n,)."""
         raise NotImplementedError
 
     def evaluate(self) -> OrderedDict[str, float]:
-        """The figures; the first is the one by which models are compared."""
+        """Return the figures; the first is the one by which models are compared."""
         raise NotImplementedError
 
 
@@ -88,8 +88,8 @@ class Classification(EvaluatorBase):
         logits, labels = torch.cat(self._logits), torch.cat(self._labels)
         if labels.min() < 0 or labels.max() >= logits.shape[1]:
             raise UserError(
-                f"labels of images: expected 0 to {logits.shape[1] - 1}, as the model's logits "
-                f"have them, got {labels.min()} to {labels.max()}"
+                f"labels of images: expected 0 to {logits.shape[1] - 1}, the classes of the "
+                f"model's logits, got {labels.min()} to {labels.max()}"
             )
         values = {
             name: self._plain(name, metric(logits, labels))
@@ -134,7 +134,7 @@ class Classification(EvaluatorBase):
         return results
 
     def _plain(self, name: str, value: Any) -> Any:
-        """Make of a metric's value what JSON can hold: None of what is not finite."""
+        """Convert a metric's value to what JSON can hold; what is not finite becomes None."""
         if isinstance(value, dict):
             plain: dict[str, Any] = {}
             for label, number in value.items():
@@ -161,7 +161,7 @@ def _shown(value: Any) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-# What else results.json has beside the metrics.
+# What results.json has besides the metrics.
 _OTHER_KEYS = (
     *("total", "correct", "perclass_accuracy", "split", "trainer", "dataset", "seed"),
     *("epoch", "wall_time_s", "versions", "config"),
@@ -178,7 +178,7 @@ def check_metrics(cfg: CfgNode) -> None:
     for name in cfg.TEST.METRICS:
         if name in _OTHER_KEYS:
             raise UserError(
-                f"TEST.METRICS: expected names that results.json has not yet, got '{name}'"
+                f"TEST.METRICS: expected names that are not yet in results.json, got '{name}'"
             )
     evaluator = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
     computes = isinstance(evaluator, type) and issubclass(evaluator, Classification)

@@ -3,8 +3,8 @@
 Format 1 holds these arrays, none of them pickled; n images, K classes:
 
 - ``format``: 1
-- ``paths`` (n,): of the images, relative to DATASET.ROOT with slashes; one that does not lie below
-  it is the path as it is
+- ``paths`` (n,): of the images, relative to DATASET.ROOT with slashes; one outside of it is the
+  path as it is
 - ``labels`` (n,): 0..K-1
 - ``class_names`` (K,)
 - up to 200 classes, ``logits`` (n, K) in half precision
@@ -94,7 +94,7 @@ def _half(values: Tensor) -> Tensor:
 
 
 def _ordered_half(values: Tensor) -> Tensor:
-    """Round rows (n, K) that fall from left to right, keeping each fall of the first places."""
+    """Round rows (n, K) in descending order, keeping each decrease of the first places."""
     bits = _half(values).view(torch.int16).int()
     # whole numbers in the order of the halves: their distance counts the halves in between
     levels = torch.where(bits < 0, -(bits & 0x7FFF), bits)
@@ -151,14 +151,14 @@ def read_predictions(path: str) -> Predictions:
         UserError: the file is missing, damaged, or of a newer format.
     """
     if not Path(path).is_file():
-        raise UserError(f"predictions '{path}' do not exist; evaluating the run writes them")
+        raise UserError(f"predictions '{path}' do not exist; evaluate the run to write them")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         version = int(arrays["format"])
         if version <= FORMAT:
             return _checked(arrays)
-    except Exception as error:  # the kinds of a damaged file's errors are many
+    except Exception as error:  # a damaged file raises errors of many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"predictions '{path}' are damaged ({reason}); evaluate the run again"
@@ -167,7 +167,7 @@ def read_predictions(path: str) -> Predictions:
 
 
 def _checked(arrays: Mapping[str, np.ndarray]) -> Predictions:
-    """Return the contents of a file of format 1; any error says what is wrong with it."""
+    """Return the contents of a file of format 1; raise any error that says what is wrong."""
 
     def array(name: str, kinds: str, *shape: int) -> Any:
         found = arrays[name]
@@ -180,7 +180,7 @@ def _checked(arrays: Mapping[str, np.ndarray]) -> Predictions:
     def classes(name: str, *shape: int) -> np.ndarray:
         found = array(name, "iu", *shape).astype(np.int64)
         if found.min() < 0 or found.max() >= len(class_names):
-            raise ValueError(f"{name} go beyond the {len(class_names)} classes")
+            raise ValueError(f"{name} are not all in 0..{len(class_names) - 1}")
         return found
 
     n, n_classes = len(arrays["paths"]), len(arrays["class_names"])

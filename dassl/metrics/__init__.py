@@ -12,7 +12,7 @@ from dassl.metrics.accuracy import (
 from dassl.metrics.build import METRIC_REGISTRY
 from dassl.metrics.calibration import adaptive_ece, auroc, brier, confidences, ece, nll
 
-#: Names of the metrics that every results.json has; whatever is registered later is a user's own.
+#: Names of the metrics that every results.json has; those registered later are a user's own.
 BUILT_IN = tuple(METRIC_REGISTRY.registered_names())
 
 __all__ = [

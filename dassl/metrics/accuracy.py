@@ -18,7 +18,7 @@ def compute_accuracy(
     target: Tensor,
     topk: tuple[int, ...] = (1,),
 ) -> list[Tensor]:
-    """Share of samples whose class is among the k highest scores, for each k of ``topk``.
+    """Return the share of samples whose class is among the k highest scores, per k of ``topk``.
 
     Args:
         output: scores (n, classes), or a tuple or list whose first entry they are.

@@ -1,4 +1,4 @@
-"""How far the probabilities p_i = softmax(logits_i) can be believed; all as fractions, none in %.
+"""How far the probabilities p_i = softmax(logits_i) can be trusted; all as fractions, not in %.
 
 Shapes and ties are those of ``accuracy.py``. The confidence c_i = max_k p_ik is the probability of
 the predicted class, and a_i is 1 where that class is right, else 0. Probabilities are computed in
@@ -57,9 +57,9 @@ def adaptive_ece(logits: Tensor, labels: Tensor) -> float:
     """Return the expected calibration error over 15 bins of equal mass (Nguyen & O'Connor 2015).
 
     As ``ece``, but B_1..B_M, M = min(15, n), take the images in the order of their confidence,
-    n/M each; where that is no whole number, the first n mod M bins have one more than the others.
-    Images of equal confidence are counted with the mean of their a_i, so that their order is of no
-    account.
+    n/M each; where that is not a whole number, the first n mod M bins have one more than the
+    others. Images of equal confidence are counted with the mean of their a_i, so that their order
+    does not matter.
     """
     confidence, right = _judged(logits, labels)
     values, group, sizes = np.unique(confidence, return_inverse=True, return_counts=True)

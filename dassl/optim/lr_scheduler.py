@@ -97,7 +97,7 @@ class LinearWarmupScheduler(_WarmupScheduler):
 
 
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode) -> LRScheduler:
-    """The schedule that ``cfg.OPTIM`` names.
+    """Build the schedule that ``cfg.OPTIM`` names.
 
     The rates are the public toolbox's, epoch by epoch: with a warm-up of w epochs a cosine over
     MAX_EPOCH starts at epoch w from its beginning (WARMUP_RECOUNT) or from its own epoch w.

@@ -17,7 +17,7 @@ OPTIMIZERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
 def build_optimizer(
     model: Any, optim_cfg: CfgNode, param_groups: Any = None
 ) -> torch.optim.Optimizer:
-    """The optimizer that ``cfg.OPTIM`` names.
+    """Build the optimizer that ``cfg.OPTIM`` names.
 
     Args:
         model: a module, or an iterable of parameters or of parameter groups.
@@ -26,7 +26,7 @@ def build_optimizer(
 
     Raises:
         UserError: the name is unknown.
-        TypeError: STAGED_LR is set and ``model`` is no module.
+        TypeError: STAGED_LR is set and ``model`` is not a module.
     """
     name = optim_cfg.NAME
     check_choice("OPTIM.NAME", name, OPTIMIZERS)
@@ -62,7 +62,7 @@ def build_optimizer(
 
 
 def _staged_groups(model: Any, optim_cfg: CfgNode) -> list[dict[str, Any]]:
-    """Children in NEW_LAYERS at the full learning rate, all others at BASE_LR_MULT of it."""
+    """Group children: NEW_LAYERS at the full learning rate, all others at BASE_LR_MULT of it."""
     if not isinstance(model, nn.Module):
         raise TypeError("OPTIM.STAGED_LR needs a module, not a list of parameters")
     if isinstance(model, nn.DataParallel):

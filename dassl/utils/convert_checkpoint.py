@@ -1,4 +1,4 @@
-"""Keeps the tensors of a checkpoint that holds pickled objects, without running their code.
+"""Conversion of a checkpoint with pickled objects to its tensors, without running their code.
 
     python -m dassl.utils.convert_checkpoint OLD_FILE NEW_FILE
 
@@ -38,7 +38,7 @@ def _read_without_objects(path: str, stand_in: type) -> Any:
         try:
             with torch.serialization.safe_globals(list(replaced)):
                 return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # the kinds of a damaged file's errors are many
+        except Exception as error:  # a damaged file raises errors of many kinds
             name = refused_type(error)
             if not name or name in names:
                 raise
@@ -47,7 +47,7 @@ def _read_without_objects(path: str, stand_in: type) -> Any:
 
 
 def read_without_objects(path: str) -> Any:
-    """The content of a file on the CPU, with something inert for each of its objects.
+    """Return the content of a file on the CPU, with something inert for each of its objects.
 
     Raises:
         UserError: the file is missing, corrupt, or names what cannot be replaced.
@@ -64,7 +64,7 @@ def read_without_objects(path: str) -> Any:
 
 
 def convert(old: str, new: str) -> None:
-    """Writes what ``old`` holds of state_dict, epoch and val_result to ``new``.
+    """Write what ``old`` holds of state_dict, epoch and val_result to ``new``.
 
     Raises:
         UserError: there is no state_dict with tensors in ``old``.
@@ -79,7 +79,7 @@ def convert(old: str, new: str) -> None:
     numbers = {k: v for k, v in content.items() if k in ("epoch", "val_result")}
     kept = {k: v for k, v in numbers.items() if isinstance(v, int | float)}
     save_torch_file({"epoch": 0, **kept, "state_dict": tensors}, new)
-    print(f"{len(tensors)} tensors of {old} are in {new}")
+    print(f"Saved {len(tensors)} tensors of {old} to {new}")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Downloads that go on where they were cut, and archives that stay inside their folder.
+"""Downloads that resume where they were cut off, and archives that stay inside their folder.
 
 gdown serves Google Drive. torchvision's ``download_url`` cannot resume, so other addresses are read
 here.
@@ -21,27 +21,27 @@ from dassl.errors import UserError
 from dassl.utils.logger import log
 from dassl.utils.tools import mkdir_if_missing
 
-TIMEOUT = 30  # seconds in which a server must say something
+TIMEOUT = 30  # seconds for a server to respond
 BLOCK = 1 << 20  # bytes
 
 
 class NetworkError(UserError):
-    """An address that cannot be reached, or a connection that was cut."""
+    """An address that cannot be reached, or a connection that was cut off."""
 
 
 def download(url: str, path: str, checksum: str = "") -> None:
-    """Downloads ``url`` to ``path``, which is there only when it is complete and verified.
+    """Download ``url`` to ``path``, which exists only when it is complete and verified.
 
-    What has come so far is in ``path`` + ".part", and the next call goes on from there.
+    A partial download stays in ``path`` + ".part", and the next call resumes it.
 
     Args:
-        url: an address of the web, of Google Drive too (with ``id=`` or ``/d/``).
+        url: an address on the web or on Google Drive (with ``id=`` or ``/d/``).
         path: of the file; its folder is made.
         checksum: MD5 (32 digits) or SHA-256 (64) of the file; "" where none is known.
 
     Raises:
         NetworkError: the address cannot be reached.
-        UserError: the server does not give the file, or the file has another checksum.
+        UserError: the server refuses the file, or the file has another checksum.
     """
     part = path + ".part"
     try:
@@ -49,7 +49,7 @@ def download(url: str, path: str, checksum: str = "") -> None:
             _from_drive(url, part)
         else:
             _from_web(url, part)
-    # gdown's errors have no base in common; what the disk and the network raise are OSErrors
+    # gdown's errors have no common base; what the disk and the network raise are OSErrors
     except Exception as error:
         # urllib's and requests' errors have a response where the server answers, if only to refuse
         refused = isinstance(error, urllib.error.HTTPError)
@@ -60,12 +60,12 @@ def download(url: str, path: str, checksum: str = "") -> None:
         check_file(part, checksum)
     except UserError as error:
         os.unlink(part)
-        raise UserError(f"{url} is not the file it should be: {error}; removed") from error
+        raise UserError(f"{url} is not the expected file: {error}; removed") from error
     os.replace(part, path)
 
 
 def check_file(path: str, checksum: str) -> None:
-    """Raises ``UserError`` where the file's MD5 or SHA-256 is another; "" is always right."""
+    """Raise ``UserError`` where the file's MD5 or SHA-256 differs; "" is always right."""
     if not checksum:
         return
     kind = {32: "MD5", 64: "SHA-256"}[len(checksum)]
@@ -78,7 +78,7 @@ def check_file(path: str, checksum: str) -> None:
 
 
 def _root(error: BaseException) -> str:
-    """What the first of a chain of errors says: "Name or service not known"."""
+    """Return what the first of a chain of errors says: "Name or service not known"."""
     while first := error.__cause__ or error.__context__:
         error = first
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
@@ -88,13 +88,13 @@ def _from_drive(url: str, part: str) -> None:
     import gdown
 
     mkdir_if_missing(os.path.dirname(part))
-    # it skips a file that is already whole
+    # it skips a file that is already complete
     if gdown.download(url, part, quiet=False, resume=True) is None:
-        raise UserError("Google Drive does not give the file")
+        raise UserError("Google Drive refuses the file")
 
 
 def _from_web(url: str, part: str) -> None:
-    """Appends to what is there if the server allows it, and else starts anew."""
+    """Append to what is there if the server allows it, or else start over."""
     from tqdm import tqdm
 
     done = os.path.getsize(part) if os.path.exists(part) else 0
@@ -133,12 +133,12 @@ def _from_web(url: str, part: str) -> None:
     if os.path.getsize(part) < size:
         raise OSError(
             f"the connection was closed after {os.path.getsize(part)} of {size} bytes; "
-            "the same command goes on from there"
+            "the same command resumes from there"
         )
 
 
 def extract_archive(path: str, folder: str) -> None:
-    """Unpacks a tar or zip file into ``folder``, nothing outside of it.
+    """Unpack a tar or zip file into ``folder``, nothing outside of it.
 
     Raises:
         UserError: the file is neither, is damaged, or has a member that points outside.
@@ -154,7 +154,7 @@ def extract_archive(path: str, folder: str) -> None:
             for member in archive.namelist():
                 target = os.path.realpath(os.path.join(folder, member))
                 if os.path.commonpath([inside, target]) != inside:
-                    raise UserError(f"archive '{path}' has a member outside of it: {member}")
+                    raise UserError(f"archive '{path}' has a member outside its folder: {member}")
             archive.extractall(folder)
     except (  # damage, and what a full disk, a password or an unknown compression raises
         tarfile.TarError,

@@ -1,4 +1,4 @@
-"""The library's logger, and copying everything that is printed into a log file."""
+"""The library's logger, and a copy of everything that is printed in a log file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dassl.errors import UserError
 class _StdoutHandler(logging.Handler):
     """Prints bare messages on what ``sys.stdout`` is at that moment: a log file may be open.
 
-    An error, such as a pipe that nobody reads any more, is raised as ``print`` raises it.
+    An error, such as a pipe that nobody reads anymore, is raised as ``print`` raises it.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stdout.write(self.format(record) + "\n")
 
 
-#: What the library tells goes through this logger; ``log.setLevel(logging.WARNING)`` silences it.
+#: The library's messages go through this logger; ``log.setLevel(logging.WARNING)`` silences it.
 log = logging.getLogger("dassl")
 log.setLevel(logging.INFO)
 log.propagate = False
@@ -54,7 +54,7 @@ class Logger:
         return len(text)
 
     def write_file(self, text: str) -> None:
-        """Writes to the file alone. Whole lines reach the disk at once, for who watches a run."""
+        """Write to the file alone. Whole lines reach the disk at once, for whoever watches."""
         if self.file is not None:
             self.file.write(text)
             if "\n" in text:
@@ -66,7 +66,7 @@ class Logger:
             self.file.flush()
 
     def close(self) -> None:
-        """Closes the file; the console stays open, it is not ours."""
+        """Close the file; the console stays open, as it is not ours."""
         if self.file is not None:
             self.file.close()
             self.file = None
@@ -85,7 +85,7 @@ class Logger:
 
 
 def setup_logger(output: str | None = None) -> None:
-    """From now on copies what is printed to ``output``/log.txt, or to ``output`` if it is a file.
+    """Copy what is printed from now on to ``output``/log.txt, or to ``output`` if it is a file.
 
     An older log stays: the new one then carries the time in its name (log.txt-2025-01-31-12-00-00).
     The caller puts ``sys.stdout`` back when the run is over.
@@ -104,7 +104,7 @@ def setup_logger(output: str | None = None) -> None:
 
 
 def log_only(text: str) -> None:
-    """Writes a line to the log file, if there is one, and not to the console."""
+    """Write a line to the log file, if there is one, and not to the console."""
     stdout: object = sys.stdout
     if isinstance(stdout, Logger):
         stdout.write_file(text + "\n")

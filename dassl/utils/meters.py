@@ -21,7 +21,7 @@ class AverageMeter:
         self.count = 0
 
     def update(self, val: float | torch.Tensor, n: int = 1) -> None:
-        """Adds a value that stands for ``n`` samples."""
+        """Add a value that stands for ``n`` samples."""
         self.val = val.item() if isinstance(val, torch.Tensor) else val
         self.sum += self.val * n
         self.count += n
@@ -32,7 +32,7 @@ class MetricMeter:
     """An ``AverageMeter`` for each of several named numbers.
 
     Args:
-        delimiter: stands between the numbers in ``str(meter)``.
+        delimiter: separates the numbers in ``str(meter)``.
     """
 
     def __init__(self, delimiter: str = " ") -> None:
@@ -40,7 +40,7 @@ class MetricMeter:
         self.delimiter = delimiter
 
     def update(self, input_dict: Mapping[str, float | torch.Tensor] | None) -> None:
-        """Adds a value under each name of the mapping; None adds nothing."""
+        """Add a value under each name of the mapping; None adds nothing."""
         if input_dict is None:
             return
         if not isinstance(input_dict, Mapping):

@@ -14,7 +14,7 @@ class Registry:
     under another; ``REGISTRY.get(name)`` finds it.
 
     Args:
-        name: what the registry holds, such as "TRAINER"; stands in error messages.
+        name: what the registry holds, such as "TRAINER"; appears in error messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,11 +40,11 @@ class Registry:
 
     def _enter(self, name: str, obj: Any, force: bool) -> None:
         if name in self._objects and not force:
-            raise KeyError(f"the {self._name} registry has a '{name}' already")
+            raise KeyError(f"the {self._name} registry already has a '{name}'")
         self._objects[name] = obj
 
     def get(self, name: str) -> Any:
-        """The object of that name.
+        """Return the object of that name.
 
         Raises:
             UnknownNameError: there is none; the message gives the nearest known names.
@@ -55,5 +55,5 @@ class Registry:
         return self._objects[name]
 
     def registered_names(self) -> list[str]:
-        """All names, in the order in which they were entered."""
+        """Return all names, in the order in which they were entered."""
         return list(self._objects)

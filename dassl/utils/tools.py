@@ -21,7 +21,7 @@ from dassl.errors import UserError
 
 
 def mkdir_if_missing(dirname: str) -> None:
-    """Makes the folder and those above it where they are missing; "" is the current folder.
+    """Make the folder and those above it where they are missing; "" is the current folder.
 
     Raises:
         UserError: the folder cannot be made.
@@ -33,7 +33,7 @@ def mkdir_if_missing(dirname: str) -> None:
 
 
 def check_isfile(path: str) -> bool:
-    """Whether ``path`` is a file; warns where it is not."""
+    """Return whether ``path`` is a file; warn where it is not."""
     found = os.path.isfile(path)
     if not found:
         warnings.warn(f'No file found at "{path}"', stacklevel=2)
@@ -42,9 +42,9 @@ def check_isfile(path: str) -> bool:
 
 @contextmanager
 def atomic_write(path: str, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file to write that takes the name ``path`` when it is complete, never before.
+    """Open a file for writing that takes the name ``path`` when it is complete, never before.
 
-    An error inside the block leaves a file that was at ``path`` as it was.
+    An error inside the block leaves an older file at ``path`` unchanged.
     """
     folder = os.path.dirname(os.path.abspath(path))
     mkdir_if_missing(folder)
@@ -58,7 +58,7 @@ def atomic_write(path: str, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only the owner can read; give this one the usual rights
+        # mkstemp makes files that only the owner can read; give this one the usual permissions
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -69,10 +69,10 @@ def atomic_write(path: str, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def read_json(path: str) -> Any:
-    """The contents of a JSON file, which may begin with a byte-order mark, as Windows writes it.
+    """Return the contents of a JSON file; a byte-order mark, as Windows writes it, is skipped.
 
     Raises:
-        UserError: the file is missing or no JSON.
+        UserError: the file is missing or not JSON.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -80,18 +80,18 @@ def read_json(path: str) -> Any:
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"'{path}' is no valid JSON: {error}") from error
+        raise UserError(f"'{path}' is not valid JSON: {error}") from error
 
 
 def write_json(obj: Any, path: str) -> None:
-    """Writes a JSON file, whole or not at all; missing folders are made."""
+    """Write a JSON file, whole or not at all; missing folders are made."""
     with atomic_write(path) as file:
         json.dump(obj, file, indent=4, ensure_ascii=False)
         file.write("\n")
 
 
 def set_random_seed(seed: int) -> None:
-    """Seeds Python, NumPy and torch (CPU and all GPUs)."""
+    """Seed Python, NumPy and torch (CPU and all GPUs)."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -99,16 +99,16 @@ def set_random_seed(seed: int) -> None:
 
 
 def read_image(path: str, upright: bool = False) -> Image.Image:
-    """The image as RGB with 8 bits a colour.
+    """Read an image as RGB with 8 bits per channel.
 
-    What is transparent lies on white; the public toolbox shows the colours that it hides.
+    Transparency becomes white; the public toolbox shows the colors that it hides.
 
     Args:
         path: of the file.
         upright: turn the image as its EXIF data say. The public toolbox does not.
 
     Raises:
-        UserError: the file is missing, no image or truncated.
+        UserError: the file is missing, truncated or not an image.
     """
     try:
         with Image.open(path) as file:
@@ -133,9 +133,9 @@ _IMAGE_MARKS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND\xa
 
 
 def check_image_file(path: str) -> None:
-    """Checks that an image is there and complete, mostly without decoding it.
+    """Check that an image exists and is complete, mostly without decoding it.
 
-    A JPEG or PNG that begins and ends as it should is taken as good; any other file is decoded.
+    A JPEG or PNG that begins and ends as it should is accepted; any other file is decoded.
 
     Raises:
         UserError: as ``read_image``.
@@ -152,18 +152,18 @@ def check_image_file(path: str) -> None:
 
 
 def listdir_nohidden(path: str, sort: bool = False) -> list[str]:
-    """Names in a folder without those that begin with a dot."""
+    """Return the names in a folder without those that begin with a dot."""
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(names) if sort else names
 
 
 def tolist_if_not(value: Any) -> list[Any]:
-    """``value`` if it is a list, else a list of it alone."""
+    """Return ``value`` if it is a list, else a list of it alone."""
     return value if isinstance(value, list) else [value]
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that results depend on; None: not installed."""
+    """Return versions of Python and the packages that results depend on; None: not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "open_clip_torch", "numpy"):
         try:
@@ -174,7 +174,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def collect_env_info() -> str:
-    """Lines about the machine and the versions of what runs on it."""
+    """Return lines about the machine and the versions of what runs on it."""
     lines = [f"{name}: {version}" for name, version in package_versions().items()]
     lines.append(f"system: {platform.platform()}")
     lines.append(f"CPU threads of torch: {torch.get_num_threads()}")

@@ -19,7 +19,7 @@ from dassl.utils.tools import atomic_write, mkdir_if_missing
 
 
 def save_torch_file(obj: Any, path: str) -> None:
-    """``torch.save`` that leaves a whole file or the old one."""
+    """Save as ``torch.save`` does, but leave either a whole file or the old one."""
     with atomic_write(path, "wb") as file:
         torch.save(obj, file)
 
@@ -31,7 +31,7 @@ def save_checkpoint(
     remove_module_from_keys: bool = True,
     model_name: str = "",
 ) -> None:
-    """Saves a checkpoint as ``save_dir``/model.pth.tar-<epoch>.
+    """Save a checkpoint as ``save_dir``/model.pth.tar-<epoch>.
 
     Args:
         state: holds "state_dict" and "epoch" (number of epochs done), and whatever else.
@@ -58,7 +58,7 @@ def save_checkpoint(
 
 
 class NotRead:
-    """Stands for an optimizer or a schedule that a checkpoint holds as a whole object.
+    """A stand-in for an optimizer or a schedule that a checkpoint holds as a whole object.
 
     The public toolbox pickles the schedule behind a warm-up that way, and its optimizer with it.
     Nothing of them is kept and none of their code runs.
@@ -76,7 +76,7 @@ def _plain_dict(*args: Any) -> dict[Any, Any]:
 
 
 def checkpoint_types() -> list[Any]:
-    """What a pickle may name besides tensors: (stand-in, name).
+    """Return what a pickle may name besides tensors: (stand-in, name).
 
     These are NumPy numbers, as which published checkpoints hold ``val_result``, and the
     optimizers and schedules that the public toolbox builds.
@@ -103,20 +103,20 @@ def checkpoint_types() -> list[Any]:
 
 
 def refused_type(error: Exception) -> str:
-    """The name of the class or function for which torch refused a file, "" for other errors."""
+    """Name the class or function for which torch refused a file; "" for other errors."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     name = found.group(1) if found else ""
     return f"builtins.{name}" if name and "." not in name else name  # torch leaves that out
 
 
 def plain_reason(error: Exception) -> str:
-    """The first sentence of an error, without torch's advice to read files unsafely."""
+    """Return the first sentence of an error, without torch's advice to read files unsafely."""
     text = str(error).split("WeightsUnpickler error: ")[-1].strip()
     return (text.split("\n")[0].split(". ")[0] or type(error).__name__)[:200]
 
 
 def load_checkpoint(path: str, device: str = "cpu") -> Any:
-    """Reads a checkpoint onto the CPU; nothing but tensors and plain values is unpickled.
+    """Read a checkpoint onto the CPU; nothing but tensors and plain values is unpickled.
 
     On the device "meta" tensors have shapes and types, and no values are read.
 
@@ -130,7 +130,7 @@ def load_checkpoint(path: str, device: str = "cpu") -> Any:
     try:
         with torch.serialization.safe_globals(checkpoint_types()):
             return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # the kinds of a damaged file's errors are many
+    except Exception as error:  # a damaged file raises errors of many kinds
         if name := refused_type(error):
             raise UserError(
                 f"checkpoint '{path}' holds a pickled object ({name}), and unpickling objects can "
@@ -138,11 +138,11 @@ def load_checkpoint(path: str, device: str = "cpu") -> Any:
                 f"python -m dassl.utils.convert_checkpoint {shlex.quote(path)} NEW_FILE"
             ) from error
         reason = plain_reason(error)
-        raise UserError(f"checkpoint '{path}' is corrupt or no checkpoint: {reason}") from error
+        raise UserError(f"checkpoint '{path}' is corrupt or not a checkpoint: {reason}") from error
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
-    """Loads those weights of a file that fit the model by name and shape, and says which do not."""
+    """Load those weights of a file that fit the model by name and shape; log which do not."""
     checkpoint = load_checkpoint(weight_path)
     weights = checkpoint.get("state_dict", checkpoint)
     own = model.state_dict()
@@ -155,7 +155,9 @@ def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
             discarded.append(key)
     model.load_state_dict(fitting, strict=False)
     if not fitting:
-        warnings.warn(f'Nothing in "{weight_path}" fits the model; going on without', stacklevel=2)
+        warnings.warn(
+            f'Nothing in "{weight_path}" fits the model; continuing without it', stacklevel=2
+        )
         return
     log.info(f'Successfully loaded pretrained weights from "{weight_path}"')
     if discarded:

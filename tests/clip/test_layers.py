@@ -336,9 +336,9 @@ def test_adapters_compute_in_fp32_beside_a_half_precision_tower(model):
 def test_what_the_hook_refuses(model):
     images = torch.randn(1, 3, 16, 16)
     function = Layer(Blend((M, VISION_WIDTH)))
-    with pytest.raises(ValueError, match="layer 0: a function needs prompts of an earlier layer"):
+    with pytest.raises(ValueError, match="layer 0: a function needs prompts in an earlier layer"):
         model.encode_image(images, [function])
-    with pytest.raises(ValueError, match="layer 1: a function needs prompts of an earlier layer"):
+    with pytest.raises(ValueError, match="layer 1: a function needs prompts in an earlier layer"):
         model.encode_text(tokenize(NAMES), [None, Layer(Blend((M, TEXT_WIDTH)))])
     with pytest.raises(ValueError, match="2 text prompts for 0 positions"):
         model.encode_text(tokenize(NAMES), [torch.randn(M, TEXT_WIDTH)])

@@ -189,7 +189,7 @@ def test_what_the_hook_refuses(model):
     resnet = from_open_clip(open_clip.CLIP(24, RESNET, TEXT, quick_gelu=True))
     with pytest.raises(ValueError, match="ResNet takes no vision prompts"):
         resnet.encode_image(torch.randn(1, 3, 64, 64), [torch.randn(M, 8)])
-    with pytest.raises(ValueError, match="tokens long, the model takes 77"):
+    with pytest.raises(ValueError, match="tokens long, but the model takes 77"):
         PromptTokens.from_names(["word " * 80], "X X X", M)
     with pytest.raises(ValueError, match="2 tokens"):
         PromptTokens.from_names(NAMES, "X X", M)

@@ -52,7 +52,7 @@ def test_registered_defaults_appear_in_new_trees():
     register_defaults("TRAINER.TESTED", {"N_CTX": 16})
     cfg = get_cfg_default()
     assert cfg.TRAINER.TESTED.N_CTX == 16 and cfg.TRAINER.TESTED.PARTS.DEPTH == 9
-    with pytest.raises(ValueError, match="TRAINER.TESTED.N_CTX has the default 16"):
+    with pytest.raises(ValueError, match="TRAINER.TESTED.N_CTX already has the default 16"):
         register_defaults("TRAINER.TESTED", {"N_CTX": 4})
     register_defaults("TRAINER.TESTED2", {"N_CTX": 2})
     cfg = get_cfg_default()
@@ -80,7 +80,7 @@ def test_empty_file_changes_nothing(tmp_path):
         ),
         ("OPTM:\n  LR: 1\n", "unknown config key OPTM .*did you mean 'OPTIM'"),
         ("OPTIM:\n  MAX_EPOCH: many\n", "OPTIM.MAX_EPOCH .* whole number such as 10, got 'many'"),
-        ("OPTIM: 3\n", "OPTIM in .* is a section"),
+        ("OPTIM: 3\n", "OPTIM in .*: expected a section of keys, got 3"),
         ("- a\n", "mapping of keys"),
         ("OPTIM: [\n", "cannot be read"),
     ],
@@ -161,7 +161,7 @@ def test_two_files_may_share_a_base_and_paths_may_go_up(tmp_path, monkeypatch):
         ("[file.yaml]", "BASE in '.*file.yaml': expected no cycle of files, got 'file.yaml'"),
         ("[a.yaml]", "BASE in '.*b.yaml': expected no cycle of files, got './a.yaml'"),
         ("[wrong.yaml]", "unknown config key OPTIM.GAMA in '.*wrong.yaml'"),
-        ("[list.yaml]", "config file '.*list.yaml' must hold a mapping"),
+        ("[list.yaml]", "config file '.*list.yaml': expected a mapping"),
     ],
 )
 def test_bad_base_is_one_line_that_names_the_file(tmp_path, base, message):

@@ -434,7 +434,7 @@ def test_domain_samplers_fill_batches_evenly(name):
         domains = [items[index].domain for index in order[start : start + 6]]
         assert Counter(domains) == {0: 2, 1: 2, 2: 2}
         assert name == "RandomDomainSampler" or domains == [0, 0, 1, 1, 2, 2]
-    with pytest.raises(UserError, match="no multiple"):
+    with pytest.raises(UserError, match="BATCH_SIZE: expected a multiple of 3, .*, got 7"):
         build_sampler(name, data_source=items, batch_size=7)
 
 
@@ -456,9 +456,9 @@ def test_class_sampler_draws_whole_groups():
         assert len({items[index].label for index in order[start : start + 2]}) == 1
     random.setstate(state)
     assert list(sampler) == order
-    with pytest.raises(UserError, match="N_INS is 5"):
+    with pytest.raises(UserError, match="N_INS: expected 1 to BATCH_SIZE 4 .*, got 5"):
         RandomClassSampler(items, batch_size=4, n_ins=5)
-    with pytest.raises(UserError, match="takes 8 classes"):
+    with pytest.raises(UserError, match="BATCH_SIZE: expected at most 4 classes .*, got 8"):
         RandomClassSampler(items, batch_size=8, n_ins=1)
 
 

@@ -42,12 +42,12 @@ def test_precision_on_each_device(prec, capsys):
         "fp16": (
             Precision(fp16, None),
             Precision(fp32, None),
-            "PREC fp16: a CPU computes no fp16, fp32 is used instead\n",
+            "PREC fp16: fp16 is not available on a CPU, fp32 is used instead\n",
         ),
         "amp": (
             Precision(fp32, fp16),
             Precision(fp32, bf16),
-            "PREC amp: a CPU computes no fp16, bf16 autocast is used instead\n",
+            "PREC amp: fp16 is not available on a CPU, bf16 autocast is used instead\n",
         ),
     }[prec]
     assert grad_scaler(on_cpu, CPU) is None

@@ -55,7 +55,7 @@ def test_a_folder_is_held_by_one_at_a_time_and_left_clean(tmp_path):
             with pytest.raises(UserError, match="OUTPUT_DIR: expected a folder that no ") as error:
                 with run_folder.locked(str(folder)):
                     pass
-            assert f"'{folder}', which {name_of(os.getpid())} holds" in str(error.value)
+            assert f"'{folder}', which {name_of(os.getpid())} is using" in str(error.value)
             assert run_folder.holder(str(folder)) is not None
         assert run_folder.holder(str(folder)) is None
         assert list(folder.iterdir()) == []

@@ -49,7 +49,7 @@ def test_models_are_registered_by_name(trainer):
     assert trainer.get_model_names("one") == ["one"]
     with pytest.raises(KeyError):
         trainer.get_model_names("two")
-    with pytest.raises(ValueError, match="'one' already"):
+    with pytest.raises(ValueError, match="'one' is already registered"):
         trainer.register_model("one", nn.Linear(1, 1))
     with pytest.raises(AttributeError):
         TrainerBase.__new__(TrainerBase).register_model("one", nn.Linear(1, 1))

@@ -44,7 +44,7 @@ def test_registry_finds_and_suggests():
         pass
 
     assert registry.get("CoOp") is CoOp and registry.registered_names() == ["CoOp"]
-    with pytest.raises(KeyError, match="has a 'CoOp' already"):
+    with pytest.raises(KeyError, match="already has a 'CoOp'"):
         registry.register(CoOp)
     registry.register(CoOp, force=True)
     with pytest.raises(UserError) as info:
@@ -62,7 +62,7 @@ def test_registry_takes_another_name():
 
     assert registry.get("logits") is LogitsRecorder
     assert registry.registered_names() == ["logits"]
-    with pytest.raises(KeyError, match="has a 'logits' already"):
+    with pytest.raises(KeyError, match="already has a 'logits'"):
         registry.register("logits")(LogitsRecorder)
 
 
@@ -144,7 +144,7 @@ def test_json_files(tmp_path):
     assert read_json(str(marked)) == {"a": 1}
     with open(path, "w") as file:
         file.write("{")
-    with pytest.raises(UserError, match="file.json' is no valid JSON"):
+    with pytest.raises(UserError, match="file.json' is not valid JSON"):
         read_json(path)
     with pytest.raises(UserError, match="none.json"):
         read_json(str(tmp_path / "none.json"))

@@ -220,7 +220,7 @@ def test_a_cut_download_goes_on(tmp_path, server, table, capsys, ranges) -> None
     server.cut["images.tar.gz"] = 700
     folder = tmp_path / "root" / "oxford_pets"
     assert command("oxford_pets", "--root", tmp_path / "root") == 2
-    one_error(capsys, f"{server.url}/images.tar.gz", "closed after 700 of", "goes on from there")
+    one_error(capsys, f"{server.url}/images.tar.gz", "closed after 700 of", "resumes from there")
     assert names_in(folder) == {"images.tar.gz.part"}
     assert command("oxford_pets", "--root", tmp_path / "root") == 0
     assert ("images.tar.gz", "bytes=700-") in server.asked
@@ -242,7 +242,7 @@ def test_another_file_than_it_should_be(tmp_path, server, table, capsys) -> None
     server.files["annotations.tar.gz"] += b"\0"
     folder = tmp_path / "root" / "oxford_pets"
     assert command("oxford_pets", "--root", tmp_path / "root") == 2
-    one_error(capsys, "annotations.tar.gz is not the file it should be", "MD5", "removed")
+    one_error(capsys, "annotations.tar.gz is not the expected file", "MD5", "removed")
     assert names_in(folder) == {"images", "split_zhou_OxfordPets.json"}
 
 
@@ -344,7 +344,7 @@ def test_a_page_in_place_of_a_split_file(tmp_path, server, table, capsys) -> Non
     serve("dtd", server, table, tmp_path / "made")
     server.files["split_zhou_DescribableTextures.json"] = b"<html>quota</html>"
     assert command("dtd", "--root", tmp_path / "root") == 2
-    one_error(capsys, "no valid JSON", "place it at")
+    one_error(capsys, "not valid JSON", "place it at")
     assert names_in(tmp_path / "root" / "dtd") == {"images", "imdb", "labels"}
 
 

@@ -412,7 +412,7 @@ def test_a_model_of_imagenet_chooses_among_the_classes_of_a_version(
     )
     assert refused("imagenet_a") == (
         "error: DATASET.NAME: expected a dataset with training images, got ImageNetA, which has "
-        "test images alone; evaluate on it with --eval-only"
+        "only test images; evaluate on it with --eval-only"
     )
     trained = run("imagenet")
     assert list(trained["per_class_accuracy"]) == KNOWN

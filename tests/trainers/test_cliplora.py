@@ -117,7 +117,7 @@ def test_iterations_count_and_each_steps_the_schedule(run, tmp_path, monkeypatch
     code, out = run("CLIPLoRA", "lora", *options, "DATALOADER.TRAIN_X.BATCH_SIZE", "3", epochs=50)
     assert code == 0, out
     # 4 images of each class, 3 iterations for each: 12, in epochs of 5, 5 and 2 batches
-    assert "Training takes 12 iterations, which are 3 epochs" in out
+    assert "Training takes 12 iterations (3 epochs)" in out
     assert "epoch [3/3] batch [2/2]" in out and "batch [3/5]" in out
     expected = [1e-6 + (2e-4 - 1e-6) * (1 + math.cos(math.pi * i / 12)) / 2 for i in range(12)]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)

@@ -219,7 +219,7 @@ def test_missing_descriptions_name_the_class_and_the_file(clip_model, small, tmp
     with pytest.raises(UserError, match=r"texts\.json' is not JSON"):
         build(HiCroPL, clip_model, **small)
     (tmp_path / "texts.json").unlink()
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="DESCRIPTIONS: expected an existing file, got"):
         build(HiCroPL, clip_model, **small)
     build(HiCroPL, clip_model, **small, FROZEN_TEXT="template")
 

@@ -204,7 +204,7 @@ def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_m
     [
         (
             {"FUSION_LAYERS": (1, 4)},
-            r"FUSION_LAYERS: expected rising layers, each a whole number in 1..3, got",
+            r"FUSION_LAYERS: expected layers in ascending order, each a whole number in 1..3, got",
         ),
         ({"FUSION_LAYERS": (3, 1)}, "FUSION_LAYERS"),
         ({"FUSION_LAYERS": (0, 1)}, "FUSION_LAYERS"),
@@ -213,7 +213,7 @@ def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_m
         ({"LAMBDA_LE": -1.0}, "LAMBDA_LE: expected a number >= 0, got -1.0"),
         (
             {"LOSS_CLS": False, "LAMBDA_LE": 0.0, "LAMBDA_SA": 0.0},
-            "expected LOSS_CLS, LAMBDA_LE or LAMBDA_SA on",
+            "expected LOSS_CLS, LAMBDA_LE or LAMBDA_SA, got none of them",
         ),
         ({"PROMPT_LR_FACTOR": 0.0}, "PROMPT_LR_FACTOR: expected a number > 0, got 0.0"),
         ({"DECAY": "none"}, "DECAY: expected one of all, projections, got 'none'"),

@@ -90,5 +90,5 @@ def test_it_reloads_and_knows_no_other_classes(run, tmp_path):
 def test_c_is_not_chosen_by_test_images(run):
     code, out = run("LinearProbe", "run", "DATASET.NAME", "ColorPatchesWithTestAsVal")
     assert code == 0, out
-    assert "The validation images are test images: nothing is selected by them" in out
+    assert "The validation images are also test images: nothing is selected by them" in out
     assert out.count("validation accuracy") == 1 and "C 1: validation accuracy" in out

@@ -206,27 +206,27 @@ class DatasetBase(PublicDatasetMethods):
 
     @staticmethod
     def get_num_classes(data_source: Sequence[Datum]) -> int:
-        """The highest label plus one."""
+        """Return the highest label plus one."""
         return max(item.label for item in data_source) + 1
 
     @staticmethod
     def get_lab2cname(data_source: Sequence[Datum]) -> tuple[dict[int, str], list[str]]:
-        """Class name by label, and the class names in the order of the labels."""
+        """Return the class name by label, and the class names in the order of the labels."""
         mapping = {item.label: item.classname for item in data_source}
         return mapping, [mapping[label] for label in sorted(mapping)]
 
     def generate_fewshot_dataset(
         self, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False
     ) -> Split | list[Split]:
-        """Samples ``num_shots`` images per class from each list, with Python's global ``random``.
+        """Sample ``num_shots`` images per class from each list, with Python's global ``random``.
 
-        Classes come in the order in which they first appear, and of a class with too few images
+        Classes come in the order in which they first appear, and of a class with too few images,
         all are taken. That is the public toolbox's order of draws, so the same seed gives the same
         sample.
 
         Args:
             data_sources: one or more lists.
-            num_shots: images per class; below 1 the lists come back as they are.
+            num_shots: images per class; below 1, the lists are returned as they are.
             repeat: fill up small classes by drawing some images more than once.
 
         Returns:
@@ -264,18 +264,18 @@ class DatasetBase(PublicDatasetMethods):
         seed: int,
         folder: str = "",
     ) -> tuple[Split, Split]:
-        """The few-shot training and validation lists (at most 4 per class), kept on disk.
+        """Sample few-shot training and validation lists (at most 4 per class), kept on disk.
 
         Call it before classes are subsampled and before ``super().__init__``. The first call with
         a shot and seed (0 or more) samples, and writes split_fewshot/shot_<n>-seed_<s>.json into
-        the dataset's folder; later calls read that. ``random`` goes on as if nothing had been
-        drawn, so both calls lead to the same training. A negative seed samples anew each time.
+        the dataset's folder; later calls read that. ``random`` is left as if nothing had been
+        drawn, so both calls lead to the same training. A negative seed samples again each time.
 
         Args:
             train, val: the full lists.
-            num_shots: images per class; below 1 the lists come back as they are.
+            num_shots: images per class; below 1, the lists are returned as they are.
             seed: the seed that the caller has given to ``set_random_seed``.
-            folder: paths in the file are relative to it; "" stands for ``dataset_dir``.
+            folder: paths in the file are relative to it; "" means ``dataset_dir``.
 
         Raises:
             UserError: the file is damaged.
@@ -290,7 +290,7 @@ class DatasetBase(PublicDatasetMethods):
             if kept is not None:
                 log.info(f"Loading preprocessed few-shot data from {path}")
                 return kept["train"], kept["val"]
-            log.info(f"The images of the dataset have changed: sampling anew what {path} holds")
+            log.info(f"The images of the dataset have changed: replacing the sample in {path}")
 
         state = random.getstate()
         few_train = self._sample(train, num_shots, "training images")
@@ -310,7 +310,7 @@ class DatasetBase(PublicDatasetMethods):
 
     @staticmethod
     def split_dataset_by_label(data_source: Sequence[Datum]) -> dict[int, Split]:
-        """The images of each label; labels in the order in which they first appear."""
+        """Group the images by label; labels in the order in which they first appear."""
         groups: dict[int, Split] = defaultdict(list)
         for item in data_source:
             groups[item.label].append(item)
@@ -318,7 +318,7 @@ class DatasetBase(PublicDatasetMethods):
 
     @staticmethod
     def split_dataset_by_domain(data_source: Sequence[Datum]) -> dict[int, Split]:
-        """The images of each domain; domains in the order in which they first appear."""
+        """Group the images by domain; domains in the order in which they first appear."""
         groups: dict[int, Split] = defaultdict(list)
         for item in data_source:
             groups[item.domain].append(item)
@@ -328,7 +328,7 @@ class DatasetBase(PublicDatasetMethods):
 def _read_few_shot(
     path: str, folder: str, pools: dict[str, Sequence[Datum]]
 ) -> dict[str, Split] | None:
-    """The lists that the file names, or None where it names an image that is not in the pools."""
+    """Return the lists that the file names; None where it names an image not in the pools."""
     record = read_json(path)
     kept: dict[str, Split] = {}
     for name, pool in pools.items():
@@ -348,7 +348,7 @@ def class_subset(labels: Sequence[int], subset: str) -> list[int]:
     """Return all of the sorted labels, the first half (rounded up, "base") or the other ("new").
 
     Raises:
-        UserError: the subset is another.
+        UserError: the subset is unknown.
     """
     check_choice("DATASET.SUBSAMPLE_CLASSES", subset, SUBSETS)
     half = math.ceil(len(labels) / 2)

@@ -37,7 +37,7 @@ def check_dataset_cfg(cfg: CfgNode) -> None:
 
 
 def other_test_classes(cfg: CfgNode) -> bool:
-    """Return whether the test is on another class subset than the training."""
+    """Return whether the test is on another class subset than training."""
     return cfg.TEST.SUBSAMPLE_CLASSES not in ("", cfg.DATASET.SUBSAMPLE_CLASSES)
 
 
@@ -72,8 +72,8 @@ def check_training(cfg: CfgNode, dataset: Any) -> None:
     name = cfg.DATASET.NAME
     if not dataset.train_x:
         raise UserError(
-            f"DATASET.NAME: expected a dataset with training images, got {name}, which has test "
-            "images alone; evaluate on it with --eval-only"
+            f"DATASET.NAME: expected a dataset with training images, got {name}, which has only "
+            "test images; evaluate on it with --eval-only"
         )
     selects = cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST
     if selects and not (dataset.val and dataset.val_is_disjoint):

@@ -2,7 +2,7 @@
 
 Training: resize to INPUT.SIZE (unless one of the random crops sets the size), then the named
 transforms in the order of ``CHOICES``. Test: resize the shorter side to the longer side of
-INPUT.SIZE, crop the centre; of the named transforms only the normalisations. That is the behaviour
+INPUT.SIZE, crop the center; of the named transforms only the normalizations. That is the behavior
 of the public toolbox's last version, so CLIP models see what they see there.
 """
 
@@ -129,7 +129,7 @@ class GaussianNoise:
 def build_transform(
     cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
 ) -> Callable[[Image.Image], Any] | None:
-    """The transform from a PIL image to what the model takes, or None for INPUT.NO_TRANSFORM.
+    """Make the transform from a PIL image to what the model takes, or None for INPUT.NO_TRANSFORM.
 
     Args:
         cfg: the config.
@@ -158,7 +158,7 @@ def build_transform(
 
 
 def plain_transform(cfg: CfgNode) -> Callable[[Image.Image], torch.Tensor]:
-    """Resize, tensor and normalisation without any augmentation: what ``batch["img0"]`` holds."""
+    """Make the transform without any augmentation, which gives ``batch["img0"]``."""
     from torchvision import transforms as T
 
     mode = T.InterpolationMode(cfg.INPUT.INTERPOLATION)
