@@ -53,7 +53,7 @@ class PromptTokens:
         eot: (K,) position of each end token.
         slots: (K, m) positions of the m prompt tokens, in order, anywhere between start and end.
         prefix: number of leading positions that all classes have in common, prompts included;
-            0 where that is the start token alone.
+            0 where that is only the start token.
         shared_slots: positions of those slots that are in the prefix.
     """
 

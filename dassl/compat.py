@@ -67,12 +67,12 @@ class PublicDatasetMethods:
             check_choice(f"domain of {type(self).__name__}", domain, self.domains)
 
     def download_data(self, url: str, dst: str, from_gdrive: bool = True) -> None:
-        """Download an archive to ``dst`` and unpack it beside itself.
+        """Download an archive to ``dst`` and unpack it into the same folder.
 
         Args:
             url: where it is, on Google Drive or elsewhere.
             dst: path of the archive.
-            from_gdrive: not used; the address tells.
+            from_gdrive: not used; the address says which.
 
         Raises:
             UserError: the address cannot be reached, the archive is damaged, or has members that

@@ -43,7 +43,7 @@ class Method(nn.Module):
         cfg: the whole config.
         clip_model: frozen, in the precision and on the device of the run.
         class_names: K readable names.
-        templates: the dataset's templates, "{}" standing for the class name.
+        templates: the dataset's templates, with "{}" for the class name.
 
     Attributes:
         config_node: its settings are ``cfg.TRAINER.<config_node>``; set by ``register_method``.
@@ -89,7 +89,7 @@ class Method(nn.Module):
 
     @classmethod
     def bound_to_classes(cls, settings: Any) -> bool:
-        """Return whether what is learned serves the classes of the training alone."""
+        """Return whether what is learned serves only the classes of training."""
         return False
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
@@ -109,7 +109,7 @@ class Method(nn.Module):
     def class_features(self, towers: Towers) -> Features:
         """Return ``text``, unit features (K, d) of the classes, and what else losses need.
 
-        What depends on the classes alone belongs here: it is computed once per evaluation.
+        What depends only on the classes belongs here: it is computed once per evaluation.
         """
         return {"text": self.encode_text(towers.text)}
 
@@ -183,7 +183,7 @@ class Method(nn.Module):
         """Turn what ``public_file`` holds into the tensors of a checkpoint."""
         raise NotImplementedError
 
-    # What all share ----------------------------------------------------------------------------
+    # What all methods share --------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:

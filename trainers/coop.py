@@ -20,14 +20,14 @@ SETTINGS: dict[str, Any] = {
     "CSC": Bool(False, help="every class has a context of its own"),
     "CTX_INIT": Text("", help="words that the context starts from, and that say its length"),
     "CLASS_TOKEN_POSITION": Choice(
-        "end", "end", "middle", "front", help="where the class name stands in the context"
+        "end", "end", "middle", "front", help="position of the class name in the context"
     ),
 }
 
 
 @register_method("COOP", **SETTINGS)
 class CoOp(Method):
-    """Learned context tokens (m, d_t) in front of, around or behind the class name.
+    """Learned context tokens (m, d_t) before, around or after the class name.
 
     With ``CSC`` every class has its own: (K, m, d_t).  ``CTX_INIT`` gives the words to start from
     and then also their number; otherwise ``N_CTX`` tokens start from normal(0, 0.02).

@@ -16,7 +16,7 @@ def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str)
     """Choose the sentences of each class from a file {class name: [sentences]}.
 
     A class has the sentences of its own name; where the file lacks that very name, those of the
-    one name that differs in nothing but case, underscores, hyphens, spaces and accents.
+    one name that differs only in case, underscores, hyphens, spaces and accents.
 
     Args:
         path: of the file.
@@ -25,8 +25,8 @@ def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str)
         other: what else the user may do, for error messages.
 
     Raises:
-        UserError: no such file, not such a file, or classes without sentences or with several
-            names to choose from, all of which the line names.
+        UserError: no such file, a file of another form, or classes without sentences or with
+            several names to choose from, all of which the message names.
     """
     if not osp.isfile(path):
         raise UserError(
@@ -70,7 +70,7 @@ def plain_spelling(name: str) -> str:
 def cut_to_context(texts: Sequence[Sequence[str]], context_length: int) -> list[list[str]]:
     """Return the texts without the last words of those that are longer than the context.
 
-    A few of the public descriptions ramble on, which should not end a run; a line counts them.
+    A few of the public descriptions ramble on, which should not end a run; a log line counts them.
     """
     cut = 0
 

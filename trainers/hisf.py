@@ -57,7 +57,7 @@ class SemanticFusion(nn.Module):
 
         Args:
             labels: E (K, d), what the prompts attend to.
-            own: the label beside each prompt in eq. 8, (1, d), or (K, 1, d) for one of each
+            own: the label joined to each prompt in eq. 8, (1, d), or (K, 1, d) for one of each
                 class, which makes the result class-specific.
         """
         fused = prompts + self.attention(prompts, labels) @ self.value(labels)  # eq. 5-7

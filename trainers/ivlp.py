@@ -1,5 +1,5 @@
 """IVLP: independent prompts in the two towers, the baseline of MaPLe (Khattak et al., CVPR 2023)
-and the ground that PromptSRC stands on.
+and the basis of PromptSRC.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TowerPrompts(nn.Module):
 
 
 def ivlp_settings(n_ctx: int) -> dict[str, Any]:
-    """Return the keys of IVLP, and of what stands on it, with so many prompts by default."""
+    """Return the keys of IVLP and the methods built on it, with so many prompts by default."""
     return {
         "N_CTX_VISION": Int(n_ctx, min=0, max=MOST_PROMPTS, help="prompts of a vision layer"),
         "N_CTX_TEXT": Int(n_ctx, min=1, max=MOST_PROMPTS, help="prompts of a text layer"),

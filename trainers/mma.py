@@ -54,7 +54,7 @@ class AdapterLearner(nn.Module):
     ADAPTER_START=Int(4, min=1, help="first block with an adapter, counted from 1"),
     ADAPTER_END=Int(12, min=1, help="last block with an adapter"),
     ADAPTER_DIM=Int(32, min=1, max=10000, help="width of the adapters"),
-    ADAPTER_SCALE=Float(0.1, above=0, help="factor of what the adapters put out"),
+    ADAPTER_SCALE=Float(0.1, above=0, help="factor of the adapters' output"),
     PREC="amp",
 )
 class MMA(Method):

@@ -88,7 +88,7 @@ def input_of(preprocess: Preprocess) -> dict[str, Any]:
 def follow_backbone(cfg: Any) -> None:
     """Let the ``INPUT`` keys that nobody set follow the backbone, in place.
 
-    This is for trainers of a ``Method`` alone; others find the public defaults. Where nobody chose
+    This is only for trainers of a ``Method``; others get the public defaults. Where nobody chose
     transforms, they are CLIP's. A backbone that is not known leaves everything as it is, and is
     reported where it is loaded.
     """

@@ -59,7 +59,7 @@ _C: dict[str, Domain] = {
         source="dassl.data.transforms:CHOICES",
         help="what is done to the images, in a fixed order",
     ),
-    "INPUT.NO_TRANSFORM": Bool(False, help="hand out PIL images"),
+    "INPUT.NO_TRANSFORM": Bool(False, help="leave images as PIL images"),
     "INPUT.PIXEL_MEAN": List(
         [0.485, 0.456, 0.406],
         Float(min=0, max=1),
@@ -284,7 +284,7 @@ def _foreign(trainer: str) -> dict[str, Domain]:
 
 
 def _shared(key: str, trainer: str) -> bool:
-    """Say whether ``trainer`` declares keys in the node of ``key``."""
+    """Return whether ``trainer`` declares keys in the node of ``key``."""
     node = key.rpartition(".")[0]
     return any(own.rpartition(".")[0] == node for own in _KEYS.get(trainer, ()))
 
@@ -317,7 +317,7 @@ def check_domains(cfg: CN, trainer: str = "", section: str = "") -> None:
     Args:
         cfg: the config.
         trainer: name of the one that is going to run.
-        section: a node to check alone, such as "DATASET".
+        section: a node to check on its own, such as "DATASET".
 
     Raises:
         UserError: one line, ``KEY: expected X, got V``.

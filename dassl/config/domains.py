@@ -295,7 +295,7 @@ def domain_of(value: Any) -> Domain:
 
 
 def is_finite(value: object) -> bool:
-    """Say whether no number in ``value``, a list or not, is infinite or not a number."""
+    """Return whether no number in ``value``, a list or not, is infinite or not a number."""
     if isinstance(value, (list, tuple)):
         return all(map(is_finite, value))
     return not isinstance(value, float) or math.isfinite(value)

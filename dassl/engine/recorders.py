@@ -30,11 +30,11 @@ _SWITCH = "SAVE_"  # TEST.SAVE_LOGITS True asks for the recorder "logits"
 class Recorder:
     """Sees each batch of the final evaluation and writes a file when it is over.
 
-    A subclass registers itself under a lower-case name. It writes in ``finish`` alone, and
+    A subclass registers itself under a lower-case name. It writes only in ``finish``, and
     atomically, so that an interrupted evaluation leaves nothing.
 
     Args:
-        trainer: the one that evaluates; what it knows may be read.
+        trainer: the one that evaluates; its attributes may be read.
 
     Attributes:
         trainers: names of the trainers that it is for; empty: all.

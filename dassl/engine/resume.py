@@ -77,7 +77,7 @@ def make_state(
     elapsed_s: float,
     extra: dict[str, Any],
 ) -> dict[str, Any]:
-    """Make what the resume file holds: nothing but tensors and plain values.
+    """Make the content of the resume file: only tensors and plain values.
 
     Args:
         config: as nested plain dicts.

@@ -220,7 +220,7 @@ def write_results(
     epoch: int,
     wall_time_s: float,
 ) -> None:
-    """Write results.json: the figures and all that is needed to tell whose they are.
+    """Write results.json: the figures and everything needed to identify their run.
 
     A built-in metric that neither the evaluator's ``results`` (empty where TEST.NO_TEST left the
     test out) nor its ``summary`` of further figures has is null there. ``split`` and ``epoch`` say

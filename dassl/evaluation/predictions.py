@@ -49,7 +49,7 @@ class Predictions(NamedTuple):
         labels: (n,), int64.
         class_names: (K,), text.
         top_indices: the classes with the highest logits, the highest first (n, t), int64. Up to
-            200 classes, those behind the fifth are in the order of the rounded logits.
+            200 classes, those after the fifth are in the order of the rounded logits.
         top_logits: theirs (n, t), float32.
         log_sum_exp: of all logits (n,), float32.
         label_logits: logits of the images' own classes (n,), float32.

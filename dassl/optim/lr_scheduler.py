@@ -17,7 +17,7 @@ WARMUPS = ("linear", "constant")
 class _WarmupScheduler(LRScheduler):
     """Sets the rates of the warm-up epochs, then hands over to ``successor``.
 
-    The successor stands still during the warm-up: the first epoch after it has the successor's
+    The successor is not stepped during the warm-up: the first epoch after it has the successor's
     first rate.
     """
 

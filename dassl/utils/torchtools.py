@@ -60,7 +60,7 @@ def save_checkpoint(
 class NotRead:
     """A stand-in for an optimizer or a schedule that a checkpoint holds as a whole object.
 
-    The public toolbox pickles the schedule behind a warm-up that way, and its optimizer with it.
+    The public toolbox pickles the schedule after a warm-up that way, and its optimizer with it.
     Nothing of them is kept and none of their code runs.
     """
 

@@ -53,7 +53,8 @@ def __getattr__(name: str) -> Any:
 class Random2DTranslation:
     """With probability p: enlarges the image to 1.125 times (height, width) and crops at random.
 
-    Otherwise, and as to size always: resizes to (height, width). Takes and gives PIL images.
+    Otherwise: resizes to (height, width), which is the size of the result in both cases. Takes and
+    returns PIL images.
     """
 
     def __init__(
