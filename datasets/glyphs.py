@@ -17,7 +17,7 @@ HAND = Hand(occlusion=0.3, clutter=3, shake=(0.03, 0.1), rotation=25.0, slant=0.
 
 @DATASET_REGISTRY.register()
 class Glyphs(EmbeddedDataset):
-    """Written characters on coloured ground: 32 training, 8 validation and 20 test pictures of each
+    """Written characters on colored ground: 32 training, 8 validation and 20 test pictures of each
     of 36 classes."""
 
     folder = "glyphs"

@@ -77,7 +77,7 @@ class ImageNetVersion(DatasetBase):
         super().__init__(test=self.read_images(class_names(self.dataset_dir)), cfg=cfg)
 
     def read_images(self, names: Mapping[str, str]) -> Split:
-        """All images, labelled by the sorted folders.
+        """All images, labeled by the sorted folders.
 
         Args:
             names: class name by folder of ImageNet, in the order of ImageNet's labels.

@@ -9,7 +9,7 @@ from .imagenet import ImageNetVersion
 
 @DATASET_REGISTRY.register()
 class ImageNetA(ImageNetVersion):
-    """``imagenet-a/<folder>/*``; its 200 classes, labelled 0 to 199, are the only candidates."""
+    """``imagenet-a/<folder>/*``; its 200 classes, labeled 0 to 199, are the only candidates."""
 
     dataset_dir = "imagenet-adversarial"
     image_dir = "imagenet-a"

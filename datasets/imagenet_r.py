@@ -9,7 +9,7 @@ from .imagenet import ImageNetVersion
 
 @DATASET_REGISTRY.register()
 class ImageNetR(ImageNetVersion):
-    """``imagenet-r/<folder>/*``; its 200 classes, labelled 0 to 199, are the only candidates."""
+    """``imagenet-r/<folder>/*``; its 200 classes, labeled 0 to 199, are the only candidates."""
 
     dataset_dir = "imagenet-rendition"
     image_dir = "imagenet-r"

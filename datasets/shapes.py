@@ -17,7 +17,7 @@ from .embedded.wording import shape_classes, shape_name
 LOOK = Look(
     radius=(6.0, 11.0),
     clutter=3,
-    background_colour=0.5,
+    background_color=0.5,
     occlusion=0.2,
     cast=(0.7, 0.95),
     warm=1.0,
@@ -34,18 +34,18 @@ def shape_examples(seed: int, looks: Sequence[Look], numbers: dict[str, int]) ->
         numbers: pictures per class, by split.
     """
     index = 0
-    for label, (colour, texture, shape) in enumerate(shape_classes()):
+    for label, (color, texture, shape) in enumerate(shape_classes()):
         for split, number in numbers.items():
             for _ in range(number):
                 look = looks[index % len(looks)]
-                picture = draw_shape(random_state(seed, index), colour, texture, shape, look)
-                yield Example(split, label, shape_name(colour, texture, shape), picture)
+                picture = draw_shape(random_state(seed, index), color, texture, shape, look)
+                yield Example(split, label, shape_name(color, texture, shape), picture)
                 index += 1
 
 
 @DATASET_REGISTRY.register()
 class Shapes(EmbeddedDataset):
-    """Coloured and textured shapes in evening light among clutter: 32 training, 8 validation and 24
+    """Colored and textured shapes in evening light among clutter: 32 training, 8 validation and 24
     test pictures of each of 32 classes."""
 
     folder = "shapes"

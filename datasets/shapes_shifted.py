@@ -63,7 +63,7 @@ class ShapesNoise(EmbeddedDataset):
         look = replace(
             LOOK,
             radius=(5.5, 10.0),
-            background_colour=0.7,
+            background_color=0.7,
             clutter=6,
             occlusion=0.6,
             noise=(0.04, 0.12),
@@ -82,6 +82,6 @@ class ShapesRendition(EmbeddedDataset):
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
-        look = replace(LOOK, wobble=0.09, colour_jitter=0.12, cast=(0.3, 0.7))
+        look = replace(LOOK, wobble=0.09, color_jitter=0.12, cast=(0.3, 0.7))
         looks = [replace(look, medium=medium) for medium in ("cartoon", "mosaic", "silkscreen")]
         return shape_examples(5, looks, NUMBERS)

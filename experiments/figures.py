@@ -274,7 +274,7 @@ def draw_attention(attention: Attention) -> Figure:
     """Draw a heat map for each tower (rows) and fusion layer (columns).
 
     A row of a heat map is a prompt token and a column a label. Where each class has prompts of its
-    own, rows are the tokens of the first class, then those of the second, and so on. Colours are
+    own, rows are the tokens of the first class, then those of the second, and so on. Colors are
     multiples of 1/K, the weight that a token gives each label when it prefers none.
     """
     from matplotlib.colors import TwoSlopeNorm

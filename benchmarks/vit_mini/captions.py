@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from random import Random
 
-from datasets.embedded.drawing import COLOURS, GLYPHS, SHAPES, TEXTURES
+from datasets.embedded.drawing import COLORS, GLYPHS, SHAPES, TEXTURES
 from datasets.embedded.wording import (
-    COLOUR_PHRASES,
+    COLOR_PHRASES,
     GLYPH_PHRASES,
     NUMBERS,
     SHAPE_PHRASES,
@@ -24,7 +24,7 @@ from datasets.embedded.wording import (
 ANY = -1  # the caption says nothing about this attribute
 NONE = -2  # the picture has no such attribute
 
-# What a picture shows and a caption says: (colour, texture, shape, medium, glyph), places in the
+# What a picture shows and a caption says: (color, texture, shape, medium, glyph), places in the
 # lists below.
 Facts = tuple[int, int, int, int, int]
 MEDIA = ("photo", "sketch", "cartoon")
@@ -72,12 +72,12 @@ FILLERS = (
     "our many nice low high real art color style"
 ).split()
 
-_COLOURS, _GLYPHS = list(COLOURS), list(GLYPHS)
+_COLORS, _GLYPHS = list(COLORS), list(GLYPHS)
 
 
-def shape_facts(colour: str, texture: str, shape: str, medium: str) -> Facts:
+def shape_facts(color: str, texture: str, shape: str, medium: str) -> Facts:
     return (
-        _COLOURS.index(colour),
+        _COLORS.index(color),
         TEXTURES.index(texture),
         SHAPES.index(shape),
         MEDIA.index(medium),
@@ -103,26 +103,26 @@ def caption(random: Random, facts: Facts) -> tuple[str, Facts]:
 
 def _shape_caption(random: Random, facts: Facts) -> tuple[str, Facts]:
     c, t, s, m, _ = facts
-    colour, texture, shape, medium = _COLOURS[c], TEXTURES[t], SHAPES[s], MEDIA[m]
+    color, texture, shape, medium = _COLORS[c], TEXTURES[t], SHAPES[s], MEDIA[m]
     kind = random.random()
     if kind < 0.5:
-        text, told = shape_name(colour, texture, shape), (c, t, s)
+        text, told = shape_name(color, texture, shape), (c, t, s)
     elif kind < 0.78:
         text, told = random.choice(
             [
-                (f"{colour} {shape}", (c, ANY, s)),
+                (f"{color} {shape}", (c, ANY, s)),
                 (f"{texture} {shape}", (ANY, t, s)),
-                (f"{colour} {texture} thing", (c, t, ANY)),
+                (f"{color} {texture} thing", (c, t, ANY)),
                 (shape, (ANY, ANY, s)),
                 (f"{texture} thing", (ANY, t, ANY)),
-                (f"{colour} thing", (c, ANY, ANY)),
-                (f"{colour} shape", (c, ANY, ANY)),
+                (f"{color} thing", (c, ANY, ANY)),
+                (f"{color} shape", (c, ANY, ANY)),
             ]
         )
     elif kind < 0.88:
-        return random.choice(shape_sentences(colour, texture, shape)), (c, t, s, ANY, ANY)
+        return random.choice(shape_sentences(color, texture, shape)), (c, t, s, ANY, ANY)
     else:
-        a, b = random.choice(COLOUR_PHRASES[colour]), random.choice(TEXTURE_PHRASES[texture])
+        a, b = random.choice(COLOR_PHRASES[color]), random.choice(TEXTURE_PHRASES[texture])
         d = random.choice(SHAPE_PHRASES[shape])
         text, told = random.choice(
             [
@@ -133,7 +133,7 @@ def _shape_caption(random: Random, facts: Facts) -> tuple[str, Facts]:
                 (f"you see {d}.", (ANY, ANY, s)),
                 (f"the {shape} is {d}.", (ANY, ANY, s)),
                 (f"{d}, {a}.", (c, ANY, s)),
-                (f"a {colour} thing with {b}.", (c, t, ANY)),
+                (f"a {color} thing with {b}.", (c, t, ANY)),
             ]
         )
         return text, (*told, ANY, ANY)

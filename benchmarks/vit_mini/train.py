@@ -5,7 +5,7 @@
 The pictures are drawn once and kept in the file ``--pictures``; captions are made anew for every
 batch. The loss is CLIP's contrastive cross-entropy for captions that may be true of several
 pictures of a batch ("a circle"). To save time, only three in eight pictures of a batch get a
-caption of their own, and linear heads, thrown away afterwards, also read colour, texture, shape and
+caption of their own, and linear heads, thrown away afterwards, also read color, texture, shape and
 character from the image feature. Each worker process has batches of its own; gradients are averaged
 over the workers.
 """
@@ -32,7 +32,7 @@ from benchmarks.vit_mini.captions import ANY, Facts, caption, glyph_facts, shape
 from clip import tokenize
 from clip.model import CLIP, CLIPConfig
 from datasets.embedded.drawing import (
-    COLOURS,
+    COLORS,
     GLYPHS,
     SHAPES,
     TEXTURES,
@@ -58,7 +58,7 @@ CONFIG = CLIPConfig(
 )
 CHARACTER = 4  # column of the facts
 HEAD_SIZES = {
-    0: len(COLOURS),
+    0: len(COLORS),
     1: len(TEXTURES),
     2: len(SHAPES),
     CHARACTER: len(GLYPHS),
@@ -72,7 +72,7 @@ LOOKS = (
     (0.10, Look(medium="sketch", wobble=0.02)),
     (0.12, Look(medium="cartoon", wobble=0.03)),
     (0.08, Look(noise=(0.04, 0.14), blur=(0.4, 1.2))),
-    (0.10, Look(radius=(6.0, 10.0), clutter=4, background_colour=0.6, occlusion=0.3)),
+    (0.10, Look(radius=(6.0, 10.0), clutter=4, background_color=0.6, occlusion=0.3)),
 )
 HANDS = (
     (0.60, Hand()),
@@ -98,11 +98,11 @@ def draw(task: tuple[int, int, float]) -> tuple[Picture, Facts]:
     choice = rng.uniform()
     if rng.uniform() < share_of_shapes:
         look = LOOKS[int(np.searchsorted(np.cumsum([share for share, _ in LOOKS[:-1]]), choice))][1]
-        colour, texture, shape = (
-            names[rng.randint(len(names))] for names in (list(COLOURS), TEXTURES, SHAPES)
+        color, texture, shape = (
+            names[rng.randint(len(names))] for names in (list(COLORS), TEXTURES, SHAPES)
         )
-        return draw_shape(rng, colour, texture, shape, look), shape_facts(
-            colour, texture, shape, look.medium
+        return draw_shape(rng, color, texture, shape, look), shape_facts(
+            color, texture, shape, look.medium
         )
     hand = HANDS[int(np.searchsorted(np.cumsum([share for share, _ in HANDS[:-1]]), choice))][1]
     character = GLYPHS[rng.randint(len(GLYPHS))]
@@ -147,7 +147,7 @@ def augment(pictures: Tensor, shapes: Tensor) -> Tensor:
         torch.empty(n, 1, 1, 1).uniform_(-0.1, 0.1),
     )
     images = (images * gain + shift).clamp(0, 1)
-    # Letters are what they are in any colours.
+    # Letters are what they are in any colors.
     negative = (~shapes & (torch.rand(n) < 0.3)).view(n, 1, 1, 1)
     images = torch.where(negative, 1 - images, images)
     return (images - MEAN) / STD
@@ -277,7 +277,7 @@ def train(worker: int, args: argparse.Namespace, meeting: str) -> None:
             mean = np.mean(recent[-50:], axis=0)
             print(
                 f"step {step + 1}/{args.steps} loss {mean[0]:.3f} heads {mean[1]:.3f} "
-                f"colour {mean[2]:.2f} texture {mean[3]:.2f} shape {mean[4]:.2f} "
+                f"color {mean[2]:.2f} texture {mean[3]:.2f} shape {mean[4]:.2f} "
                 f"character {mean[5]:.2f} "
                 f"scale {clip_model.logit_scale.exp().item():.1f} {time.time() - start:.0f} s",
                 flush=True,

@@ -1,4 +1,4 @@
-"""Small pictures drawn from a seed: coloured and textured shapes, letters and digits.
+"""Small pictures drawn from a seed: colored and textured shapes, letters and digits.
 
 Everything here is computed with NumPy from outlines made of straight pieces, so that a picture
 depends on its random generator alone and on no font file or graphics library of the machine. Random
@@ -23,7 +23,7 @@ Random = np.random.RandomState
 
 SIZE = 32
 
-COLOURS: dict[str, tuple[float, float, float]] = {
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.10, 0.12),
     "orange": (0.97, 0.52, 0.08),
     "yellow": (0.95, 0.88, 0.15),
@@ -147,20 +147,20 @@ def _between(random: Random, limits: tuple[float, float]) -> float:
 class Look:
     """How a set of shape pictures is taken. Pairs are limits of a uniform choice per picture.
 
-    Chances are in 0..1; ``radius`` and ``blur`` are in pixels, ``rotation`` in degrees, colours and
+    Chances are in 0..1; ``radius`` and ``blur`` are in pixels, ``rotation`` in degrees, colors and
     noise in 0..1.
     """
 
     radius: tuple[float, float] = (8.0, 13.0)
     rotation: float = 25.0
-    colour_jitter: float = 0.07
-    background_colour: float = (
-        0.35  # saturation of the background: 0 grey, 1 as colourful as the shapes
+    color_jitter: float = 0.07
+    background_color: float = (
+        0.35  # saturation of the background: 0 gray, 1 as colorful as the shapes
     )
     clutter: int = 2  # at most this many small things lie around
     occlusion: float = 0.1  # chance that a bar hides a part
-    cast: tuple[float, float] = (0.0, 0.15)  # strength of coloured light
-    warm: float = 0.5  # chance that coloured light is warm, otherwise any colour
+    cast: tuple[float, float] = (0.0, 0.15)  # strength of colored light
+    warm: float = 0.5  # chance that colored light is warm, otherwise any color
     exposure: tuple[float, float] = (0.8, 1.15)
     contrast: tuple[float, float] = (0.8, 1.0)
     blur: tuple[float, float] = (0.0, 0.6)
@@ -171,7 +171,7 @@ class Look:
 
 
 def _texture(random: Random, texture: str, radius: float) -> Array:
-    """How much of the second colour each pixel (32, 32) takes, 0..1."""
+    """How much of the second color each pixel (32, 32) takes, 0..1."""
     if texture == "plain":
         return np.zeros((SIZE, SIZE))
     period = radius * random.uniform(0.42, 0.62)
@@ -196,16 +196,16 @@ def _blend(below: Array, above: Array, share: Array) -> Array:
     return below + share[..., None] * (above - below)
 
 
-def _random_colour(random: Random, saturation: float) -> Array:
-    grey = np.full(3, random.uniform(0.1, 0.95))
-    return grey + saturation * (random.uniform(0, 1, 3) - grey)
+def _random_color(random: Random, saturation: float) -> Array:
+    gray = np.full(3, random.uniform(0.1, 0.95))
+    return gray + saturation * (random.uniform(0, 1, 3) - gray)
 
 
 def _background(random: Random, look: Look) -> Array:
-    """A background (32, 32, 3): a gradient between two colours, sometimes with soft bands, with
+    """A background (32, 32, 3): a gradient between two colors, sometimes with soft bands, with
     small things on it.
     """
-    first = _random_colour(random, look.background_colour)
+    first = _random_color(random, look.background_color)
     second = first + random.normal(0, 0.15, 3)
     angle = random.uniform(0, 2 * np.pi)
     ramp = (np.cos(angle) * (_COLUMNS - SIZE / 2) + np.sin(angle) * (_ROWS - SIZE / 2)) / SIZE
@@ -214,13 +214,13 @@ def _background(random: Random, look: Look) -> Array:
         share = share + 0.5 * np.sin(ramp * random.uniform(6, 25))
     canvas = _blend(np.broadcast_to(first, (SIZE, SIZE, 3)), second, share)
     for _ in range(random.randint(0, look.clutter + 1)):
-        centre = random.uniform(0, SIZE, 2)
+        center = random.uniform(0, SIZE, 2)
         reach = random.uniform(1.0, 4.0, 2)
-        from_centre = np.hypot((_COLUMNS - centre[0]) / reach[0], (_ROWS - centre[1]) / reach[1])
+        from_center = np.hypot((_COLUMNS - center[0]) / reach[0], (_ROWS - center[1]) / reach[1])
         canvas = _blend(
             canvas,
-            _random_colour(random, 1.2 * look.background_colour),
-            np.clip(2 - 1.5 * from_centre, 0, 1),
+            _random_color(random, 1.2 * look.background_color),
+            np.clip(2 - 1.5 * from_center, 0, 1),
         )
     return canvas
 
@@ -246,37 +246,37 @@ def _finish(canvas: Array) -> Picture:
     return np.round(255 * np.clip(canvas, 0, 1)).astype(np.uint8)
 
 
-def draw_shape(random: Random, colour: str, texture: str, shape: str, look: Look) -> Picture:
+def draw_shape(random: Random, color: str, texture: str, shape: str, look: Look) -> Picture:
     """Draws one shape; what the class does not fix is chosen by ``random`` within ``look``.
 
     Args:
         random: generator of this picture, see :func:`random_state`.
-        colour, texture, shape: one of ``COLOURS``, ``TEXTURES``, ``SHAPES``.
+        color, texture, shape: one of ``COLORS``, ``TEXTURES``, ``SHAPES``.
         look: the way the set is taken.
 
     Returns:
         ``uint8`` picture (32, 32, 3).
 
     Raises:
-        KeyError, ValueError: for an unknown colour, texture or shape.
+        KeyError, ValueError: for an unknown color, texture or shape.
     """
     radius = _between(random, look.radius)
     stretch = random.uniform(0.9, 1.1)
     angle = np.deg2rad(random.uniform(-look.rotation, look.rotation))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     room = max(SIZE / 2 - 0.85 * radius, 0.0)
-    centre = SIZE / 2 + random.uniform(-room, room, 2)
+    center = SIZE / 2 + random.uniform(-room, room, 2)
     outlines = []
     for outline in _outlines(shape):
         irregular = outline + look.wobble * random.normal(0, 1, outline.shape)
-        outlines.append((irregular * [radius * stretch, radius / stretch]) @ turn + centre)
+        outlines.append((irregular * [radius * stretch, radius / stretch]) @ turn + center)
     starts, ends = _segments(outlines, closed=True)
     edge = _distance(starts, ends)
     signed = np.where(_inside(starts, ends), -edge, edge)
     filled = np.clip(0.5 - signed, 0, 1)
 
-    main = np.array(COLOURS[colour]) + random.normal(0, look.colour_jitter, 3)
-    # The second colour of a pattern is a lighter or a darker tone, never another hue: the colour
+    main = np.array(COLORS[color]) + random.normal(0, look.color_jitter, 3)
+    # The second color of a pattern is a lighter or a darker tone, never another hue: the color
     # word stays true.
     second = main + 0.72 * (1 - main) if random.uniform() < 0.6 else main * 0.25
     pattern = _texture(random, texture, radius)
@@ -295,8 +295,8 @@ def draw_shape(random: Random, colour: str, texture: str, shape: str, look: Look
         if look.medium == "silkscreen":
             background = np.round(background * 2) / 2
         light_angle = random.uniform(0, 2 * np.pi)
-        light = np.cos(light_angle) * (_COLUMNS - centre[0]) + np.sin(light_angle) * (
-            _ROWS - centre[1]
+        light = np.cos(light_angle) * (_COLUMNS - center[0]) + np.sin(light_angle) * (
+            _ROWS - center[1]
         )
         shade = 1 + (0.25 * random.uniform(0, 1)) * light / radius
         if look.medium in ("cartoon", "silkscreen"):
@@ -310,12 +310,12 @@ def draw_shape(random: Random, colour: str, texture: str, shape: str, look: Look
             canvas = _blend(canvas, tone, np.clip(random.uniform(0.7, 1.4) - edge, 0, 1))
         if random.uniform() < look.occlusion:
             across = random.uniform(0, np.pi)
-            through = centre + random.uniform(-0.6, 0.6, 2) * radius
+            through = center + random.uniform(-0.6, 0.6, 2) * radius
             away = np.abs(
                 np.cos(across) * (_COLUMNS - through[0]) + np.sin(across) * (_ROWS - through[1])
             )
             bar = np.clip(random.uniform(1.0, 2.6) - away, 0, 1)
-            canvas = _blend(canvas, _random_colour(random, look.background_colour), bar)
+            canvas = _blend(canvas, _random_color(random, look.background_color), bar)
 
     if look.medium == "mosaic":
         tile = 2
@@ -488,7 +488,7 @@ def draw_glyph(random: Random, character: str, hand: Hand) -> Picture:
     angle = np.deg2rad(random.uniform(-hand.rotation, hand.rotation))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     room = np.maximum(SIZE / 2 - 0.5 * np.array([width, height]) - 0.5 * thickness, 0.5)
-    centre = SIZE / 2 + random.uniform(-1, 1, 2) * room
+    center = SIZE / 2 + random.uniform(-1, 1, 2) * room
 
     lines = []
     for smooth, points in form:
@@ -503,15 +503,15 @@ def draw_glyph(random: Random, character: str, hand: Hand) -> Picture:
     for line in lines:
         x, y = line[:, 0] - 0.5, 0.5 - line[:, 1]
         x = x * (1 + taper * y) - slant * y
-        placed.append(np.stack([x * width, y * height], axis=1) @ turn + centre)
+        placed.append(np.stack([x * width, y * height], axis=1) @ turn + center)
     away = _distance(*_segments(placed, closed=False))
     ink = np.clip(0.5 + thickness / 2 - away, 0, 1)
     if thickness > 3.5 and random.uniform() < hand.outlined:
         ink = ink * (1 - np.clip(thickness / 2 - 0.8 - away, 0, 1))
 
-    look = Look(background_colour=hand.saturation, clutter=hand.clutter)
+    look = Look(background_color=hand.saturation, clutter=hand.clutter)
     background = _background(random, look)
-    paint = _random_colour(random, hand.saturation)
+    paint = _random_color(random, hand.saturation)
     while abs((paint - background.mean((0, 1))).mean()) < hand.least_contrast:
         paint = random.uniform(-0.1, 1.1) + hand.saturation * random.uniform(-0.5, 0.5, 3)
     canvas = _blend(background, paint, ink)
@@ -523,7 +523,7 @@ def draw_glyph(random: Random, character: str, hand: Hand) -> Picture:
             0,
             1,
         )
-        canvas = _blend(canvas, _random_colour(random, hand.saturation), bar)
+        canvas = _blend(canvas, _random_color(random, hand.saturation), bar)
     if random.uniform() < hand.coarse:
         canvas = _shrink_and_enlarge(canvas, random.randint(8, 17))
     canvas = _blur(canvas, _between(random, hand.blur))

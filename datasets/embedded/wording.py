@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .drawing import COLOURS, GLYPHS, SHAPES, TEXTURES
+from .drawing import COLORS, GLYPHS, SHAPES, TEXTURES
 
-COLOUR_PHRASES: dict[str, tuple[str, ...]] = {
+COLOR_PHRASES: dict[str, tuple[str, ...]] = {
     "red": ("red like a tomato", "as red as fire"),
     "orange": ("orange like a carrot", "as orange as a pumpkin"),
     "yellow": ("yellow like a lemon", "as yellow as the sun"),
@@ -84,9 +84,9 @@ GLYPH_PHRASES: dict[str, tuple[str, ...]] = {
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def shape_name(colour: str, texture: str, shape: str) -> str:
+def shape_name(color: str, texture: str, shape: str) -> str:
     """ "red striped circle"."""
-    return f"{colour} {texture} {shape}"
+    return f"{color} {texture} {shape}"
 
 
 def glyph_name(character: str) -> str:
@@ -94,19 +94,19 @@ def glyph_name(character: str) -> str:
     return f"digit {character}" if character.isdigit() else f"letter {character}"
 
 
-def shape_sentences(colour: str, texture: str, shape: str) -> list[str]:
+def shape_sentences(color: str, texture: str, shape: str) -> list[str]:
     """Sentences that describe one class of shapes, all of them true of every picture of it."""
-    name = shape_name(colour, texture, shape)
-    colour_phrases, texture_phrases = COLOUR_PHRASES[colour], TEXTURE_PHRASES[texture]
+    name = shape_name(color, texture, shape)
+    color_phrases, texture_phrases = COLOR_PHRASES[color], TEXTURE_PHRASES[texture]
     shape_phrases = SHAPE_PHRASES[shape]
     return [
-        f"A {name} is {shape_phrases[0]}, it is {colour_phrases[0]} and has {texture_phrases[0]}.",
-        f"A picture of a {name}: {shape_phrases[1]}, {colour_phrases[1]}, "
+        f"A {name} is {shape_phrases[0]}, it is {color_phrases[0]} and has {texture_phrases[0]}.",
+        f"A picture of a {name}: {shape_phrases[1]}, {color_phrases[1]}, "
         f"with {texture_phrases[1]}.",
-        f"You see {texture_phrases[0]} on a {colour} {shape}, a {name}.",
-        f"The {shape} is {colour_phrases[1]}, and it has {texture_phrases[1]}.",
+        f"You see {texture_phrases[0]} on a {color} {shape}, a {name}.",
+        f"The {shape} is {color_phrases[1]}, and it has {texture_phrases[1]}.",
         f"There is {shape_phrases[0]}, a {name}.",
-        f"With {texture_phrases[0]}, and {colour_phrases[0]}, this is a {name}.",
+        f"With {texture_phrases[0]}, and {color_phrases[0]}, this is a {name}.",
     ]
 
 
@@ -122,20 +122,20 @@ def glyph_sentences(character: str, name: str) -> list[str]:
     ]
 
 
-# No two classes share more than one of colour, texture and shape, and in each half of the classes
-# (base, novel) every colour is found twice, every texture four times and every shape twice.
-_COLOUR_SHIFT = {"plain": 0, "striped": 2, "dotted": 1, "checkered": 3}
+# No two classes share more than one of color, texture and shape, and in each half of the classes
+# (base, novel) every color is found twice, every texture four times and every shape twice.
+_COLOR_SHIFT = {"plain": 0, "striped": 2, "dotted": 1, "checkered": 3}
 
 
 def shape_classes() -> list[tuple[str, str, str]]:
-    """The classes (colour, texture, shape) of Shapes and its shifts, in label order."""
+    """The classes (color, texture, shape) of Shapes and its shifts, in label order."""
     base: list[tuple[str, str, str]] = []
     novel: list[tuple[str, str, str]] = []
-    colours = list(COLOURS)
+    colors = list(COLORS)
     for s, shape in enumerate(SHAPES):
         for t, texture in enumerate(TEXTURES):
-            colour = colours[(s + _COLOUR_SHIFT[texture]) % len(colours)]
-            (base if (s + t) % 2 == 0 else novel).append((colour, texture, shape))
+            color = colors[(s + _COLOR_SHIFT[texture]) % len(colors)]
+            (base if (s + t) % 2 == 0 else novel).append((color, texture, shape))
     return base + novel
 
 

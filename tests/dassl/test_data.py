@@ -37,7 +37,7 @@ def cfg(root):
 
 @pytest.fixture(scope="module")
 def pool(root):
-    """Images of five classes, their labels in no order: 8 each, but 2 of the class labelled 3."""
+    """Images of five classes, their labels in no order: 8 each, but 2 of the class labeled 3."""
     labels = (4, 0, 3, 1, 2)
     items = []
     for number in range(8):
@@ -354,7 +354,7 @@ def test_image_cache_keeps_to_its_budget(tmp_path):
 # Transforms -------------------------------------------------------------------------------------
 
 
-def test_test_transform_resizes_the_short_side_and_crops_the_centre(cfg):
+def test_test_transform_resizes_the_short_side_and_crops_the_center(cfg):
     pixels = np.zeros((16, 48, 3), dtype=np.uint8)
     pixels[:, 16:32] = 255  # white in the middle third
     cfg.INPUT.INTERPOLATION = "bicubic"

@@ -192,11 +192,11 @@ def test_images_are_read_as_rgb_and_broken_ones_named(tmp_path, suffix):
         check_image_file(str(path))
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.webp", "grey.png"])
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.webp", "gray.png"])
 def test_what_is_transparent_lies_on_white(tmp_path, name):
-    pixels = noise(20, 30, 2 if name == "grey.png" else 4)
+    pixels = noise(20, 30, 2 if name == "gray.png" else 4)
     pixels[:5, :, -1], pixels[5:10, :, -1] = 0, 255
-    # "exact" keeps the hidden colours in a WebP, too
+    # "exact" keeps the hidden colors in a WebP, too
     Image.fromarray(pixels).save(tmp_path / name, lossless=True, exact=True)
     found = np.asarray(read_image(str(tmp_path / name))).astype(float)
     alpha = pixels[:, :, -1:] / 255
@@ -205,15 +205,15 @@ def test_what_is_transparent_lies_on_white(tmp_path, name):
     assert (found[:5] == 255).all() and (found[5:10] == expected[5:10]).all()
 
 
-def test_a_transparent_colour_of_a_palette_or_key_is_white(tmp_path):
+def test_a_transparent_color_of_a_palette_or_key_is_white(tmp_path):
     indices = noise(20, 30) % 3
-    colours = np.array([[200, 0, 0], [0, 100, 0], [0, 0, 50]], np.uint8)
+    colors = np.array([[200, 0, 0], [0, 100, 0], [0, 0, 50]], np.uint8)
     palette = Image.fromarray(indices)
-    palette.putpalette(colours.tobytes())
-    grey, rgb = Image.fromarray(100 * indices), Image.fromarray(colours[indices])
-    shown = {"p": colours, "grey": np.repeat([[0], [100], [200]], 3, axis=1), "rgb": colours}
+    palette.putpalette(colors.tobytes())
+    gray, rgb = Image.fromarray(100 * indices), Image.fromarray(colors[indices])
+    shown = {"p": colors, "gray": np.repeat([[0], [100], [200]], 3, axis=1), "rgb": colors}
     palette.save(tmp_path / "p.png", transparency=bytes([255, 0, 255]))
-    grey.save(tmp_path / "grey.png", transparency=100)
+    gray.save(tmp_path / "gray.png", transparency=100)
     rgb.save(tmp_path / "rgb.png", transparency=(0, 100, 0))
     for name, row in shown.items():
         expected = row.copy()

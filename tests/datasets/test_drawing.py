@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datasets.embedded.drawing import (
-    COLOURS,
+    COLORS,
     GLYPHS,
     SHAPES,
     TEXTURES,
@@ -22,8 +22,8 @@ from datasets.embedded.drawing import (
 CLEAN = Look(
     radius=(12.0, 12.0),
     rotation=0.0,
-    colour_jitter=0.0,
-    background_colour=0.0,
+    color_jitter=0.0,
+    background_color=0.0,
     clutter=0,
     occlusion=0.0,
     cast=(0.0, 0.0),
@@ -55,12 +55,12 @@ def test_other_random_numbers_do_not_matter() -> None:
     assert (first == draw_glyph(random_state(1, 2), "Q", Hand())).all()
 
 
-@pytest.mark.parametrize("colour", COLOURS)
-def test_plain_shape_has_its_colour(colour: str) -> None:
-    picture = draw_shape(random_state(3, 1), colour, "plain", "square", CLEAN)
-    centre = picture[12:20, 12:20].reshape(-1, 3).mean(0) / 255
-    others = {name: np.abs(centre - np.array(tone)).sum() for name, tone in COLOURS.items()}
-    assert min(others, key=lambda name: others[name]) == colour
+@pytest.mark.parametrize("color", COLORS)
+def test_plain_shape_has_its_color(color: str) -> None:
+    picture = draw_shape(random_state(3, 1), color, "plain", "square", CLEAN)
+    center = picture[12:20, 12:20].reshape(-1, 3).mean(0) / 255
+    others = {name: np.abs(center - np.array(tone)).sum() for name, tone in COLORS.items()}
+    assert min(others, key=lambda name: others[name]) == color
 
 
 @pytest.mark.parametrize("texture", TEXTURES)

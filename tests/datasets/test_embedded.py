@@ -114,8 +114,8 @@ def test_descriptions_tell_classes_apart() -> None:
         together = [" ".join(sentences) for sentences in described.values()]
         assert len(set(together)) == len(together)
     for name, sentences in wording.descriptions()["Shapes"].items():
-        colour, texture, shape = name.split()
-        others = [c for c in wording.COLOUR_PHRASES if c != colour]
+        color, texture, shape = name.split()
+        others = [c for c in wording.COLOR_PHRASES if c != color]
         assert not any(f" {other} " in f" {' '.join(sentences)} " for other in others)
 
 
@@ -164,10 +164,10 @@ def test_base_and_new_halves(root: Path, name: str) -> None:
 def test_halves_of_shapes_are_alike(root: Path) -> None:
     for subset in ("base", "new"):
         names = build_dataset(config("Shapes", root, subset=subset)).classnames
-        colours, textures, shapes = (
+        colors, textures, shapes = (
             Counter(words) for words in zip(*map(str.split, names), strict=True)
         )
-        assert (len(colours), set(colours.values())) == (8, {2})
+        assert (len(colors), set(colors.values())) == (8, {2})
         assert (len(textures), set(textures.values())) == (4, {4})
         assert (len(shapes), set(shapes.values())) == (8, {2})
 

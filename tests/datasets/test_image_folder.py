@@ -24,7 +24,7 @@ from dassl.data.datasets import build_dataset
 from dassl.errors import UserError
 from dassl.utils import read_image
 
-COLOURS = {
+COLORS = {
     "red car": (200, 30, 30),
     "green_leaf": (30, 180, 40),
     "Blue": (20, 40, 220),
@@ -62,14 +62,14 @@ def parts(dataset, root: Path) -> dict[str, list[str]]:
     }
 
 
-def picture(path: Path, colour=(100, 100, 100), mode: str = "RGB", **options) -> None:
+def picture(path: Path, color=(100, 100, 100), mode: str = "RGB", **options) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.RandomState(len(path.name)).randint(-20, 20, (32, 32, 3))
-    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    pixels = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).convert(mode).save(path, **options)
 
 
-def photos(root: Path, classes=tuple(COLOURS), count: int = 20) -> Path:
+def photos(root: Path, classes=tuple(COLORS), count: int = 20) -> Path:
     """Pictures of many formats, some of them in folders within the class's folder."""
     kinds = [
         ("jpg", "RGB"),
@@ -86,7 +86,7 @@ def photos(root: Path, classes=tuple(COLOURS), count: int = 20) -> Path:
         for number in range(count):
             suffix, mode = kinds[number % len(kinds)]
             place = root / name / "day two" if number % 4 == 3 else root / name
-            picture(place / f"photo {number:02d}.{suffix}", COLOURS.get(name, (90, 90, 90)), mode)
+            picture(place / f"photo {number:02d}.{suffix}", COLORS.get(name, (90, 90, 90)), mode)
         (root / name / "Thumbs.db").write_text("no image")
         (root / name / ".hidden.jpg").write_text("no image")
     return root
@@ -95,7 +95,7 @@ def photos(root: Path, classes=tuple(COLOURS), count: int = 20) -> Path:
 def test_classes_and_split(tmp_path: Path) -> None:
     photos(tmp_path)
     dataset = build(tmp_path)
-    assert dataset.classnames == sorted(COLOURS)
+    assert dataset.classnames == sorted(COLORS)
     found = parts(dataset, tmp_path)
     everything = [path for split in found.values() for path in split]
     assert len(set(everything)) == len(everything) == 100
@@ -120,8 +120,8 @@ def test_every_format_is_read(tmp_path: Path) -> None:
     assert len(items) == 36
     for item in items:
         mean = np.asarray(read_image(item.impath)).mean((0, 1))
-        if not item.impath.endswith(".jpeg"):  # those are grey
-            assert np.abs(mean - COLOURS[item.classname]).max() < 45
+        if not item.impath.endswith(".jpeg"):  # those are gray
+            assert np.abs(mean - COLORS[item.classname]).max() < 45
 
 
 def test_16_bits_and_upright(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_few_shots_and_halves(tmp_path: Path) -> None:
     assert parts(build(tmp_path, shots=3), tmp_path) == parts(dataset, tmp_path)
     base = build(tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base", shots=3)
     new = build(tmp_path, "DATASET.SUBSAMPLE_CLASSES", "new", shots=3)
-    assert (base.num_classes, base.classnames + new.classnames) == (3, sorted(COLOURS))
+    assert (base.num_classes, base.classnames + new.classnames) == (3, sorted(COLORS))
 
 
 def damaged(tmp_path: Path) -> list[Path]:

@@ -362,7 +362,7 @@ def test_versions_of_imagenet(tmp_path: Path, name: str, names: list[str]) -> No
         else:
             folders = folders[:5]
     elif name in ("ImageNetA", "ImageNetR"):
-        folders, expected = FOLDERS[1::2], names[1::2]  # its own classes, labelled from 0
+        folders, expected = FOLDERS[1::2], names[1::2]  # its own classes, labeled from 0
         put(tmp_path / folder / images / "README.txt", "read me")
     imagenet(tmp_path / folder, images, folders, 3)
     if names is NAMES:

@@ -1,4 +1,4 @@
-"""ViT-Mini: its file, and what it recognises before anything is learned."""
+"""ViT-Mini: its file, and what it recognizes before anything is learned."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_something_is_left_to_learn(model: CLIP, root: Path, name: str, subset: 
     assert 45 <= zero_shot(model, root, name, subset) <= 80
 
 
-def test_shifts_and_handwriting_are_recognised(model: CLIP, root: Path) -> None:
+def test_shifts_and_handwriting_are_recognized(model: CLIP, root: Path) -> None:
     for name in ("ShapesV2", "ShapesSketch", "ShapesNoise", "ShapesRendition"):
         assert zero_shot(model, root, name, "all") > 10 * 100 / 32
     assert zero_shot(model, root, "Digits", "all") > 60

@@ -34,11 +34,11 @@ class PublicPatches(DatasetBase):
 
     def paint(self):
         rng = np.random.RandomState(0)
-        colours = {"red": (200, 70, 40), "orange": (190, 95, 45), "yellow": (195, 120, 50)}
-        for name, colour in colours.items():
+        colors = {"red": (200, 70, 40), "orange": (190, 95, 45), "yellow": (195, 120, 50)}
+        for name, color in colors.items():
             mkdir_if_missing(os.path.join(self.image_dir, name))
             for i in range(20):
-                pixels = np.clip(np.array(colour) + rng.randint(-60, 60, (32, 32, 3)), 0, 255)
+                pixels = np.clip(np.array(color) + rng.randint(-60, 60, (32, 32, 3)), 0, 255)
                 path = os.path.join(self.image_dir, name, f"{i:02d}.jpg")
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
 

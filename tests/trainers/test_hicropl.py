@@ -224,25 +224,25 @@ def test_missing_descriptions_name_the_class_and_the_file(clip_model, small, tmp
     build(HiCroPL, clip_model, **small, FROZEN_TEXT="template")
 
 
-def test_names_in_the_descriptions_may_be_spelt_otherwise(clip_model, small, tmp_path):
+def test_names_in_the_descriptions_may_be_spelled_differently(clip_model, small, tmp_path):
     texts = write_descriptions(tmp_path / "texts.json")
     expected = build(HiCroPL, clip_model, **small).frozen_text
-    spelt = dict(
+    spelled = dict(
         zip(
             ["Red-Circle", "VERY  lárge_dog", "blue square", "no class"],
             texts.values(),
             strict=False,
         )
     )
-    spelt["Blue_Square"] = ["never read: another name is exactly the class's"]
-    spelt["no class"] = []
-    (tmp_path / "texts.json").write_text(json.dumps(spelt))
+    spelled["Blue_Square"] = ["never read: another name is exactly the class's"]
+    spelled["no class"] = []
+    (tmp_path / "texts.json").write_text(json.dumps(spelled))
     assert torch.equal(build(HiCroPL, clip_model, **small).frozen_text, expected)
 
 
 def test_all_names_that_do_not_match_are_in_one_line(clip_model, small, tmp_path):
-    spelt = {"Red Circle": ["x"], "red-circle": ["y"], "very large cat": ["z"]}
-    (tmp_path / "texts.json").write_text(json.dumps(spelt))
+    spelled = {"Red Circle": ["x"], "red-circle": ["y"], "very large cat": ["z"]}
+    (tmp_path / "texts.json").write_text(json.dumps(spelled))
     with pytest.raises(
         UserError,
         match=r"texts\.json' has no sentences for 'very large dog', 'blue square' and has several "

@@ -31,8 +31,8 @@ def plain_labels(clip_model, names):
 
 def plain_attention(p, name, token, labels):
     """Eq. 3, 4 and 6 on one token: a weight for each label."""
-    centred = token - token.mean()
-    normal = centred / (centred.pow(2).mean() + 1e-5).sqrt()
+    centered = token - token.mean()
+    normal = centered / (centered.pow(2).mean() + 1e-5).sqrt()
     query = p[f"{name}.query.weight"] @ (normal * p[f"{name}.norm.weight"] + p[f"{name}.norm.bias"])
     keys = [p[f"{name}.key.weight"] @ e for e in labels]
     exponents = [((query @ key) / len(query) ** 0.5).exp() for key in keys]

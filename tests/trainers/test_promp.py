@@ -29,7 +29,7 @@ def wider_generators(monkeypatch):
 
 
 def plain_steps(model, clip_model, images, names, words="a photo of a X"):
-    """Logits of the initialisation and of every iteration: a list of (B, K)."""
+    """Logits of the initialization and of every iteration: a list of (B, K)."""
     s, p = model.settings, dict(model.prompt_learner.named_parameters())
     steps = [[] for _ in range(s.ITERATIONS + 1)]
 
@@ -133,7 +133,7 @@ def test_learnable_tensors_and_their_start():
 
 
 def test_no_iteration_is_zero_shot_clip_exactly(clip_model, batch):
-    # bitwise where the first template of the dataset is that of the initialisation, as it is here
+    # bitwise where the first template of the dataset is that of the initialization, as it is here
     assert TEMPLATES[0] == promp.TEMPLATE
     images, _ = batch
     model, plain = build(ProMPT, clip_model, ITERATIONS=0), build(ZeroshotCLIP, clip_model)
@@ -145,7 +145,7 @@ def test_no_iteration_is_zero_shot_clip_exactly(clip_model, batch):
             assert torch.equal(model(images), plain(images))
 
 
-def test_initialisation_is_that_of_zero_shot_clip_at_any_number_of_iterations(clip_model, batch):
+def test_initialization_is_that_of_zero_shot_clip_at_any_number_of_iterations(clip_model, batch):
     images, _ = batch
     model = build(ProMPT, clip_model, **SMALL)
     steps = model.features(images)["steps"]

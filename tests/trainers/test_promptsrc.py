@@ -128,7 +128,7 @@ def test_reads_public_checkpoints_of_the_whole_model(clip_model):
         load_public(model, state, "model.pth.tar-20")
 
 
-def test_epoch_weights_are_a_normalised_gaussian():
+def test_epoch_weights_are_a_normalized_gaussian():
     weights = epoch_weights(20, 15, 2)
     density = np.exp(-0.5 * ((np.arange(1, 21) - 15) / 2) ** 2)
     np.testing.assert_allclose(weights.numpy(), density / density.sum(), rtol=1e-12)
