@@ -1,4 +1,4 @@
-"""Caltech101: 100 kinds of things."""
+"""Caltech101: 100 kinds of objects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASS_NAMES = {
 
 @DATASET_REGISTRY.register()
 class Caltech101(PublicDataset):
-    """``101_ObjectCategories/<thing>/*.jpg``, without background and second set of faces."""
+    """``101_ObjectCategories/<class>/*.jpg``, without background and second set of faces."""
 
     dataset_dir = "caltech-101"
     image_dir = "101_ObjectCategories"

@@ -1,10 +1,10 @@
-"""What the datasets that CoOp's users have on disk share: split files, and how splits are made.
+"""What the public few-shot datasets share: CoOp's split files, and how splits are made.
 
 A split file is JSON, {"train": [[path, label, class name], ...], "val": ..., "test": ...}, its
-paths relative to the folder of the images. Where it is missing, the split is made by the rule and
-the draws of CoOp's public code, from Python's global ``random``, so the same seed gives the same
-split. The images of a class folder are taken in the order in which the disk lists them, as there;
-the saved file is what carries a split to another disk.
+paths relative to the image folder. If it is missing, the split is made by the rule and the random
+draws of CoOp's public code, from Python's global ``random``, so the same seed gives the same split.
+As in that code, the images of a class folder are taken in the order in which the disk lists them,
+so only the saved file reproduces a split on another disk.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ Row = tuple[str, int, str]  # path, label, class name
 class PublicDataset(DatasetBase):
     """A dataset with the folders and file names of CoOp's public code.
 
-    A subclass gives ``dataset_dir``, ``image_dir`` and ``split_file``, whose class values are
-    relative (to the root, and to ``dataset_dir``) and whose values in an instance are whole paths,
-    its ``templates``, and ``make_split`` for where the split file is missing. It has no split file
-    (``split_file`` is empty) where its publishers list all three parts.
+    A subclass defines ``dataset_dir``, ``image_dir`` and ``split_file`` (relative paths in the
+    class, absolute ones in an instance), its ``templates``, and ``make_split``, which is called
+    when the split file is missing. ``split_file`` is empty if the publishers list all three parts.
 
     Args:
         cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.
 
     Raises:
-        UserError: a folder, file or image is missing or not in its form.
+        UserError: a folder, file or image is missing or malformed.
     """
 
     dataset_dir: str
@@ -52,7 +51,7 @@ class PublicDataset(DatasetBase):
         super().__init__(train_x=train, val=val, test=test, cfg=cfg)
 
     def make_split(self) -> Splits:
-        """Training, validation and test images from the publishers' own files."""
+        """Return training, validation and test images from the publishers' own files."""
         raise NotImplementedError
 
     def _splits(self) -> Splits:
@@ -64,46 +63,49 @@ class PublicDataset(DatasetBase):
         splits = self.make_split()
         try:
             save_split(*splits, self.split_file, self.image_dir)
-        except (OSError, UserError) as error:  # a read-only folder; the seed gives the split again
+        except (
+            OSError,
+            UserError,
+        ) as error:  # a read-only folder; the same seed gives the same split
             log.info(f"The split was not saved: {error}")
         return splits
 
 
 def dataset_folder(cfg: CfgNode, dataset: type[DatasetBase]) -> str:
-    """The folder of a dataset, below ``DATASET.ROOT``.
+    """Return the folder of a dataset, below ``DATASET.ROOT``.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder is missing.
     """
     root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
     folder = os.path.join(root, dataset.dataset_dir)
     if not os.path.isdir(folder):
-        raise UserError(f"dataset {dataset.__name__} is not there: no folder '{folder}'")
+        raise UserError(f"dataset {dataset.__name__} is missing: no folder '{folder}'")
     return folder
 
 
 def image(path: str, label: int, classname: str, named_by: str) -> Datum:
-    """One image that a file, ``named_by``, names.
+    """Return an image listed in the file ``named_by``.
 
     Raises:
         UserError: the image is missing.
     """
     if not os.path.isfile(path):
-        raise UserError(f"image '{path}' is missing, which '{named_by}' names")
+        raise UserError(f"image '{path}', listed in '{named_by}', is missing")
     return Datum(impath=path, label=label, classname=classname)
 
 
 def read_fields(path: str, count: int, separator: str | None = None) -> Iterator[list[str]]:
-    """The lines of a text file, each cut into ``count`` fields; the last one may hold blanks.
+    """Yield each line of a text file split into ``count`` fields; the last may contain blanks.
 
     Raises:
         UserError: the file cannot be read, or a line has fewer fields.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:  # some editors begin with a mark
+        with open(path, encoding="utf-8-sig") as file:  # some editors write a byte order mark
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"cannot read '{path}': {reason}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -115,21 +117,21 @@ def read_fields(path: str, count: int, separator: str | None = None) -> Iterator
 
 
 def label_from_1(text: str, path: str) -> int:
-    """The label, from 0, where the file ``path`` counts from 1.
+    """Return the label, from 0, where the file ``path`` counts from 1.
 
     Raises:
-        UserError: ``text`` is no such number.
+        UserError: ``text`` is not a whole number above 0.
     """
     if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"'{path}' has '{text}' where a class number, from 1, should be")
+        raise UserError(f"'{path}': expected a class number, from 1, got '{text}'")
     return int(text) - 1
 
 
 def label_of(classname: str, labels: Mapping[str, int], path: str) -> int:
-    """The label of a class that the file ``path`` names.
+    """Return the label of a class that the file ``path`` names.
 
     Raises:
-        UserError: it has none.
+        UserError: the class is unknown.
     """
     if classname not in labels:
         raise UserError(f"'{path}' names the unknown class '{classname}'")
@@ -137,7 +139,7 @@ def label_of(classname: str, labels: Mapping[str, int], path: str) -> int:
 
 
 def read_rows(filepath: str) -> dict[str, list[Row]]:
-    """What each part of a split file says, whether the images are there or not.
+    """Return the rows of each part of a split file, without checking that the images exist.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -150,18 +152,18 @@ def read_rows(filepath: str) -> dict[str, list[Row]]:
             parts[part] = [(str(path), int(label), str(name)) for path, label, name in rows]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"split file '{filepath}' is damaged: '{part}' is no list of "
+                f"split file '{filepath}' is damaged: '{part}' is not a list of "
                 "[path, label, class name]"
             ) from error
     return parts
 
 
 def read_split(filepath: str, path_prefix: str) -> Splits:
-    """The parts of a split file, whose paths are relative to ``path_prefix``.
+    """Return the parts of a split file, whose paths are relative to ``path_prefix``.
 
     Raises:
-        UserError: the file is damaged, names missing images, or its labels are not 0..n-1 with
-            one name each, which no other label has.
+        UserError: the file is damaged or lists missing images, or its labels are not 0..n-1 with
+            one name each, all different.
     """
     log.info(f"Reading split from {filepath}")
     names: dict[int, str] = {}
@@ -170,7 +172,7 @@ def read_split(filepath: str, path_prefix: str) -> Splits:
         for _, label, name in rows:
             if names.setdefault(label, name) != name:
                 raise UserError(
-                    f"split file '{filepath}' is damaged: label {label} is both "
+                    f"split file '{filepath}' is damaged: label {label} is named both "
                     f"'{names[label]}' and '{name}'"
                 )
         parts.append([(os.path.join(path_prefix, path), label, name) for path, label, name in rows])
@@ -178,8 +180,8 @@ def read_split(filepath: str, path_prefix: str) -> Splits:
     missing = [path for rows in parts for path, _, _ in rows if not os.path.isfile(path)]
     if missing:
         raise UserError(
-            f"split file '{filepath}' names images that are missing, {len(missing)} in all; the "
-            f"first is '{missing[0]}'"
+            f"split file '{filepath}' lists missing images ({len(missing)} in all); the first is "
+            f"'{missing[0]}'"
         )
     train, val, test = (
         [Datum(impath=path, label=label, classname=name) for path, label, name in rows]
@@ -189,18 +191,18 @@ def read_split(filepath: str, path_prefix: str) -> Splits:
 
 
 def _check_labels(names: Mapping[int, str], filepath: str) -> None:
-    """Raises ``UserError`` unless the labels of a split file are 0..n-1, with different names."""
+    """Raise ``UserError`` unless the labels of a split file are 0..n-1, with different names."""
     labels: dict[str, int] = {}
     for expected, (label, name) in enumerate(sorted(names.items())):
         if label != expected:
             raise UserError(
-                f"split file '{filepath}' is damaged: its labels should be 0 to "
-                f"{len(names) - 1}, but {expected} is missing and {label} is there"
+                f"split file '{filepath}' is damaged: expected labels 0 to "
+                f"{len(names) - 1}, got {label} but not {expected}"
             )
         if labels.setdefault(name, label) != label:
             raise UserError(
                 f"split file '{filepath}' is damaged: labels {labels[name]} and {label} are both "
-                f"'{name}'"
+                f"named '{name}'"
             )
 
 
@@ -211,7 +213,7 @@ def save_split(
     filepath: str,
     path_prefix: str,
 ) -> None:
-    """Writes a split file; its paths become relative to ``path_prefix``."""
+    """Write a split file with paths relative to ``path_prefix``."""
     content = {
         part: [
             (
@@ -228,7 +230,7 @@ def save_split(
 
 
 def split_trainval(trainval: Sequence[Datum], p_val: float = 0.2) -> tuple[Split, Split]:
-    """Splits the share ``p_val`` of each class off for validation.
+    """Split off the share ``p_val`` of each class for validation.
 
     Classes come in the order in which they first appear; the first images of a shuffled class are
     its validation images.
@@ -244,7 +246,7 @@ def split_trainval(trainval: Sequence[Datum], p_val: float = 0.2) -> tuple[Split
         if count == 0:
             raise UserError(
                 f"class '{items[0].classname}' has {len(items)} training images: too few to "
-                f"split {p_val:.0%} off for validation"
+                f"split off {p_val:.0%} for validation"
             )
         random.shuffle(items)
         val.extend(items[:count])
@@ -253,7 +255,7 @@ def split_trainval(trainval: Sequence[Datum], p_val: float = 0.2) -> tuple[Split
 
 
 def split_class(items: Split, p_trn: float = 0.5, p_val: float = 0.2) -> Splits:
-    """Shuffles the images of one class, and cuts them into training, validation and test images.
+    """Shuffle the images of one class and split them into training, validation and test images.
 
     Args:
         items: one image or more.
@@ -281,16 +283,16 @@ def read_and_split_data(
     ignored: Sequence[str] = (),
     new_cnames: Mapping[str, str] | None = None,
 ) -> Splits:
-    """Splits ``image_dir/<class>/<image>``; labels follow the sorted folder names.
+    """Split ``image_dir/<class>/<image>``; labels follow the sorted folder names.
 
     Args:
         image_dir: the folder of the class folders.
         p_trn, p_val: shares of each class; the rest is for testing.
-        ignored: folders to leave out.
-        new_cnames: class names of folders whose name is not to be used.
+        ignored: folders to skip.
+        new_cnames: {folder: class name} of folders whose own name is not used.
 
     Raises:
-        UserError: a folder is missing, or has too few images.
+        UserError: a folder is missing or has too few images.
     """
     log.info(f"Splitting into {p_trn:.0%} train, {p_val:.0%} val, and {1 - p_trn - p_val:.0%} test")
     splits: Splits = ([], [], [])
@@ -305,24 +307,22 @@ def read_and_split_data(
 
 
 def class_folders(image_dir: str) -> list[str]:
-    """The names of the folders in ``image_dir``, sorted.
+    """Return the sorted names of the folders in ``image_dir``.
 
     Raises:
-        UserError: there is no such folder, or there are none in it.
+        UserError: ``image_dir`` is missing or contains no folders.
     """
     if not os.path.isdir(image_dir):
         raise UserError(f"image folder '{image_dir}' is missing")
     with os.scandir(image_dir) as entries:
         folders = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
     if not folders:
-        raise UserError(f"image folder '{image_dir}' holds no class folders")
+        raise UserError(f"image folder '{image_dir}' contains no class folders")
     return sorted(folders)
 
 
 def list_images(folder: str, label: int, classname: str | None = None) -> Split:
-    """The images of a class folder, in the order of the disk; the folder's name is the class's
-    unless another one is given.
-    """
+    """Return the images of a class folder in directory order, named after it by default."""
     classname = classname or os.path.basename(folder)
     return [
         Datum(impath=os.path.join(folder, name), label=label, classname=classname)
@@ -331,12 +331,12 @@ def list_images(folder: str, label: int, classname: str | None = None) -> Split:
 
 
 def read_mat(path: str, name: str) -> Any:
-    """The first row of the array ``name`` in a MATLAB file.
+    """Return the first row of the array ``name`` in a MATLAB file.
 
     Raises:
-        UserError: the file is missing, or is none with such an array.
+        UserError: the file is missing or has no such array.
     """
-    from scipy.io import loadmat  # scikit-learn brings it; here, because it takes time to import
+    from scipy.io import loadmat  # installed with scikit-learn; imported here because it is slow
 
     if not os.path.isfile(path):
         raise UserError(f"cannot read '{path}': there is no such file")
@@ -344,4 +344,4 @@ def read_mat(path: str, name: str) -> Any:
         return loadmat(path)[name][0]
     # scipy raises errors of many types for damaged files
     except Exception as error:
-        raise UserError(f"'{path}' is no MATLAB file with an array '{name}'") from error
+        raise UserError(f"'{path}' is not a MATLAB file with an array '{name}'") from error

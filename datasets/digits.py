@@ -1,4 +1,4 @@
-"""Digits: the real handwriting that ships inside scikit-learn, classes "zero" to "nine"."""
+"""Digits: the real handwriting that ships with scikit-learn, classes "zero" to "nine"."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .embedded.wording import NUMBERS
 
 @DATASET_REGISTRY.register()
 class Digits(EmbeddedDataset):
-    """The 1,797 digits of ``sklearn.datasets.load_digits``, enlarged smoothly from 8 x 8 pixels.
+    """The 1,797 digits of ``sklearn.datasets.load_digits``, smoothly enlarged from 8 x 8 pixels.
 
     Half of each class is for training, a fifth for validation, the rest for testing. The label is
-    the digit, so that 0 to 4 are the base classes and 5 to 9 the novel ones.
+    the digit, so 0 to 4 are the base classes and 5 to 9 the novel ones.
     """
 
     folder = "digits"
@@ -32,7 +32,7 @@ class Digits(EmbeddedDataset):
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
-        from sklearn.datasets import load_digits  # here, because it takes seconds to import
+        from sklearn.datasets import load_digits  # imported here because it takes seconds
 
         digits = load_digits()
         for label, classname in enumerate(NUMBERS):

@@ -1,4 +1,4 @@
-"""EuroSAT: ten kinds of land, seen from a satellite."""
+"""EuroSAT: ten kinds of land seen from a satellite."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ HAND = Hand(occlusion=0.3, clutter=3, shake=(0.03, 0.1), rotation=25.0, slant=0.
 
 @DATASET_REGISTRY.register()
 class Glyphs(EmbeddedDataset):
-    """Written characters on colored ground: 32 training, 8 validation and 20 test pictures of each
-    of 36 classes."""
+    """Written characters on colored backgrounds: 32 training, 8 validation and 20 test pictures of
+    each of 36 classes."""
 
     folder = "glyphs"
     templates = ["a photo of the {}.", "a picture of the {}.", "a written {}.", "the printed {}."]

@@ -19,7 +19,7 @@ from .common import SPLITS, class_folders, read_fields, read_rows, save_split
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TEST_SHARE = 0.2
-# what people call parts, too, and what would pass for classes
+# common names for the parts that would be mistaken for classes
 NEARLY_PARTS = (*SPLITS, "valid", "validation", "testing", "training")
 
 
@@ -27,26 +27,26 @@ NEARLY_PARTS = (*SPLITS, "valid", "validation", "testing", "training")
 class ImageFolder(DatasetBase):
     """``DATASET.ROOT/<class>/...``, or the same below ``train``, ``val`` and ``test``.
 
-    The folders of the root are the parts where they are called so, all of them, and the classes
-    otherwise. Folders within a class folder belong to the class. Labels follow the sorted class
-    folders. Beside the folders may lie:
+    If all folders of the root have the names of parts, they are the parts; otherwise they are the
+    classes. Folders within a class folder belong to the class. Labels follow the sorted class
+    folders. Two files next to the folders are optional:
 
-    - ``classnames.json``, {folder: class name}; a folder that it lacks has its own name;
-    - ``templates.txt``, a prompt template with "{}" in each line; the first is *the* template.
+    - ``classnames.json``, {folder: class name}; a folder not listed keeps its own name;
+    - ``templates.txt``, a prompt template with "{}" in each line; the first is the default one.
 
-    A part that has no folder is split off the training images, class by class: a fifth of them is
-    for testing, ``DATASET.VAL_PERCENT`` of the rest for validation, at least one each. The draw
-    depends on ``SEED`` alone and is kept in ``split_image_folder.json``, whatever the seed of later
-    runs, so that no image that a model was trained on tests it. Images that are added afterwards
-    are training images, unless their class is new.
+    A part without a folder is split off from the training images, class by class: a fifth of them
+    for testing, ``DATASET.VAL_PERCENT`` of the rest for validation, at least one each. The split
+    depends on ``SEED`` alone and is saved in ``split_image_folder.json``, which later runs read
+    whatever their seed, so no model is tested on images it was trained on. Images added later are
+    training images, unless their class is new.
 
     Args:
         cfg: the config; ``DATASET.ROOT``, ``DATASET.VAL_PERCENT`` and ``DATALOADER.ON_ERROR`` are
             used, and what ``DatasetBase`` uses.
 
     Raises:
-        UserError: a folder, file or share is not in its form, there is one class alone, two classes
-            have one name, a class has too few images, or an image cannot be read and
+        UserError: a folder, file or share is malformed, there is only one class, two classes have
+            the same name, a class has too few images, or an image cannot be read and
             ``DATALOADER.ON_ERROR`` is "stop".
     """
 
@@ -61,7 +61,7 @@ class ImageFolder(DatasetBase):
         classes = class_folders(train_dir) if in_parts else folders
         if len(classes) == 1:
             raise UserError(
-                f"image folder '{train_dir}' holds the class folder '{classes[0]}' alone; a "
+                f"image folder '{train_dir}' contains only the class folder '{classes[0]}'; a "
                 "classifier needs two classes or more"
             )
         names = self._class_names(classes)
@@ -72,9 +72,7 @@ class ImageFolder(DatasetBase):
                 place = os.path.join(self.dataset_dir, part)
                 for name in class_folders(place):
                     if name not in classes:
-                        raise UserError(
-                            f"class folder '{name}' is in '{place}', but not in 'train'"
-                        )
+                        raise UserError(f"class folder '{name}' is in '{place}' but not in 'train'")
                 items[part] = self._images(place, classes, names)
         everything = [item for split in items.values() for item in split]
         whole = {item.impath for item in leave_out_broken(everything, cfg.DATALOADER.ON_ERROR)}
@@ -85,8 +83,8 @@ class ImageFolder(DatasetBase):
         for label, folder in enumerate(classes):
             if label not in trained:
                 raise UserError(
-                    f"class folder '{os.path.join(train_dir, folder)}' has no image "
-                    f"({', '.join(SUFFIXES)}) that can be read"
+                    f"class folder '{os.path.join(train_dir, folder)}' has no readable "
+                    f"image ({', '.join(SUFFIXES)})"
                 )
         self._split_off(splits, cfg.DATASET.VAL_PERCENT, cfg.SEED)
 
@@ -99,22 +97,22 @@ class ImageFolder(DatasetBase):
         )
 
     def _has_parts(self, folders: list[str]) -> bool:
-        """Whether the folders are the parts and not classes; a class may be called "train"."""
+        """Tell whether the folders are parts, not classes; a class may be named "train"."""
         parts = [name for name in folders if name in SPLITS]
         others = [name for name in folders if name not in SPLITS]
         if not folders:
-            raise UserError(f"image folder '{self.dataset_dir}' holds no class folders")
+            raise UserError(f"image folder '{self.dataset_dir}' contains no class folders")
         if parts and not others and "train" not in parts:
-            raise UserError(f"'{self.dataset_dir}' has a folder '{parts[0]}', but no 'train'")
+            raise UserError(f"'{self.dataset_dir}' has a folder '{parts[0]}' but no 'train'")
         if len(parts) > 1 and others:
             raise UserError(
-                f"'{self.dataset_dir}' has folders '{parts[0]}' and '{parts[1]}' beside "
-                f"'{others[0]}': it should hold parts or classes, not both"
+                f"'{self.dataset_dir}' has folders '{parts[0]}' and '{parts[1]}' next to "
+                f"'{others[0]}': expected either parts or classes, got both"
             )
         if others and len(folders) > 1 and all(name.lower() in NEARLY_PARTS for name in others):
             raise UserError(
-                f"'{self.dataset_dir}' has the folders {', '.join(map(repr, folders))}: parts are "
-                "called 'train', 'val' and 'test'"
+                f"'{self.dataset_dir}' has the folders {', '.join(map(repr, folders))}: parts must "
+                "be named 'train', 'val' and 'test'"
             )
         return bool(parts) and not others
 
@@ -125,13 +123,13 @@ class ImageFolder(DatasetBase):
         templates = [line for (line,) in read_fields(path, 1)]
         for template in templates:
             if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
-                raise UserError(f"'{path}': '{template}' should have one {{}} and no other braces")
+                raise UserError(f"'{path}': '{template}' must have one {{}} and no other braces")
         if not templates:
             raise UserError(f"'{path}' has no template")
         return templates
 
     def _class_names(self, folders: list[str]) -> dict[str, str]:
-        """{folder: class name}; accents are compared as they look, however they are encoded."""
+        """Return {folder: class name}; accents match however they are encoded."""
         path = os.path.join(self.dataset_dir, "classnames.json")
         given: dict[str, str] = {}
         if os.path.exists(path):
@@ -143,18 +141,22 @@ class ImageFolder(DatasetBase):
             given = {composed(folder): name.strip() for folder, name in content.items()}
         names = {folder: composed(given.pop(composed(folder), folder)) for folder in folders}
         if given:
-            raise UserError(f"'{path}' names the folder '{next(iter(given))}', which is not there")
+            raise UserError(
+                f"'{path}' names the folder '{next(iter(given))}', which does not exist"
+            )
         by_name: dict[str, str] = {}
         for folder, name in names.items():
             # a prompt has blanks for underscores, and CLIP reads it in lower case
             seen = " ".join(name.replace("_", " ").lower().split())
             other = by_name.setdefault(seen, folder)
             if other != folder:
-                raise UserError(f"the folders '{other}' and '{folder}' have one class name: {name}")
+                raise UserError(
+                    f"the folders '{other}' and '{folder}' have the same class name: {name}"
+                )
         return names
 
     def _images(self, folder: str, classes: list[str], names: dict[str, str]) -> Split:
-        """The images of a folder of class folders, sorted by path within a class."""
+        """Return the images of a folder of class folders, sorted by path within a class."""
         items = []
         unused: Counter[str] = Counter()
         for label, name in enumerate(classes):
@@ -169,22 +171,20 @@ class ImageFolder(DatasetBase):
                         unused[suffix or "no suffix"] += 1
             for path in sorted(paths):
                 if path.encode(errors="replace").decode() != path:
-                    raise UserError(f"the name of the image {path!a} is no UTF-8; rename it")
+                    raise UserError(f"the name of the image {path!a} is not UTF-8; rename it")
                 items.append(Datum(path, label, classname=names[name]))
         if unused:
             kinds = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(unused.items()))
-            log.info(
-                f"Files in '{folder}' that are not {', '.join(SUFFIXES)} are not used: {kinds}"
-            )
+            log.info(f"Ignored files in '{folder}' that are not {', '.join(SUFFIXES)}: {kinds}")
         return items
 
     def _split_off(self, splits: dict[str, Split], val_share: float, seed: int) -> None:
-        """Adds the parts that are missing in ``splits``, from its training images."""
+        """Split off the parts missing in ``splits`` from its training images."""
         missing = [part for part in ("test", "val") if part not in splits]
         if not missing:
             return
         kept = self._kept_parts(missing)
-        # A generator of its own: the split depends on nothing that was drawn before.
+        # A generator of its own, so the split does not depend on what was drawn before.
         generator = random.Random(max(seed, 0))
         by_class = self.split_dataset_by_label(splits["train"]).values()
         splits.update({part: [] for part in ("train", *missing)})
@@ -197,9 +197,7 @@ class ImageFolder(DatasetBase):
             for item in items:
                 splits[parts[item.impath] or "train"].append(item)
         if gone:
-            log.info(
-                f"{gone} images of '{self.split_file}' are not there any more, or not readable"
-            )
+            log.info(f"{gone} images of '{self.split_file}' are missing or unreadable")
         if kept.keys() == {self._relative(item) for split in splits.values() for item in split}:
             return
         try:
@@ -210,14 +208,17 @@ class ImageFolder(DatasetBase):
                 self.split_file,
                 self.dataset_dir,
             )
-        except (OSError, UserError) as error:  # a read-only folder; the seed gives the split again
+        except (
+            OSError,
+            UserError,
+        ) as error:  # a read-only folder; the same seed gives the same split
             log.info(f"The split was not saved: {error}")
 
     def _relative(self, item: Datum) -> str:
         return os.path.relpath(item.impath, self.dataset_dir).replace(os.sep, "/")
 
     def _kept_parts(self, missing: list[str]) -> dict[str, str]:
-        """{path: part} of the split file, if there is one."""
+        """Return {path: part} from the split file, empty if there is none."""
         if not os.path.exists(self.split_file):
             return {}
         try:
@@ -228,20 +229,20 @@ class ImageFolder(DatasetBase):
 
 
 def composed(text: str) -> str:
-    """The text with accents in the letters: some file systems write them apart."""
+    """Return the text with composed accents; some file systems decompose them."""
     return unicodedata.normalize("NFC", text)
 
 
 def draw_parts(
     items: Split, missing: list[str], val_share: float, generator: random.Random
 ) -> dict[str, str | None]:
-    """{path: part} of the images of one class.
+    """Return {path: part} for the images of one class.
 
     Args:
         items: all training images of the class.
         missing: the parts to split off, "test" or "val" or both.
-        val_share: of the images that are not for testing.
-        generator: of the draw.
+        val_share: share of the images that are not for testing.
+        generator: source of the random split.
 
     Raises:
         UserError: no image would be left for training.

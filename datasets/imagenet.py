@@ -18,9 +18,9 @@ from .common import class_folders, dataset_folder, list_images, read_fields
 class ImageNet(DatasetBase):
     """``images/train/<folder>/*`` and ``images/val/<folder>/*``.
 
-    The validation images are both validation and test images, as is the custom: nothing is selected
-    by them. Labels follow the sorted folders of ``train``. ``templates`` of an instance are the 80
-    of CLIP's authors, "a photo of a {}." first.
+    As is customary, the validation images also serve as test images, so nothing is selected by
+    them. Labels follow the sorted folders of ``train``. ``templates`` of an instance are the 80 of
+    CLIP's authors, "a photo of a {}." first.
 
     Args:
         cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.
@@ -41,7 +41,9 @@ class ImageNet(DatasetBase):
         names = class_names(self.dataset_dir)
         for folder in class_folders(val_dir):
             if folder not in folders:
-                raise UserError(f"class folder '{folder}' is in '{val_dir}', not in '{train_dir}'")
+                raise UserError(
+                    f"class folder '{folder}' is in '{val_dir}' but not in '{train_dir}'"
+                )
         train = read_folders(train_dir, folders, names)
         test = read_folders(val_dir, folders, names)
         classnames = [names[folder] for folder in folders]
@@ -49,16 +51,15 @@ class ImageNet(DatasetBase):
 
     @staticmethod
     def read_classnames(text_file: str) -> dict[str, str]:
-        """Class name by folder from lines "n01440764 tench", in their order."""
+        """Return {folder: class name} from lines such as "n01440764 tench", in their order."""
         return {folder: name for folder, name in read_fields(text_file, 2, " ")}
 
 
 class ImageNetVersion(DatasetBase):
-    """A version of ImageNet that is for testing a model trained on ImageNet.
+    """A version of ImageNet for testing a model trained on ImageNet.
 
-    It has no training images, so ``DATASET.NUM_SHOTS`` does not count. A subclass gives
-    ``dataset_dir`` and ``image_dir``, relative to the root and to ``dataset_dir`` in the class,
-    whole in an instance.
+    It has no training images, so ``DATASET.NUM_SHOTS`` is ignored. A subclass defines
+    ``dataset_dir`` and ``image_dir`` (relative paths in the class, absolute ones in an instance).
 
     Args:
         cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.
@@ -77,25 +78,25 @@ class ImageNetVersion(DatasetBase):
         super().__init__(test=self.read_images(class_names(self.dataset_dir)), cfg=cfg)
 
     def read_images(self, names: Mapping[str, str]) -> Split:
-        """All images, labeled by the sorted folders.
+        """Return all images, labeled by the sorted folders.
 
         Args:
-            names: class name by folder of ImageNet, in the order of ImageNet's labels.
+            names: ImageNet's {folder: class name}, in the order of ImageNet's labels.
         """
         return read_folders(self.image_dir, class_folders(self.image_dir), names)
 
 
 def read_folders(image_dir: str, folders: Sequence[str], names: Mapping[str, str]) -> Split:
-    """The images of class folders; a folder's place in ``folders`` is its label.
+    """Return the images of class folders; a folder's index in ``folders`` is its label.
 
     Raises:
-        UserError: a folder has no class name, or is missing.
+        UserError: a folder is missing or has no class name.
     """
     items: Split = []
     for label, folder in enumerate(folders):
         path = os.path.join(image_dir, folder)
         if folder not in names:
-            raise UserError(f"no class name is known for the folder '{path}'")
+            raise UserError(f"no class name for class folder '{path}'")
         if not os.path.isdir(path):
             raise UserError(f"class folder '{path}' is missing")
         items.extend(list_images(path, label, names[folder]))
@@ -103,23 +104,23 @@ def read_folders(image_dir: str, folders: Sequence[str], names: Mapping[str, str
 
 
 def class_names(dataset_dir: str) -> dict[str, str]:
-    """Class name by folder ("n01440764"), in the order of the labels.
+    """Return {folder: class name}, such as "n01440764": "tench", in the order of the labels.
 
-    They are those of ``classnames.txt`` in the dataset's folder, or else open_clip's, which are
-    CLIP's with later corrections.
+    The names come from ``classnames.txt`` in the dataset's folder if it exists, else from
+    open_clip, which has CLIP's names with later corrections.
     """
     path = os.path.join(dataset_dir, "classnames.txt")
     if os.path.exists(path):
         return ImageNet.read_classnames(path)
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo  # open_clip brings timm, which knows the folders
+    from timm.data import ImageNetInfo  # open_clip depends on timm, which knows the folders
 
     folders = ImageNetInfo("imagenet-1k").label_names()
     return dict(zip(folders, IMAGENET_CLASSNAMES, strict=True))
 
 
 def imagenet_templates() -> list[str]:
-    """The 80 templates of CLIP's authors, "a photo of a {}." first."""
+    """Return the 80 templates of CLIP's authors, "a photo of a {}." first."""
     from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
     templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]

@@ -1,4 +1,4 @@
-"""ImageNet-A: pictures that misled a classifier, of 200 classes of ImageNet."""
+"""ImageNet-A: photos of 200 ImageNet classes that misled a classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ImageNet-R: paintings, toys, tattoos and the like, of 200 classes of ImageNet."""
+"""ImageNet-R: paintings, toys, tattoos and other renditions of 200 ImageNet classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ImageNet-Sketch: drawings of the classes of ImageNet."""
+"""ImageNet-Sketch: drawings of the ImageNet classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ImageNetV2: new pictures, taken for the classes of ImageNet."""
+"""ImageNetV2: newly collected photos of the ImageNet classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ImageNetV2(ImageNetVersion):
         for folder in folders:
             if not folder.isdecimal() or int(folder) >= len(by_label):
                 raise UserError(
-                    f"class folder '{os.path.join(self.image_dir, folder)}' is no label of the "
+                    f"class folder '{os.path.join(self.image_dir, folder)}' is not a label of the "
                     f"{len(by_label)} classes"
                 )
         for folder in sorted(folders, key=int):

@@ -15,7 +15,7 @@ from .common import split_trainval as split_off_val
 class OxfordPets(PublicDataset):
     """``images/<Breed>_<number>.jpg``, listed in ``annotations/trainval.txt`` and ``test.txt``.
 
-    The class name is the breed as it is in the file name, in lower case.
+    The class name is the breed as spelled in the file name, in lower case.
     """
 
     dataset_dir = "oxford_pets"
@@ -35,7 +35,7 @@ class OxfordPets(PublicDataset):
     def _read(self, name: str) -> Split:
         path = os.path.join(self.dataset_dir, "annotations", name)
         items = []
-        for stem, label, _ in read_fields(path, 3):  # and the species, and the breed within it
+        for stem, label, _ in read_fields(path, 3):  # then species and breed within it
             breed = stem.rpartition("_")[0].lower()
             file = os.path.join(self.image_dir, stem + ".jpg")
             items.append(image(file, label_from_1(label, path), breed, path))

@@ -1,4 +1,4 @@
-"""Shapes, the analogue of ImageNet in the embedded benchmark: 32 classes such as "red striped
+"""Shapes, the embedded benchmark's counterpart of ImageNet: 32 classes such as "red striped
 circle".
 """
 
@@ -12,8 +12,8 @@ from .embedded import EmbeddedDataset, Example
 from .embedded.drawing import Look, draw_shape, random_state
 from .embedded.wording import shape_classes, shape_name
 
-# Strong evening light on every picture, which ViT-Mini has hardly seen: what few-shot learning can
-# adapt to, for base and novel classes alike.
+# Every picture has strong evening light, which ViT-Mini has hardly seen: something that few-shot
+# learning can adapt to for base and novel classes alike.
 LOOK = Look(
     radius=(6.0, 11.0),
     clutter=3,
@@ -26,11 +26,11 @@ LOOK = Look(
 
 
 def shape_examples(seed: int, looks: Sequence[Look], numbers: dict[str, int]) -> Iterable[Example]:
-    """Pictures of all classes.
+    """Yield pictures of all classes.
 
     Args:
-        seed: of the set.
-        looks: the picture's look is one of these in turn.
+        seed: seed of the set.
+        looks: looks that successive pictures take in turn.
         numbers: pictures per class, by split.
     """
     index = 0

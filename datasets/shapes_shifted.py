@@ -1,5 +1,5 @@
-"""Four shifts of Shapes, for domain generalization: test pictures alone, 12 of each class of
-Shapes.
+"""Four shifted versions of Shapes for domain generalization: test pictures only, 12 of each of its
+classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NUMBERS = {"test": 12}
 
 @DATASET_REGISTRY.register()
 class ShapesV2(EmbeddedDataset):
-    """New pictures taken like those of Shapes, a little harder. The analogue of ImageNetV2."""
+    """New pictures taken like those of Shapes, a little harder. The counterpart of ImageNetV2."""
 
     folder = "shapes_v2"
     templates = Shapes.templates
@@ -33,7 +33,7 @@ class ShapesV2(EmbeddedDataset):
 
 @DATASET_REGISTRY.register()
 class ShapesSketch(EmbeddedDataset):
-    """Pencil drawings on paper. The analogue of ImageNet-Sketch."""
+    """Pencil drawings on paper. The counterpart of ImageNet-Sketch."""
 
     folder = "shapes_sketch"
     templates = Shapes.templates
@@ -53,7 +53,7 @@ class ShapesSketch(EmbeddedDataset):
 
 @DATASET_REGISTRY.register()
 class ShapesNoise(EmbeddedDataset):
-    """Small, half hidden and noisy things on gaudy backgrounds. The analogue of ImageNet-A."""
+    """Small, half-hidden, noisy shapes on gaudy backgrounds. The counterpart of ImageNet-A."""
 
     folder = "shapes_noise"
     templates = Shapes.templates
@@ -75,7 +75,7 @@ class ShapesNoise(EmbeddedDataset):
 
 @DATASET_REGISTRY.register()
 class ShapesRendition(EmbeddedDataset):
-    """Cartoons, mosaics and silkscreen prints. The analogue of ImageNet-R."""
+    """Cartoons, mosaics and silkscreen prints. The counterpart of ImageNet-R."""
 
     folder = "shapes_rendition"
     templates = Shapes.templates

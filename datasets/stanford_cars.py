@@ -15,7 +15,7 @@ from .common import PublicDataset, Splits, image, read_mat, split_trainval
 class StanfordCars(PublicDataset):
     """``cars_train`` and ``cars_test``, with MATLAB files of labels and names.
 
-    The year goes to the front of the class name: "Audi TTS Coupe 2012" is "2012 Audi TTS Coupe".
+    The year moves to the front of the class name: "Audi TTS Coupe 2012" is "2012 Audi TTS Coupe".
     """
 
     dataset_dir = "stanford_cars"
@@ -37,7 +37,7 @@ class StanfordCars(PublicDataset):
         for row in read_mat(path, "annotations"):
             label = int(row["class"][0, 0]) - 1
             if not 0 <= label < len(names):
-                raise UserError(f"'{path}' names class {label + 1}, '{meta}' has {len(names)}")
+                raise UserError(f"'{path}' names class {label + 1}, but '{meta}' has {len(names)}")
             model, _, year = names[label].rpartition(" ")
             file = os.path.join(self.dataset_dir, folder, str(row["fname"][0]))
             items.append(image(file, label, f"{year} {model}", path))

@@ -22,9 +22,9 @@ from .common import (
 
 @DATASET_REGISTRY.register()
 class UCF101(PublicDataset):
-    """``UCF-101-midframes/<Some_Action>/*.jpg``, by the publishers' lists of videos.
+    """``UCF-101-midframes/<Some_Action>/*.jpg``, split by the publishers' lists of videos.
 
-    The class "SomeAction" of the lists in ``ucfTrainTestlist`` is "Some_Action".
+    The class "SomeAction" in the lists of ``ucfTrainTestlist`` is named "Some_Action".
     """
 
     dataset_dir = "ucf101"
@@ -47,7 +47,7 @@ class UCF101(PublicDataset):
         path = self._path(name)
         items = []
         for (line,) in read_fields(path, 1):
-            video = line.split()[0]  # trainlist01.txt has the label behind it
+            video = line.split()[0]  # trainlist01.txt appends the label
             action, slash, file = video.partition("/")
             if not slash:
                 raise UserError(f"'{path}': '{line}' is not <action>/<video>")

@@ -1,4 +1,4 @@
-"""What the drawn datasets share: how they are stored, drawn and named."""
+"""What the embedded datasets share: how they are stored, drawn and named."""
 
 from .dataset import EmbeddedDataset, Example
 

@@ -1,4 +1,4 @@
-"""Datasets that are drawn on first use and are ordinary image folders from then on."""
+"""Datasets that are drawn on first use and are ordinary image folders afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .drawing import Picture
 
 
 class Example(NamedTuple):
-    """A picture that is to become a file of a dataset."""
+    """A picture to be written as a file of a dataset."""
 
     split: str  # one of SPLITS
     label: int
@@ -29,12 +29,12 @@ class Example(NamedTuple):
 
 
 class EmbeddedDataset(DatasetBase):
-    """A dataset whose pictures this repository makes.
+    """A dataset whose pictures this repository draws.
 
-    On first use the pictures are written to ``<root>/<folder>/images/<class>/<number>.png`` beside
-    a split file in the form that CoOp's datasets read; later uses, and those with other shots or
-    classes, read these. A subclass names its ``folder`` and yields its ``examples``, which may be
-    test pictures alone, as those of a shifted version of another dataset are.
+    On first use the pictures are written to ``<root>/<folder>/images/<class>/<number>.png``, with a
+    split file in CoOp's format; later runs, whatever their shots or classes, read these files. A
+    subclass defines its ``folder`` and ``examples``, which may be test pictures only, as in a
+    shifted version of another dataset.
 
     Args:
         cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.
@@ -58,7 +58,7 @@ class EmbeddedDataset(DatasetBase):
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
-        """All pictures; the same ones, in the same order, at every call."""
+        """Yield all pictures: the same ones in the same order at every call."""
         raise NotImplementedError
 
     @classmethod
@@ -66,9 +66,10 @@ class EmbeddedDataset(DatasetBase):
         return f"split_zhou_{cls.__name__}.json"
 
     def _draw(self, root: str) -> None:
-        """Writes the dataset beside its place and moves it there when it is whole.
+        """Draw the dataset into a temporary folder and rename it when it is complete.
 
-        So an interrupted run leaves no half dataset, and of several first uses at once one wins.
+        An interrupted run thus leaves no partial dataset, and of several processes that draw it at
+        once, one wins.
         """
         log.info(f"Drawing {type(self).__name__} into {self.dataset_dir}")
         workshop = ""
@@ -89,11 +90,11 @@ class EmbeddedDataset(DatasetBase):
             try:
                 os.rename(new, self.dataset_dir)
             except OSError:
-                if not os.path.isfile(self.split_path):  # else another process was first
+                if not os.path.isfile(self.split_path):  # otherwise another process was first
                     raise
         except OSError as error:
             raise UserError(
-                f"DATASET.ROOT '{root}': {type(self).__name__} cannot be written there: {error}"
+                f"DATASET.ROOT: cannot write {type(self).__name__} into '{root}': {error}"
             ) from error
         finally:
             if workshop:

@@ -1,9 +1,9 @@
 """Small pictures drawn from a seed: colored and textured shapes, letters and digits.
 
-Everything here is computed with NumPy from outlines made of straight pieces, so that a picture
-depends on its random generator alone and on no font file or graphics library of the machine. Random
-numbers come from :class:`numpy.random.RandomState`, the one generator whose sequence NumPy promises
-never to change.
+Everything is computed with NumPy from outlines made of straight segments, so a picture depends only
+on its random generator, not on the fonts or graphics libraries of the machine. Random numbers come
+from :class:`numpy.random.RandomState`, the only generator whose sequence NumPy promises never to
+change.
 
 A picture is a ``uint8`` array of shape (32, 32, 3), red-green-blue. Lengths are in pixels, y points
 down.
@@ -38,7 +38,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "cre
 
 
 def random_state(seed: int, index: int) -> Random:
-    """The generator of picture number ``index`` of the set drawn from ``seed``."""
+    """Return the generator of picture number ``index`` of the set drawn from ``seed``."""
     return Random(np.array([seed, index], dtype=np.uint32))
 
 
@@ -53,7 +53,7 @@ _PIXELS: Array = np.stack(
 
 
 def _segments(lines: Sequence[Array], closed: bool) -> tuple[Array, Array]:
-    """Start and end points, each (number of pieces, 2), of all straight pieces of some lines."""
+    """Return start and end points, each (number of segments, 2), of all segments of some lines."""
     if closed:
         return np.concatenate(lines), np.concatenate([np.roll(line, -1, axis=0) for line in lines])
     return np.concatenate([line[:-1] for line in lines]), np.concatenate(
@@ -62,7 +62,7 @@ def _segments(lines: Sequence[Array], closed: bool) -> tuple[Array, Array]:
 
 
 def _distance(starts: Array, ends: Array) -> Array:
-    """Distance (32, 32) of every pixel to the nearest of the straight pieces."""
+    """Return the distance (32, 32) of every pixel to the nearest segment."""
     along_x, along_y = (ends - starts).T[..., None]
     offset_x = _PIXELS[:, 0] - starts[:, :1]
     offset_y = _PIXELS[:, 1] - starts[:, 1:]
@@ -73,9 +73,7 @@ def _distance(starts: Array, ends: Array) -> Array:
 
 
 def _inside(starts: Array, ends: Array) -> npt.NDArray[np.bool_]:
-    """Which pixels (32, 32) lie inside closed outlines, by the even-odd rule (so that a ring has a
-    hole).
-    """
+    """Tell which pixels (32, 32) are inside closed outlines, by the even-odd rule for holes."""
     x, y = _PIXELS[:, 0][None], _PIXELS[:, 1][None]
     x0, y0, x1, y1 = (
         part[:, None] for part in (starts[:, 0], starts[:, 1], ends[:, 0], ends[:, 1])
@@ -92,7 +90,7 @@ def _arc(start: float, end: float, pieces: int, radius: float = 1.0) -> Array:
 
 
 def _outlines(shape: str) -> list[Array]:
-    """Closed outlines of a shape around the origin, about one unit in radius."""
+    """Return closed outlines of a shape around the origin, about one unit in radius."""
     full = 2 * np.pi
     if shape == "circle":
         return [_arc(0, full, 25)[:-1]]
@@ -145,7 +143,7 @@ def _between(random: Random, limits: tuple[float, float]) -> float:
 
 @dataclass(frozen=True)
 class Look:
-    """How a set of shape pictures is taken. Pairs are limits of a uniform choice per picture.
+    """How a set of shape pictures is drawn. Pairs are limits of a uniform choice per picture.
 
     Chances are in 0..1; ``radius`` and ``blur`` are in pixels, ``rotation`` in degrees, colors and
     noise in 0..1.
@@ -157,7 +155,7 @@ class Look:
     background_color: float = (
         0.35  # saturation of the background: 0 gray, 1 as colorful as the shapes
     )
-    clutter: int = 2  # at most this many small things lie around
+    clutter: int = 2  # maximum number of small things around the shape
     occlusion: float = 0.1  # chance that a bar hides a part
     cast: tuple[float, float] = (0.0, 0.15)  # strength of colored light
     warm: float = 0.5  # chance that colored light is warm, otherwise any color
@@ -171,7 +169,7 @@ class Look:
 
 
 def _texture(random: Random, texture: str, radius: float) -> Array:
-    """How much of the second color each pixel (32, 32) takes, 0..1."""
+    """Return how much of the second color each pixel (32, 32) takes, 0..1."""
     if texture == "plain":
         return np.zeros((SIZE, SIZE))
     period = radius * random.uniform(0.42, 0.62)
@@ -202,9 +200,7 @@ def _random_color(random: Random, saturation: float) -> Array:
 
 
 def _background(random: Random, look: Look) -> Array:
-    """A background (32, 32, 3): a gradient between two colors, sometimes with soft bands, with
-    small things on it.
-    """
+    """Paint a background (32, 32, 3): a color gradient, at times with bands, and small things."""
     first = _random_color(random, look.background_color)
     second = first + random.normal(0, 0.15, 3)
     angle = random.uniform(0, 2 * np.pi)
@@ -226,7 +222,7 @@ def _background(random: Random, look: Look) -> Array:
 
 
 def _blur(canvas: Array, width: float) -> Array:
-    """Repeated three-tap smoothing with a standard deviation of about ``width`` pixels."""
+    """Smooth by repeated three-tap filters to a standard deviation of about ``width`` pixels."""
     remaining = width**2
     while remaining > 0.02:
         side = min(remaining / 2, 0.25)
@@ -247,18 +243,18 @@ def _finish(canvas: Array) -> Picture:
 
 
 def draw_shape(random: Random, color: str, texture: str, shape: str, look: Look) -> Picture:
-    """Draws one shape; what the class does not fix is chosen by ``random`` within ``look``.
+    """Draw one shape; ``random`` chooses what the class leaves open, within ``look``.
 
     Args:
         random: generator of this picture, see :func:`random_state`.
         color, texture, shape: one of ``COLORS``, ``TEXTURES``, ``SHAPES``.
-        look: the way the set is taken.
+        look: how the set is drawn.
 
     Returns:
         ``uint8`` picture (32, 32, 3).
 
     Raises:
-        KeyError, ValueError: for an unknown color, texture or shape.
+        KeyError, ValueError: the color, texture or shape is unknown.
     """
     radius = _between(random, look.radius)
     stretch = random.uniform(0.9, 1.1)
@@ -276,8 +272,8 @@ def draw_shape(random: Random, color: str, texture: str, shape: str, look: Look)
     filled = np.clip(0.5 - signed, 0, 1)
 
     main = np.array(COLORS[color]) + random.normal(0, look.color_jitter, 3)
-    # The second color of a pattern is a lighter or a darker tone, never another hue: the color
-    # word stays true.
+    # The second color of a pattern is a lighter or darker tone, never another hue, so that the
+    # color word stays true.
     second = main + 0.72 * (1 - main) if random.uniform() < 0.6 else main * 0.25
     pattern = _texture(random, texture, radius)
 
@@ -340,9 +336,9 @@ def draw_shape(random: Random, color: str, texture: str, shape: str, look: Look)
 # Letters and digits
 # -------------------------------------------------------------------------------------------------
 
-# Strokes are separated by '|', points by spaces; x to the right and y up, in a box one unit wide
-# and high. A stroke that begins with '~' runs smoothly through its points. Several forms of one
-# character are separated by ';'.
+# Strokes are separated by '|', points by spaces; x points right and y up, in a unit square. A
+# stroke that begins with '~' passes smoothly through its points. Several forms of one character
+# are separated by ';'.
 _STROKES: dict[str, str] = {
     "A": "0,0 .5,1 1,0 | .2,.38 .8,.38 ; 0,0 .1,.7 .35,1 .65,1 .9,.7 1,0 | .05,.4 .95,.4",
     "B": "0,0 0,1 |~ 0,1 .6,1 .85,.78 .6,.54 0,.54 |~ 0,.54 .7,.54 1,.28 .7,0 0,0",
@@ -398,7 +394,7 @@ GLYPHS = tuple(_STROKES)
 
 
 def _smooth(points: Array, pieces: int = 4) -> Array:
-    """A Catmull-Rom curve through the points."""
+    """Return a Catmull-Rom curve through the points."""
     padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
     a, b, c, d = padded[:-3, None], padded[1:-2, None], padded[2:-1, None], padded[3:, None]
     t = (np.arange(pieces) / pieces)[None, :, None]
@@ -443,13 +439,11 @@ class Hand:
     occlusion: float = 0.05
     blur: tuple[float, float] = (0.0, 0.8)
     noise: tuple[float, float] = (0.0, 0.07)
-    coarse: float = 0.1  # chance of a resolution of 8 x 8 to 16 x 16, enlarged smoothly
+    coarse: float = 0.1  # chance of a resolution of 8 x 8 to 16 x 16, smoothly enlarged
 
 
 def _shrink_and_enlarge(canvas: Array, cells: int) -> Array:
-    """Averages over a grid of cells x cells and interpolates linearly back to 32 x 32; any number
-    of cells up to 32.
-    """
+    """Average over a grid of up to 32 x 32 cells and interpolate linearly back to 32 x 32."""
     edges = np.linspace(0, SIZE, cells + 1)
     low, high = edges[:-1, None], edges[1:, None]
     pixels = np.arange(SIZE)[None]
@@ -462,18 +456,18 @@ def _shrink_and_enlarge(canvas: Array, cells: int) -> Array:
 
 
 def draw_glyph(random: Random, character: str, hand: Hand) -> Picture:
-    """Writes one capital letter or digit; all else is chosen by ``random`` within ``hand``.
+    """Write one capital letter or digit; ``random`` chooses the rest, within ``hand``.
 
     Args:
         random: generator of this picture, see :func:`random_state`.
         character: one of ``GLYPHS``.
-        hand: the way the set is written.
+        hand: how the set is written.
 
     Returns:
         ``uint8`` picture (32, 32, 3).
 
     Raises:
-        KeyError: for another character.
+        KeyError: the character is unknown.
     """
     forms = _FORMS[character]
     form = forms[random.randint(len(forms))]

@@ -1,7 +1,7 @@
 """Words for the drawn pictures: class names, phrases about them, and description files.
 
-The captions on which ViT-Mini was trained are put together from the same phrases. The description
-files in ``datasets/descriptions`` are written by ``python -m datasets.embedded.wording``.
+The captions on which ViT-Mini was trained are composed of the same phrases. The description files
+in ``datasets/descriptions`` are written by ``python -m datasets.embedded.wording``.
 """
 
 from __future__ import annotations
@@ -85,17 +85,17 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 
 def shape_name(color: str, texture: str, shape: str) -> str:
-    """ "red striped circle"."""
+    """Name a class of shapes, such as "red striped circle"."""
     return f"{color} {texture} {shape}"
 
 
 def glyph_name(character: str) -> str:
-    """ "letter A", "digit 7"."""
+    """Name a character, such as "letter A" or "digit 7"."""
     return f"digit {character}" if character.isdigit() else f"letter {character}"
 
 
 def shape_sentences(color: str, texture: str, shape: str) -> list[str]:
-    """Sentences that describe one class of shapes, all of them true of every picture of it."""
+    """Return sentences about one class of shapes, all true of every picture of it."""
     name = shape_name(color, texture, shape)
     color_phrases, texture_phrases = COLOR_PHRASES[color], TEXTURE_PHRASES[texture]
     shape_phrases = SHAPE_PHRASES[shape]
@@ -111,7 +111,7 @@ def shape_sentences(color: str, texture: str, shape: str) -> list[str]:
 
 
 def glyph_sentences(character: str, name: str) -> list[str]:
-    """Sentences that describe one letter or digit, called ``name`` in them."""
+    """Return sentences that describe one letter or digit, which they call ``name``."""
     first, second = GLYPH_PHRASES[character]
     return [
         f"The {name} is {first}.",
@@ -123,12 +123,12 @@ def glyph_sentences(character: str, name: str) -> list[str]:
 
 
 # No two classes share more than one of color, texture and shape, and in each half of the classes
-# (base, novel) every color is found twice, every texture four times and every shape twice.
+# (base, novel) every color occurs twice, every texture four times and every shape twice.
 _COLOR_SHIFT = {"plain": 0, "striped": 2, "dotted": 1, "checkered": 3}
 
 
 def shape_classes() -> list[tuple[str, str, str]]:
-    """The classes (color, texture, shape) of Shapes and its shifts, in label order."""
+    """Return the classes (color, texture, shape) of Shapes and its shifts, in label order."""
     base: list[tuple[str, str, str]] = []
     novel: list[tuple[str, str, str]] = []
     colors = list(COLORS)
@@ -140,7 +140,7 @@ def shape_classes() -> list[tuple[str, str, str]]:
 
 
 def glyph_classes() -> list[str]:
-    """The 36 characters of Glyphs in label order.
+    """Return the 36 characters of Glyphs in label order.
 
     Every other letter and the even digits come first, so that both halves are alike.
     """
@@ -148,7 +148,7 @@ def glyph_classes() -> list[str]:
 
 
 def descriptions() -> dict[str, dict[str, list[str]]]:
-    """For every embedded dataset, {class name: sentences}."""
+    """Return {class name: sentences} for every embedded dataset."""
     shapes = {shape_name(*classes): shape_sentences(*classes) for classes in shape_classes()}
     glyphs = {glyph_name(c): glyph_sentences(c, glyph_name(c)) for c in glyph_classes()}
     digits = {

@@ -21,8 +21,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m datasets.prepare",
         description="Fetch public datasets, or the descriptions of their classes.",
-        epilog="Exit codes: 0 complete, 1 something has to be got by hand (or, with --check, is "
-        "missing), 2 error. The same command goes on with what was interrupted.",
+        epilog="Exit codes: 0 complete, 1 something must be obtained manually (or, with --check, "
+        "is missing), 2 error. The same command resumes what was interrupted.",
     )
     parser.add_argument(
         "names",
@@ -36,16 +36,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(names: Sequence[str], root: str, check_only: bool) -> bool:
-    """Fetches or checks; returns whether all is complete.
+    """Fetch or check; return whether everything is complete.
 
     Raises:
-        UserError: bad arguments, or something could not be fetched.
+        UserError: an argument is invalid, or something could not be fetched.
     """
     for name in names:
         check_choice("dataset", name, [*PUBLIC_SETS, "all", "descriptions"])
     datasets = [name for name in PUBLIC_SETS if name in names or "all" in names]
     if datasets and not root:
-        raise UserError("--root is missing: the folder of the datasets")
+        raise UserError("--root: expected the folder of the datasets, got none")
     root = os.path.abspath(os.path.expanduser(root))
     described = "descriptions" in names
     if not check_only:
@@ -57,7 +57,7 @@ def run(names: Sequence[str], root: str, check_only: bool) -> bool:
 
 
 def _fetch_all(datasets: Sequence[str], root: str, described: Sequence[str]) -> None:
-    """Goes on behind a failure, but not where there seems to be no network at all."""
+    """Fetch everything, continuing after a failure unless there seems to be no network at all."""
     fetched: list[str] = []
     failures: list[str] = []
     jobs: list[tuple[Any, tuple[str, ...]]] = [(prepare, (name, root)) for name in datasets]
@@ -74,7 +74,7 @@ def _fetch_all(datasets: Sequence[str], root: str, described: Sequence[str]) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line, the process's own without ``argv``; returns the exit code."""
+    """Run a command line, by default the process's own; return the exit code."""
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:  # --help, or a bad argument that argparse has reported
@@ -85,5 +85,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Fetches the public descriptions of the classes, and says which are there."""
+"""Fetch the public descriptions of the classes, and report which are present."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ DESCRIPTIONS_DIR = os.path.join(os.path.dirname(HERE), "descriptions")
 
 
 def prepare_descriptions(name: str, fetched: list[str]) -> None:
-    """Fetches the descriptions of one dataset as {class name: [sentences]}.
+    """Fetch the descriptions of one dataset as {class name: [sentences]}.
 
     Args:
-        name: of the dataset's class.
-        fetched: gets the path of the file if it was downloaded.
+        name: name of the dataset's class.
+        fetched: receives the path of the file if it was downloaded.
 
     Raises:
-        UserError: the address cannot be reached, or has something else.
+        UserError: the address cannot be reached, or its content has another format.
     """
     path = os.path.join(DESCRIPTIONS_DIR, f"{name}.json")
     if os.path.exists(path):
-        print(f"{path} is there")
+        print(f"{path} exists")
         return
     url = DESCRIPTIONS_URL.format(DESCRIPTIONS[name])
     with tempfile.TemporaryDirectory() as temporary:
@@ -37,7 +37,7 @@ def prepare_descriptions(name: str, fetched: list[str]) -> None:
         try:
             download(url, file)
             texts = read_json(file)
-            if isinstance(texts, dict):  # a class may have one sentence, without a list
+            if isinstance(texts, dict):  # a class may have a single sentence instead of a list
                 texts = {name: [t] if isinstance(t, str) else t for name, t in texts.items()}
             write_json(texts, file)
             content = read_descriptions(file)
@@ -52,7 +52,7 @@ def prepare_descriptions(name: str, fetched: list[str]) -> None:
 
 
 def report_descriptions() -> bool:
-    """Prints a table of the descriptions that are there; returns whether the public ones are."""
+    """Print a table of the descriptions; return whether all public ones are present."""
     names = listdir_nohidden(DESCRIPTIONS_DIR)
     files = {name.removesuffix(".json") for name in names if name.endswith(".json")}
     rows, complete = [], True
@@ -62,10 +62,10 @@ def report_descriptions() -> bool:
             try:
                 content = read_descriptions(os.path.join(DESCRIPTIONS_DIR, f"{name}.json"))
                 sentences = sum(map(len, content.values()))
-                row = (name, f"{len(content):,}", f"{sentences:,}", "there")
+                row = (name, f"{len(content):,}", f"{sentences:,}", "present")
             except UserError as error:
                 row = (name, "-", "-", str(error))
-        complete = complete and row[-1] == "there"
+        complete = complete and row[-1] == "present"
         rows.append(row)
     print_table(("descriptions", "classes", "sentences", "file"), rows)
     return complete

@@ -1,4 +1,4 @@
-"""Fetches what a public dataset lacks, and unpacks it."""
+"""Fetch and unpack what is missing of a public dataset."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 
 
 def prepare(name: str, root: str, fetched: list[str]) -> None:
-    """Fetches what a dataset lacks and unpacks it; prints what has to be got by hand.
+    """Fetch and unpack what is missing of a dataset; print what must be obtained manually.
 
     Args:
-        name: of the dataset.
-        root: the folder of the datasets.
-        fetched: gets the path of each file that was downloaded.
+        name: name of the dataset.
+        root: folder of the datasets.
+        fetched: receives the path of each file that was downloaded.
 
     Raises:
-        UserError: an address cannot be reached, or a file is not the one it should be. What was
-            fetched before stays.
+        UserError: an address cannot be reached, or a file is not the expected one. What was
+            fetched before is kept.
     """
     entry = PUBLIC_SETS[name]
     folder = entry.folder(root)
@@ -42,8 +42,8 @@ def prepare(name: str, root: str, fetched: list[str]) -> None:
             print(line.format(folder=folder))
     for source in by_hand:
         print(
-            f"  {source.file} (SHA-256 {source.checksum}), to be placed in {folder}: the same "
-            f"command then unpacks it. Or {', '.join(source.gives)} in {folder}."
+            f"  {source.file} (SHA-256 {source.checksum}): place it in {folder} and run the same "
+            f"command to unpack it. Or provide {', '.join(source.gives)} in {folder}."
         )
     for source in sources:
         path = os.path.join(folder, source.file)
@@ -54,8 +54,8 @@ def prepare(name: str, root: str, fetched: list[str]) -> None:
     missing = check(entry, folder).missing
     if missing and entry.sources and not by_hand:
         print(
-            f"{name} lacks {', '.join(missing)}. What is there is not fetched again: move a folder "
-            "that is not whole, or a file that is not right, away first."
+            f"{name} lacks {', '.join(missing)}. Existing files are not fetched again: first move "
+            "away an incomplete folder or a wrong file."
         )
 
 
@@ -64,7 +64,7 @@ def _fetch(source: Source, path: str, fetched: list[str]) -> None:
         return
     try:
         if source.file.endswith(".json"):
-            # Google Drive may give a page about the file instead of the file
+            # Google Drive may return a page about the file instead of the file
             download(source.url, path + ".new", source.checksum)
             try:
                 read_json(path + ".new")
@@ -76,16 +76,16 @@ def _fetch(source: Source, path: str, fetched: list[str]) -> None:
             download(source.url, path, source.checksum)
     except UserError as error:
         raise type(error)(
-            f"{error}; get the file by other means, place it at '{path}' and run the same command "
-            "again"
+            f"{error}; obtain the file by other means, place it at '{path}' and run the same "
+            "command again"
         ) from error
     fetched.append(path)
 
 
 def _unpack(source: Source, path: str, folder: str, was_fetched: bool) -> None:
-    """Moves the members of an archive that are missing into the dataset's folder."""
+    """Move those members of an archive that are missing into the dataset's folder."""
     temporary = os.path.join(folder, ".unpacking")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
     try:
         if not was_fetched:
             check_file(path, source.checksum)

@@ -1,12 +1,12 @@
 """Where the fifteen public datasets come from, and how many images and classes they have.
 
-Layouts are those of CoOp's DATASETS.md, from which the addresses of its split files are, too.
-Checksums are torchvision's (MD5), TensorFlow Datasets' (SHA-256), and for ImageNet-A and -R the MD5
-that the datasets' users have agreed on. None is known of what Google Drive holds and of
-ImageNet-Sketch: of those, that the archive is whole and the number of images are checked.
+Layouts, and the addresses of the split files, are those of CoOp's DATASETS.md. Checksums are from
+torchvision (MD5), TensorFlow Datasets (SHA-256) and, for ImageNet-A and -R, from the MD5 in common
+use. No checksum is known for the files on Google Drive and for ImageNet-Sketch: there the integrity
+of the archive and the number of images are checked.
 
-Counts are those of the papers' table of datasets (Table 10 of HiCroPL). There UCF101 has 1,808
-validation images; its split file has 1,898, which is also what the publishers' lists leave.
+Counts are from the papers' table of datasets (Table 10 of HiCroPL). It gives UCF101 1,808
+validation images; its split file has 1,898, which agrees with the publishers' lists.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Source:
 
     Attributes:
         file: its name in the dataset's folder.
-        url: its address; "" where people have to get it themselves.
-        checksum: its MD5 or SHA-256; "" where none is known.
-        unpack: for an archive, path in it -> path in the dataset's folder. A path that is itself
-            an archive ("caltech-101/101_ObjectCategories.tar.gz") is unpacked, and has the one
-            member of the other name.
+        url: its address; "" if users must obtain it themselves.
+        checksum: its MD5 or SHA-256; "" if none is known.
+        unpack: for an archive, {path in it: path in the dataset's folder}. A path that is itself
+            an archive ("caltech-101/101_ObjectCategories.tar.gz") is unpacked, and the value names
+            its only member.
     """
 
     file: str
@@ -55,7 +55,7 @@ class Source:
 
     @property
     def gives(self) -> list[str]:
-        """Paths in the dataset's folder that are there when the source has been used."""
+        """Paths in the dataset's folder that this source provides."""
         return list(self.unpack.values()) or [self.file]
 
 
@@ -64,15 +64,15 @@ class PublicSet:
     """One dataset.
 
     Attributes:
-        dataset: its class, which has the names of its folders.
-        images: training, validation and test images of the papers' table.
-        classes: their number.
-        sources: what makes it, in the order of use.
-        folders: where its images are, relative to the dataset's folder.
-        lists: the publishers' text files that name the images in use, a path or its stem first
-            in each line; empty where all images are in use.
+        dataset: its class, which defines the names of its folders.
+        images: numbers of training, validation and test images in the papers' table.
+        classes: number of classes.
+        sources: files to download, in the order of use.
+        folders: its image folders, relative to the dataset's folder.
+        lists: the publishers' text files that list the images in use, each line starting with a
+            path or its stem; empty if all images are in use.
         ignored: class folders that are not in use.
-        by_hand: where to get what has no address, and what else to do.
+        by_hand: where to obtain what has no address, and what else to do.
     """
 
     dataset: type[DatasetBase]
@@ -90,7 +90,7 @@ class PublicSet:
         return self.dataset.split_file if issubclass(self.dataset, PublicDataset) else ""
 
     def folder(self, root: str) -> str:
-        """The dataset's folder below ``root``."""
+        """Return the dataset's folder below ``root``."""
         return os.path.join(root, self.dataset.dataset_dir)
 
     @property
@@ -112,7 +112,7 @@ HUGGING_FACE = "https://huggingface.co/datasets"
 BERKELEY = "https://people.eecs.berkeley.edu/~hendrycks"
 PRINCETON = "https://vision.princeton.edu/projects/2010/SUN"
 
-# By the names of the files in configs/datasets. The largest are last.
+# By the names of the files in configs/datasets, the largest last.
 PUBLIC_SETS = {
     "oxford_pets": PublicSet(
         OxfordPets,
@@ -274,9 +274,9 @@ PUBLIC_SETS = {
         ),
         ("cars_train", "cars_test"),
         by_hand=(
-            "Stanford's server no longer has the images. Mirrors of them, such as Kaggle's, give "
-            "these archives or the folders in them. Where the split file is out of reach, too, a "
-            "run needs cars_test_annos_withlabels.mat and car_devkit.tgz's folder devkit besides.",
+            "Stanford's server no longer has the images. Mirrors, such as Kaggle's, offer these "
+            "archives or the folders in them. If the split file cannot be fetched either, a run "
+            "also needs cars_test_annos_withlabels.mat and the folder devkit of car_devkit.tgz.",
         ),
     ),
     "imagenetv2": PublicSet(
@@ -368,22 +368,22 @@ PUBLIC_SETS = {
         (),
         ("images/train", "images/val"),
         by_hand=(
-            "ImageNet is given to people with an account who agree to its terms: "
+            "ImageNet is available to users with an account who agree to its terms: "
             "https://image-net.org/download-images (ILSVRC2012)",
-            "Put these three, as they are, into {folder}/images:",
+            "Place these three archives, without unpacking them, in {folder}/images:",
             "  ILSVRC2012_img_train.tar      MD5 1d675b47d978889d74fa0da5fadfb00e",
             "  ILSVRC2012_img_val.tar        MD5 29b22e2961454d5413ddabcf34fc5622",
             "  ILSVRC2012_devkit_t12.tar.gz  MD5 fa75699e90414af021442c21a62c3abf",
-            "This sorts them into {folder}/images/train/<class>/ and {folder}/images/val/<class>/:",
+            "This command unpacks them into {folder}/images/train/<class>/ and .../val/<class>/:",
             '  python -c "from torchvision.datasets import ImageNet as I; '
             "[I('{folder}/images', part) for part in ('train', 'val')]\"",
-            "Folders in that form from elsewhere, or links to them, serve as well. CoOp's "
+            "Existing folders in that layout, or links to them, work as well. CoOp's "
             "classnames.txt, in {folder}, is optional.",
         ),
     ),
 }
 
-# CoPrompt's files, by the names of the datasets' classes; {class name: [sentences]}.
+# CoPrompt's files by the names of the datasets' classes; each is {class name: [sentences]}.
 DESCRIPTIONS_URL = "https://raw.githubusercontent.com/ShuvenduRoy/CoPrompt/HEAD/gpt_file/{}.json"
 DESCRIPTIONS = {
     "Caltech101": "caltech_prompt",

@@ -1,4 +1,4 @@
-"""What of a public dataset is there."""
+"""How complete a public dataset is."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ IMAGES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class Status:
-    """What of a dataset is there.
+    """How complete a dataset is.
 
     Attributes:
-        found: images that a run would use.
+        found: number of images that a run would use.
         expected: their number in the papers' table.
-        classes: number of classes; None where neither a list nor the folders tell.
-        split: "there", "absent" or "not needed".
-        missing: what a run lacks, for people; empty where the dataset is complete.
+        classes: number of classes; None if neither a list nor the folders tell.
+        split: "present", "absent" or "not needed".
+        missing: what a run lacks, to be printed; empty if the dataset is complete.
     """
 
     found: int
@@ -36,21 +36,21 @@ class Status:
 
 
 def check(entry: PublicSet, folder: str) -> Status:
-    """Compares a dataset's folder with the papers' table; writes nothing.
+    """Compare a dataset's folder with the papers' table; write nothing.
 
-    Images are those that the split file names, else those that the publishers' lists name, else
-    the image files that are there.
+    Images are those listed in the split file, else those in the publishers' lists, else all image
+    files in the folder.
     """
     there = {path for images in entry.folders for path in _image_files(folder, images)}
     parts, split, missing = entry.images, "not needed", []
     classes: int | None
     lists = [os.path.join(folder, name) for name in entry.lists]
     if entry.split_file:
-        split = "there" if os.path.exists(os.path.join(folder, entry.split_file)) else "absent"
+        split = "present" if os.path.exists(os.path.join(folder, entry.split_file)) else "absent"
     if split == "absent":
         missing.append(entry.split_file)
     try:
-        if split == "there":
+        if split == "present":
             named = read_rows(os.path.join(folder, entry.split_file))
             parts = (len(named["train"]), len(named["val"]), len(named["test"]))
             listed = [row for part in named.values() for row in part]
@@ -67,7 +67,7 @@ def check(entry: PublicSet, folder: str) -> Status:
                 folders = {posixpath.basename(path) for path in folders}
             classes = len(folders) or None
     except UserError as error:
-        missing.append(f"a good file: {error}")
+        missing.append(f"a valid file: {error}")
         return Status(0, sum(entry.images), None, split, missing)
 
     found = len(images & there)
@@ -96,7 +96,7 @@ def _gives(sources: Iterable[Source]) -> list[str]:
 
 
 def _image_files(folder: str, images: str) -> list[str]:
-    """Paths, relative to ``folder``, of the images at any depth of its folder ``images``."""
+    """Return the paths, relative to ``folder``, of all images at any depth of its ``images``."""
     found = []
     for parent, _, names in os.walk(os.path.join(folder, images), followlinks=True):
         place = os.path.relpath(parent, folder).replace(os.sep, "/")
@@ -109,7 +109,7 @@ def _image_files(folder: str, images: str) -> list[str]:
 
 
 def _read_list(path: str) -> list[tuple[str, str]]:
-    """(path, what stands for its class) of each image that a publishers' list names."""
+    """Return (path, class identifier) of each image in a publishers' list."""
     images = []
     for (line,) in read_fields(path, 1):
         name, _, rest = line.partition(" ")
@@ -121,7 +121,7 @@ def _read_list(path: str) -> list[tuple[str, str]]:
 
 
 def report(names: Sequence[str], root: str) -> bool:
-    """Prints the table of these datasets; returns whether all are complete."""
+    """Print the table of these datasets; return whether all are complete."""
     rows, complete = [], True
     for name in names:
         entry = PUBLIC_SETS[name]

@@ -1,6 +1,6 @@
-"""Miniature trees of the fifteen public datasets, in the layout that their users have on disk.
+"""Miniature trees of the fifteen public datasets, in their published layout.
 
-The splits and samples that they must give are worked out here a second time, from the rules alone.
+The expected splits and samples are computed here independently, from the rules alone.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def put(path: Path, content: str | bytes = JPEG) -> None:
 
 
 def cut_in_three(classes: list[list[Row]]) -> Splits:
-    """Half for training, a fifth for validation, the rest for testing, class by class."""
+    """Split each class: half for training, a fifth for validation, the rest for testing."""
     splits: Splits = {part: [] for part in PARTS}
     for rows in classes:
         rows = list(rows)
@@ -59,7 +59,7 @@ def cut_in_three(classes: list[list[Row]]) -> Splits:
 
 
 def cut_in_two(trainval: list[Row], test: list[Row]) -> Splits:
-    """A fifth of the training images of each class for validation."""
+    """Move a fifth of the training images of each class to validation."""
     splits: Splits = {"train": [], "val": [], "test": test}
     for label in dict.fromkeys(row[1] for row in trainval):
         rows = [row for row in trainval if row[1] == label]
@@ -83,7 +83,7 @@ Rule = Callable[[], Splits]
 
 
 def class_folders(images: Path, names: dict[str, str]) -> Rule:
-    """Folders of images; ``names`` is {folder: class name}, written in another order."""
+    """Write folders of images; ``names`` is {folder: class name}, in another order."""
     for folder in sorted(names, reverse=True):
         for number in range(PER_CLASS):
             put(images / folder / f"image_{number:04d}.jpg")

@@ -279,7 +279,7 @@ def test_damaged_folder(tmp_path: Path) -> None:
     lost = dataset.test[4].impath
     os.rename(lost, lost + ".bak")
     with pytest.raises(
-        UserError, match=f"missing, 1 in all; the first is '{lost}'; delete the folder"
+        UserError, match=f"missing images .1 in all.; the first is '{lost}'; delete the folder"
     ):
         build_dataset(config("ThreeColours", tmp_path))
     os.rename(lost + ".bak", lost)

@@ -1,4 +1,4 @@
-"""ImageFolder: one's own photos."""
+"""ImageFolder: the user's own photos."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_files_that_are_no_images_are_counted(tmp_path: Path, capsys) -> None:
     photos(tmp_path, ["a", "b"], 4)
     (tmp_path / "b" / "IMG_1.HEIC").write_bytes(b"")
     build(tmp_path)
-    assert "are not used: .db (2), .heic (1)\n" in capsys.readouterr().out
+    assert ".tiff: .db (2), .heic (1)\n" in capsys.readouterr().out
 
 
 def test_few_shots_and_halves(tmp_path: Path) -> None:
@@ -265,19 +265,19 @@ class Item:
     [
         ("classnames.json", "[]", "is not {folder: class name}"),
         ("classnames.json", '{"a": ""}', "is not {folder: class name}"),
-        ("classnames.json", '{"z": "zoo"}', "'z', which is not there"),
+        ("classnames.json", '{"z": "zoo"}', "'z', which does not exist"),
         (
             "classnames.json",
             '{"a": "one name", "b": "one_name"}',
-            "'a' and 'b' have one class name",
+            "'a' and 'b' have the same class name",
         ),
-        ("classnames.json", '{"b": "A"}', "'a' and 'b' have one class name"),
-        ("templates.txt", "a photo\n", "'a photo' should have one {}"),
-        ("templates.txt", "{} or {}\n", "should have one {}"),
+        ("classnames.json", '{"b": "A"}', "'a' and 'b' have the same class name"),
+        ("templates.txt", "a photo\n", "'a photo' must have one {}"),
+        ("templates.txt", "{} or {}\n", "must have one {}"),
         ("templates.txt", "a {} {x}\n", "no other braces"),
         ("templates.txt", "\n", "has no template"),
         ("split_image_folder.json", "{}", "[path, label, class name]; delete it"),
-        ("c/1.txt", "empty class", "c' has no image"),
+        ("c/1.txt", "empty class", "c' has no readable image"),
     ],
 )
 def test_one_line_for_damage(tmp_path: Path, file: str, content: str, message: str) -> None:
@@ -305,14 +305,14 @@ def test_one_line_for_folders(tmp_path: Path) -> None:
     os.makedirs(tmp_path / "empty" / "split_fewshot")
     for name, message in (
         ("few", "class 'a' has 1 images: too few to train and to test"),
-        ("no_train", "has a folder 'test', but no 'train'"),
-        ("more", "'b' is in '.*', but not in 'train'"),
-        ("both", "'test' and 'train' beside 'a'"),
-        ("empty", "holds no class folders"),
-        ("alone", "the class folder 'a' alone; a classifier needs two"),
-        ("alone_in_part", "train' holds the class folder 'a' alone"),
-        ("called", "folders 'Valid', 'train': parts are called 'train', 'val' and 'test'"),
-        ("no_utf_8", r"b/\\udce9.jpg' is no UTF-8; rename it"),
+        ("no_train", "has a folder 'test' but no 'train'"),
+        ("more", "'b' is in '.*' but not in 'train'"),
+        ("both", "'test' and 'train' next to 'a'"),
+        ("empty", "contains no class folders"),
+        ("alone", "only the class folder 'a'; a classifier needs two"),
+        ("alone_in_part", "train' contains only the class folder 'a'"),
+        ("called", "folders 'Valid', 'train': parts must be named 'train', 'val' and 'test'"),
+        ("no_utf_8", r"b/\\udce9.jpg' is not UTF-8; rename it"),
     ):
         with pytest.raises(UserError, match=message):
             build(tmp_path / name)

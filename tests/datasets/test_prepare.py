@@ -1,4 +1,4 @@
-"""Fetching the public datasets, from a server of this test on miniatures of them."""
+"""Fetching the public datasets: miniatures of them, from a local server."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def zip_of(members: dict[str, Path | bytes]) -> bytes:
 
 
 def packed(source: Source, made: Path) -> bytes:
-    """The source's file, from a tree in the layout of the dataset."""
+    """Return the source's file, made from a tree in the layout of the dataset."""
     if not source.unpack:
         return (made / source.file).read_bytes()
     members: dict[str, Path | bytes] = {"README": b"read me"}
@@ -129,7 +129,7 @@ VERSIONS = {config: (folder, images) for config, folder, images in miniatures.VE
 
 
 def serve(name: str, server: Server, table: dict[str, PublicSet], made: Path) -> PublicSet:
-    """Puts a miniature of a dataset on the server; the table gets its addresses and counts."""
+    """Put a miniature of a dataset on the server, and its addresses and counts into the table."""
     entry = table[name]
     if name in CONFIGS:
         layout = CONFIGS[name]
@@ -158,7 +158,7 @@ def serve(name: str, server: Server, table: dict[str, PublicSet], made: Path) ->
 
 
 def one_error(capsys: pytest.CaptureFixture[str], *pieces: str) -> str:
-    """The last command's errors are one line, apart from progress bars; returns it."""
+    """Check that the last command printed one line of error with these words; return it."""
     lines = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if line]
     lines = [line for line in lines if "B/s" not in line]
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
@@ -185,7 +185,7 @@ def test_what_was_fetched_is_what_the_dataset_reads(tmp_path, server, table, cap
     if name == "stanford_cars":
         assert command(name, "--root", tmp_path / "root") == 1
         printed = capsys.readouterr().out
-        assert f"to be placed in {folder}" in printed
+        assert f"place it in {folder}" in printed
         for source in entry.sources:
             if not source.url:
                 assert f"{source.file} (SHA-256 {source.checksum})" in printed
@@ -202,11 +202,11 @@ def test_what_was_fetched_is_what_the_dataset_reads(tmp_path, server, table, cap
             else []
             for place, dataset in (("root", found), ("made", made))
         ]
-        # without a split file the order is that of the disk
+        # without a split file, images come in directory order
         assert paths[0] == paths[1] if entry.split_file else sorted(paths[0]) == sorted(paths[1])
     left = names_in(folder) - {path.split("/")[0] for s in entry.sources for path in s.gives}
     by_hand = {source.file for source in entry.sources if not source.url}
-    assert left == by_hand  # what was fetched is gone, what people brought is not
+    assert left == by_hand  # fetched archives are gone, those that the user placed are kept
 
     asked = len(server.asked)
     assert command(name, "--root", tmp_path / "root") == 0
@@ -231,7 +231,7 @@ def test_a_download_that_was_whole_when_it_was_killed(tmp_path, server, table) -
     serve("oxford_pets", server, table, tmp_path / "made")
     part = tmp_path / "root" / "oxford_pets" / "images.tar.gz.part"
     miniatures.put(part, server.files["images.tar.gz"])
-    miniatures.put(part.parent / ".unpacking" / "images" / "half", b"")  # and so was an unpacking
+    miniatures.put(part.parent / ".unpacking" / "images" / "half", b"")  # while unpacking, too
     assert command("oxford_pets", "--root", tmp_path / "root") == 0
     assert names_in(part.parent) == {"images", "annotations", "split_zhou_OxfordPets.json"}
     assert not (part.parent / "images" / "half").exists()
@@ -334,7 +334,7 @@ def test_what_is_there_is_not_fetched_again(tmp_path, server, table, capsys) -> 
     serve("dtd", server, table, tmp_path / "made")
     miniatures.put(tmp_path / "root" / "dtd" / "images" / "banded" / "image_0001.jpg")
     assert command("dtd", "--root", tmp_path / "root") == 1
-    assert "dtd lacks 32 of the images. What is there is not" in capsys.readouterr().out
+    assert "dtd lacks 32 of the images. Existing files are not" in capsys.readouterr().out
     assert len(list((tmp_path / "root" / "dtd" / "images").rglob("*.jpg"))) == 1
     shutil.rmtree(tmp_path / "root" / "dtd" / "images")
     assert command("dtd", "--root", tmp_path / "root") == 0
@@ -440,16 +440,16 @@ def test_check_of_a_half_filled_root(tmp_path, server, table, capsys) -> None:
         count = sum(table[name].images)
         assert rows[name][0] == f"{count} / {count}" and rows[name][-1] == "nothing", name
     expected = {
-        "dtd": ["32 / 33", "3 / 3", "there", "1 of the images"],
+        "dtd": ["32 / 33", "3 / 3", "present", "1 of the images"],
         "oxford_pets": ["33 / 33", "3 / 3", "absent", "split_zhou_OxfordPets.json"],
         "caltech101": ["55 / 55", "5 / 5", "absent", "split_zhou_Caltech101.json"],
         "sun397": ["33 / 33", "3 / 3", "absent", "split_zhou_SUN397.json"],
         "fgvc_aircraft": ["33 / 33", "3 / 3", "not needed", "variants.txt"],
-        "stanford_cars": ["24 / 33", "3 / 3", "there", "cars_test"],
+        "stanford_cars": ["24 / 33", "3 / 3", "present", "cars_test"],
         "imagenetv2": ["3 / 6", "1 / 2", "not needed", "3 of the images"],
     }
     assert {name: rows[name] for name in expected} == expected
-    assert rows["eurosat"][-1].endswith("is no list of [path, label, class name]")
+    assert rows["eurosat"][-1].endswith("is not a list of [path, label, class name]")
     assert "a split file of 18/6/9 images, not 18/6/8" in rows["food101"][-1]
     assert rows["imagenet"][-1] == "images/train, images/val"
 
@@ -458,7 +458,7 @@ def test_check_of_a_half_filled_root(tmp_path, server, table, capsys) -> None:
     ("arguments", "words"),
     [
         (["oxford_pet", "--root", "data"], "got 'oxford_pet'; did you mean 'oxford_pets'"),
-        (["all"], "--root is missing"),
+        (["all"], "--root: expected the folder of the datasets, got none"),
     ],
 )
 def test_bad_arguments(capsys, arguments, words) -> None:
@@ -499,7 +499,7 @@ def test_descriptions_are_fetched_and_matched(described, server, capsys) -> None
     (described / "UCF101.json").write_text('{"mine": ["Not to be overwritten."]}')
     assert command("descriptions") == 0
     rows = rows_of(capsys.readouterr().out)
-    assert rows["EuroSAT"] == ["2", "3", "there"] and rows["UCF101"] == ["1", "1", "there"]
+    assert rows["EuroSAT"] == ["2", "3", "present"] and rows["UCF101"] == ["1", "1", "present"]
     assert names_in(described) == {f"{name}.json" for name in DESCRIPTIONS}
     path = described / "EuroSAT.json"
     assert json.loads(path.read_text()) == {"Sea-or-Lake": ["Blue.", "Wet."], "forest": ["Green."]}

@@ -212,16 +212,16 @@ def test_damaged_split_files(tmp_path: Path) -> None:
     damage("'train'", train=[["banded/image_0000.jpg", "first", "banded"]])
     damage("label 0", "'banded'", "'lined'", test=[["banded/image_0000.jpg", 0, "lined"]])
     gap = {part: [row for row in good[part] if row[1] != 1] for part in PARTS}
-    damage("1 is missing and 2 is there", **gap)
+    damage("expected labels 0 to 1, got 2 but not 1", **gap)
     same = {part: [[path, label, "banded"] for path, label, _ in good[part]] for part in PARTS}
-    damage("labels 0 and 1 are both 'banded'", **same)
+    damage("labels 0 and 1 are both named 'banded'", **same)
     file.write_text(json.dumps(good)[:100])
     one_line_about("DescribableTextures", tmp_path, str(file))
 
     file.write_text(json.dumps(good))
     lost = tmp_path / "dtd" / "images" / good["test"][2][0]
     lost.unlink()
-    one_line_about("DescribableTextures", tmp_path, str(file), "missing, 1 in all", str(lost))
+    one_line_about("DescribableTextures", tmp_path, str(file), "missing", "1 in all", str(lost))
 
 
 def test_missing_folders(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_missing_folders(tmp_path: Path) -> None:
     (tmp_path / "dtd").mkdir()
     one_line_about("DescribableTextures", tmp_path, "images' is missing")
     (tmp_path / "dtd" / "images").mkdir()
-    one_line_about("DescribableTextures", tmp_path, "images' holds no class folders")
+    one_line_about("DescribableTextures", tmp_path, "images' contains no class folders")
     (tmp_path / "dtd" / "images" / "banded").mkdir()
     one_line_about("DescribableTextures", tmp_path, "banded' is empty")
     put(tmp_path / "dtd" / "images" / "banded" / "1.jpg")
@@ -249,12 +249,12 @@ def test_missing_folders(tmp_path: Path) -> None:
         (oxford_pets, "annotations/test.txt", "Abyssinian_99 1 1 1\n", "Abyssinian_99.jpg"),
         (oxford_pets, "annotations/trainval.txt", "Abyssinian_20 1 1 1\n", ""),
         (oxford_flowers, "imagelabels.mat", None, "no such file"),
-        (oxford_flowers, "imagelabels.mat", b"MATLAB 5.0", "no MATLAB file"),
+        (oxford_flowers, "imagelabels.mat", b"MATLAB 5.0", "not a MATLAB file"),
         (oxford_flowers, "cat_to_name.json", "{}", "no name for class 3"),
-        (stanford_cars, "devkit/cars_meta.mat", b"", "no MATLAB file"),
+        (stanford_cars, "devkit/cars_meta.mat", b"", "not a MATLAB file"),
         (stanford_cars, "cars_test_annos_withlabels.mat", None, "no such file"),
         (fgvc_aircraft, "images_variant_val.txt", "1000000 DH\n", "unknown class 'DH'"),
-        (fgvc_aircraft, "images_variant_val.txt", b"\xff\xfe", "no text in UTF-8"),
+        (fgvc_aircraft, "images_variant_val.txt", b"\xff\xfe", "not UTF-8 text"),
         (sun397, "Testing_01.txt", "/z/zoo/sun_1.jpg\n", "unknown class 'z/zoo'"),
         (ucf101, "ucfTrainTestlist/classInd.txt", "0 YoYo\n", "'0'"),
         (ucf101, "ucfTrainTestlist/trainlist01.txt", "YoYo 2\n", "'YoYo 2'"),
@@ -427,7 +427,7 @@ def test_a_model_of_imagenet_chooses_among_the_classes_of_a_version(
 def test_folders_of_imagenetv2_are_labels(tmp_path: Path) -> None:
     folder, images = VERSIONS["ImageNetV2"][1:]
     imagenet(tmp_path / folder, images, ["0", "1000"], 1)
-    one_line_about("ImageNetV2", tmp_path, "1000' is no label of the 1000 classes")
+    one_line_about("ImageNetV2", tmp_path, "1000' is not a label of the 1000 classes")
 
 
 def test_broken_images_of_any_dataset_can_be_left_out(tmp_path: Path, capsys) -> None:
