@@ -1,9 +1,10 @@
-"""Cost of an epoch's images: decoded images in memory against files that are read each time.
+"""Cost of loading an epoch's images: from memory, decoded, against reading the files each time.
 
     python -m benchmarks.loading
 
-JPEG files of noise, the augmentation of the methods' configs for ViT-B/16, no worker processes;
-both ways in one run: seconds of the first and of a later epoch, and the ratio of the latter.
+JPEG files of noise, the augmentation of the methods' configs for ViT-B/16, no worker processes.
+Both ways are measured in one run: seconds of the first and of a later epoch, and the ratio of the
+later ones.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from dassl.data.transforms import build_transform
 
 
 def draw(folder: Path, count: int, size: tuple[int, int]) -> list[Datum]:
-    """Images of (width, height), as large in bytes as photographs are."""
+    """Write JPEG images of (width, height) with file sizes like those of photographs."""
     generator = np.random.default_rng(0)
     items = []
     for number in range(count):
-        # noise in blocks of 8 pixels: white noise would be larger than any photograph
+        # noise in blocks of 8 pixels; white noise would give larger files than any photograph
         coarse = generator.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
         path = folder / f"{number}.jpg"
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=95)
@@ -40,7 +41,7 @@ def draw(folder: Path, count: int, size: tuple[int, int]) -> list[Datum]:
 
 
 def epochs(items: Sequence[Datum], megabytes: int, count: int) -> list[float]:
-    """Seconds of each of ``count`` epochs with this much memory for decoded images."""
+    """Return the seconds of each of ``count`` epochs with this much memory for decoded images."""
     cfg = get_cfg_default()
     cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.CACHE_MB = 0, megabytes
     cfg.INPUT.INTERPOLATION = "bicubic"

@@ -1,10 +1,10 @@
-"""Cost of a ProMPT training step: shared prefix against all tokens for each image and class.
+"""Cost of a ProMPT training step: shared prefix against all tokens for every image and class.
 
     python -m benchmarks.promp_step
 
 Forward and backward at the size of ViT-B/16 (random weights, fp32, CPU), each way in a process of
-its own, one after the other: ratio of the times, ratio of the memory that the step takes beside
-the model, largest relative difference of a gradient.
+its own, one after the other: ratio of the times, ratio of the memory that a step takes in addition
+to the model, largest relative difference of a gradient.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trainers.promp import ProMPT
 
 
 class PlainProMPT(ProMPT):
-    """ProMPT whose every image takes every class through the text tower with all its tokens."""
+    """ProMPT that encodes every class with all its tokens for every image."""
 
     def set_classes(self, class_names: Any) -> None:
         super().set_classes(class_names)
@@ -52,13 +52,13 @@ PATHS = {"plain": PlainProMPT, "shared": ProMPT}
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had so far."""
+    """Return the peak memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def measure(path: str, batch: int, classes: int, repeats: int, gradients: str) -> dict[str, float]:
-    """Seconds of the fastest step and bytes that steps add; saves the gradients of a step."""
+    """Return the seconds of the fastest step and the bytes that steps add; save one's gradients."""
     cfg = get_cfg_default()
     names = [NAMES[i % len(NAMES)] for i in range(classes)]
     model = PATHS[path](cfg, random_model(VIT_B16), names, ["a photo of a {}."])
@@ -78,7 +78,7 @@ def measure(path: str, batch: int, classes: int, repeats: int, gradients: str) -
 
 
 def measure_apart(path: str, args: argparse.Namespace, gradients: Path) -> dict[str, float]:
-    """``measure`` in a new process: a process's peak of memory never falls."""
+    """Call ``measure`` in a new process, because a process's peak memory never falls."""
     command = [sys.executable, "-m", "benchmarks.promp_step", "--path", path]
     for key in ("batch", "classes", "repeats"):
         command += [f"--{key}", str(getattr(args, key))]
@@ -89,7 +89,7 @@ def measure_apart(path: str, args: argparse.Namespace, gradients: Path) -> dict[
 
 
 def largest_difference(one: Path, other: Path) -> float:
-    """Over all tensors, the largest difference relative to the tensor's largest value."""
+    """Return the largest difference over all tensors, relative to each tensor's largest value."""
     first, second = (torch.load(path, weights_only=True) for path in (one, other))
     return max(
         float((first[name] - second[name]).abs().max() / first[name].abs().max()) for name in first

@@ -2,7 +2,7 @@
 
     python -m benchmarks.text_features
 
-Forward and backward over K classes at the text size of ViT-B/16 (random weights), both ways in
+Forward and backward over K classes with the text tower of ViT-B/16 (random weights), both ways in
 one run: ratio of the times, ratio of the bytes that autograd keeps, largest difference.
 """
 
@@ -37,17 +37,17 @@ VIT_B16 = CLIPConfig(
 
 
 def random_model(config: CLIPConfig) -> CLIP:
-    """A frozen CLIP with random weights."""
+    """Make a frozen CLIP with random weights."""
     torch.manual_seed(0)
     return CLIP(config).eval().requires_grad_(False)
 
 
 def plain_features(model: CLIP, ids: Tensor, prompts: list[Tensor]) -> Tensor:
-    """Every text on all its tokens, as the public codebases compute it.
+    """Encode every text with all its tokens, as the public codebases do.
 
     Args:
         ids: (N, context length).
-        prompts: of the first layers, (m, d_t) for all texts or (N, m, d_t).
+        prompts: prompts of the first layers, (m, d_t) for all texts or (N, m, d_t).
     """
     m = prompts[0].shape[-2]
     x = model.token_embedding(ids)
@@ -63,7 +63,7 @@ def plain_features(model: CLIP, ids: Tensor, prompts: list[Tensor]) -> Tensor:
 
 
 def measure(model: CLIP, features: Callable[[], Tensor], repeats: int) -> tuple[float, int, Tensor]:
-    """Median seconds of forward and backward, bytes of activations kept, the features."""
+    """Return median seconds of forward and backward, bytes of activations kept, the features."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--depth", type=int, default=12, help="layers that have prompts")
+    parser.add_argument("--depth", type=int, default=12, help="number of layers with prompts")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     # the vision tower, which is not used, is small

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "run": "do the steps of one protocol for one method, dataset and seed",
-    "table": "train and test methods under one protocol and print one table",
+    "table": "train and test methods under one protocol and print a table",
     "ablations": "repeat the papers' ablation tables of ProMPT and HISF on Shapes",
-    "figures": "draw what ProMPT and HISF keep of an evaluation",
-    "script": "what the shell scripts of scripts/ call",
+    "figures": "draw what ProMPT and HISF record in an evaluation",
+    "script": "run by the shell scripts in scripts/",
 }
-USAGE = "usage: python -m experiments COMMAND [OPTION...]; COMMAND --help says which"
+USAGE = "usage: python -m experiments COMMAND [OPTION...]; see COMMAND --help"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command that is named first; return its exit code."""
+    """Run the command named first; return its exit code."""
     if argv[:1] and argv[0] in ("-h", "--help"):
         print(USAGE, *(f"  {name:10} {text}" for name, text in COMMANDS.items()), sep="\n")
         return 0

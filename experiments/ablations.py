@@ -1,11 +1,11 @@
-"""Repeat the papers' ablation tables of ProMPT and HISF on Shapes, the papers' figures beside.
+"""Repeat the ablation tables of the ProMPT and HISF papers on Shapes, next to their figures.
 
     python -m experiments ablations --tables promp4 promp5 hisf4 hisf5 --seeds 1 2 3
 
-Base-to-novel with ViT-Mini; every row is one setting of the config. Runs are those of
-``experiments.table`` and lie in the same folders, so that what one of the two commands has finished
-the other does not repeat. ``hisf_lambdas`` is the search that chose HISF's lambdas: accuracy on
-the validation images of the base classes, novel classes and test images unseen.
+Base-to-novel with ViT-Mini; every row is one setting of the config. The runs use the same folders
+as ``experiments.table``, so neither command repeats what the other has finished. ``hisf_lambdas``
+is the search that chose HISF's lambdas by accuracy on the validation images of the base classes,
+without novel classes or test images.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Row(NamedTuple):
     """A line of a paper's table.
 
     Args:
-        label: what the paper calls it.
+        label: its name in the paper.
         method: the trainer.
         options: KEY VALUE pairs for its config.
-        paper: base, novel and harmonic mean there, averages over 11 datasets; "-" where not given.
+        paper: the paper's base, novel and harmonic mean, averages over 11 datasets; "-" if none.
     """
 
     label: str
@@ -84,7 +84,7 @@ TABLES: dict[str, tuple[str, list[Row]]] = {
     "hisf4": (
         "HISF, Table 4: modules",
         [
-            # the figures of this row are those of MaPLe's paper
+            # this row has the figures of MaPLe's paper
             Row("MaPLe setting", "MaPLe", (), ("82.28", "75.14", "78.55")),
             hisf("w/o PI", ("83.76", "75.57", "79.66"), PROMPT_INIT=False),
             hisf("w/o SF", ("82.45", "74.96", "78.71"), SEMANTIC_FUSION=False),
@@ -114,7 +114,7 @@ LAMBDAS_SA = (0.1, 1.0, 10.0)
 
 
 def jobs_of(row: Row, arguments: argparse.Namespace) -> list[Job]:
-    """List base-to-novel with a row's settings, a job for each seed."""
+    """List the base-to-novel jobs with a row's settings, one for each seed."""
     what = {"overrides": row.options, "root": arguments.root, "output_dir": arguments.output_dir}
     return [
         Job(BASE2NEW, tuple(runs_of(BASE2NEW, row.method, DATASET, seed, SHOTS, **what)))
@@ -123,13 +123,13 @@ def jobs_of(row: Row, arguments: argparse.Namespace) -> list[Job]:
 
 
 def search_jobs_of(row: Row, arguments: argparse.Namespace) -> list[Job]:
-    """List the trainings on base classes alone, which are tested on their validation images."""
+    """List the jobs that train on base classes and test on their validation images."""
     on_validation = row._replace(options=(*row.options, "TEST.SPLIT", "val"))
     return [Job(BASE2NEW, job.runs[:1]) for job in jobs_of(on_validation, arguments)]
 
 
 def search_rows() -> list[Row]:
-    """List HISF with each pair of lambda_1 and lambda_2."""
+    """List the rows of HISF with each pair of lambda_1 and lambda_2."""
     return [
         hisf(f"{first} {second}", ("-", "-", "-"), LAMBDA_LE=first, LAMBDA_SA=second)
         for first, second in itertools.product(LAMBDAS_LE, LAMBDAS_SA)
@@ -137,7 +137,7 @@ def search_rows() -> list[Row]:
 
 
 def ablation_table(rows: Sequence[Row], arguments: argparse.Namespace, scores: Scores) -> str:
-    """Render mean and standard deviation over seeds, and what the paper gives."""
+    """Render mean and standard deviation over seeds next to the paper's figures."""
     lines = []
     for row in rows:
         jobs = jobs_of(row, arguments)
@@ -149,12 +149,12 @@ def ablation_table(rows: Sequence[Row], arguments: argparse.Namespace, scores: S
 
 
 def search_table(arguments: argparse.Namespace, scores: Scores) -> str:
-    """Render validation accuracies, lambda_1 down and lambda_2 to the right, and the best pair."""
+    """Render validation accuracies, lambda_1 by row and lambda_2 by column, and the best pair."""
     found = {
         row.label: scores.accuracies(job.runs[0] for job in search_jobs_of(row, arguments))
         for row in search_rows()
     }
-    # the smaller of equals
+    # the smaller pair if equal
     best = max(found, key=lambda label: statistics.fmean(found[label] or [-1.0]))
     header = ("lambda_1 \\ lambda_2", *map(str, LAMBDAS_SA))
     lines = [
@@ -167,7 +167,7 @@ def search_table(arguments: argparse.Namespace, scores: Scores) -> str:
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments ablations",
-        description="Repeat the papers' ablation tables of ProMPT and HISF on Shapes.",
+        description="Repeat the ablation tables of the ProMPT and HISF papers on Shapes.",
     )
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=[*TABLES, SEARCH])
     add_run_arguments(parser)

@@ -1,4 +1,4 @@
-"""Which config file a method is run with: its paper's, or on the embedded datasets ViT-Mini's."""
+"""Which config file a method runs with: its paper's, or ViT-Mini's on the embedded datasets."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from experiments.protocols import Protocol
 CONFIGS = Path("configs")
 MINI = "ViT-Mini"
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
-CLOSED_SET = ("LinearProbe",)  # know the classes that they were trained on and no others
+CLOSED_SET = ("LinearProbe",)  # can predict only the classes that they were trained on
 
 
 class Rule(NamedTuple):
-    """A config file and when it is meant: the first rule of a method that fits counts.
+    """A config file and when it is used: a method's first matching rule applies.
 
     Args:
         config: name of the file, without .yaml.
-        protocols: those it is for; all where empty.
-        datasets: likewise, datasets trained on.
-        shots: likewise.
+        protocols: protocols it is for; empty for all.
+        datasets: training datasets it is for; empty for all.
+        shots: numbers of shots it is for; empty for all.
     """
 
     config: str
@@ -31,14 +31,14 @@ class Rule(NamedTuple):
     shots: Sequence[int] = ()
 
     def fits(self, *case: object) -> bool:
-        """Tell whether protocol, dataset and shots are those of the rule."""
+        """Tell whether the rule applies to protocol, dataset and shots."""
         return all(not known or value in known for known, value in zip(self[1:], case, strict=True))
 
 
 TRANSFER = ("cross_dataset", "domain_generalization")
 FEW_SHOT = ("few_shot",)
 IMAGENET = ("imagenet",)
-# These far from CLIP's images take later epochs into the aggregate (as in the public code).
+# Far from CLIP's images, later epochs enter the aggregate (as in the public code).
 LATE_AGGREGATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 
 PAPERS: dict[str, tuple[Rule, ...]] = {
@@ -46,7 +46,7 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     "ZeroshotCLIP2": (Rule("vit_b16"),),
     "LinearProbe": (Rule("vit_b16"),),
     "CoOp": (
-        # The fewer the shots, the fewer the epochs (as in the paper); ImageNet always 50.
+        # Fewer shots, fewer epochs (as in the paper); ImageNet always has 50.
         Rule("vit_b16_ep50", FEW_SHOT, IMAGENET),
         Rule("vit_b16_ep50", FEW_SHOT, shots=(1,)),
         Rule("vit_b16_ep100", FEW_SHOT, shots=(2, 4)),
@@ -94,12 +94,12 @@ def is_embedded(dataset: str) -> bool:
 def config_of(
     trainer: str, protocol: Protocol, dataset: str, shots: int, backbone: str = ""
 ) -> str:
-    """Name the config file of a method, trained on ``dataset``, without folder and .yaml.
+    """Name the config file of a method trained on ``dataset``, without folder and .yaml.
 
-    ViT-Mini's where that is the backbone, as it is for the embedded datasets unless one is given.
+    It is ViT-Mini's if that is the backbone, which is the default for the embedded datasets.
 
     Raises:
-        UserError: the method has none for this.
+        UserError: no rule of the method applies.
     """
     if backbone == MINI or (is_embedded(dataset) and not backbone):
         rules: tuple[Rule, ...] = MINIATURES.get(trainer, MINIATURE)
@@ -110,5 +110,5 @@ def config_of(
             return rule.config
     raise UserError(
         f"config: expected a name (--config, CFG) from {CONFIGS / 'trainers' / trainer}, got none; "
-        f"experiments/configs.py knows no usual one for {trainer}"
+        f"experiments/configs.py has no default for {trainer}"
     )

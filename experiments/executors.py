@@ -1,7 +1,7 @@
-"""Where runs are done: here one after another, or in several processes of this machine.
+"""Executing runs: one after another in this process, or in several processes of this machine.
 
-A job is a chain of runs, each of which may need the one before. Whatever else can do jobs, on other
-machines, gets its place here.
+A job is a chain of runs, each of which may need the one before. Executors for other machines belong
+here, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from experiments.protocols import Protocol
 from experiments.runs import Run
 
-INTERRUPTED = 130  # exit code of a run that was told to stop
+INTERRUPTED = 130  # exit code of an interrupted run
 
 
 class RunFailed(Exception):
@@ -42,11 +42,11 @@ class Job:
 
 
 def do_here(runs: Sequence[Run], first: str) -> int:
-    """Do runs in this process, one after another, and return the exit code of the last one done.
+    """Execute runs in this process, one after another; return the exit code of the last one.
 
     Args:
-        runs: finished ones are named and left as they are; the first failure ends it.
-        first: command that trains what the runs test, for the message where that is missing.
+        runs: finished ones are reported and skipped; the first failure stops the rest.
+        first: command that trains what the runs test, for the message if that is missing.
 
     Raises:
         UserError: a model to test is missing.
@@ -66,19 +66,19 @@ def do_here(runs: Sequence[Run], first: str) -> int:
 
 
 def make_root(root: str) -> None:
-    """Make the usual folder of the datasets, into which the embedded ones are drawn.
+    """Create the default root of the datasets, into which the embedded ones are drawn.
 
-    Any other has to be there: it may be a misspelled one.
+    Any other root must exist, because its name may be misspelled.
     """
     if root == "data":
         Path(root).mkdir(exist_ok=True)
 
 
 def work(job: Job) -> float:
-    """Do those runs of a job that are not finished yet; return the seconds it took.
+    """Execute the unfinished runs of a job; return the seconds it took.
 
     Raises:
-        RunFailed: a run did not end with exit code 0.
+        RunFailed: a run ended with an exit code other than 0.
     """
     import train  # brings torch: in the worker processes alone
 
@@ -90,7 +90,7 @@ def work(job: Job) -> float:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             code = train.main(run.arguments)
         if code == INTERRUPTED:
-            os._exit(code)  # or this worker would begin the job that is next in its queue
+            os._exit(code)  # otherwise this worker would start the next job of its queue
         if code != 0:
             lines = printed.getvalue().strip().splitlines() or [f"exit code {code}"]
             raise RunFailed(f"{job}: {lines[-1].removeprefix('error: ')}")
@@ -98,7 +98,7 @@ def work(job: Job) -> float:
 
 
 def prepare_worker(threads: int) -> None:
-    """Give a worker process its share of the cores, and leave Ctrl-C to its parent."""
+    """Give a worker process its share of the cores; Ctrl-C is handled by its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
@@ -106,12 +106,11 @@ def prepare_worker(threads: int) -> None:
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> int:
-    """Do the jobs in ``workers`` processes; return the exit code of a command that does that.
+    """Execute the jobs in ``workers`` processes; return the exit code of the command.
 
-    A job that fails, or a command that is told to stop, stops all; the line that says so is
-    printed here.
+    A failing job or an interruption stops all jobs; the line that says so is printed here.
     """
-    # Being told to stop is the same as Ctrl-C: no worker may be left behind.
+    # SIGTERM is handled like Ctrl-C, so that no worker is left running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         do_all(jobs, workers)
@@ -125,16 +124,16 @@ def run_all(jobs: Sequence[Job], workers: int) -> int:
 
 
 def do_all(jobs: Sequence[Job], workers: int) -> None:
-    """Do the jobs in ``workers`` processes and print a line as each ends.
+    """Execute the jobs in ``workers`` processes and print a line as each ends.
 
     Raises:
-        RunFailed: a run failed; those under way are stopped.
-        KeyboardInterrupt: likewise.
+        RunFailed: a run failed; the other jobs in progress have been stopped.
+        KeyboardInterrupt: interrupted; the jobs in progress have been stopped.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool = ProcessPoolExecutor(
         workers,
-        # A fork would carry a copy of the parent's state, and hangs where CUDA or OpenMP has run.
+        # A forked process would copy the parent's state, and hang if CUDA or OpenMP has run there.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=prepare_worker,
         initargs=(threads,),
@@ -145,7 +144,7 @@ def do_all(jobs: Sequence[Job], workers: int) -> None:
             seconds = future.result()
             print(f"[{number}/{len(jobs)}] {futures[future]}: {seconds:.0f} s", flush=True)
     except BaseException:
-        # What is under way can be resumed later from its last checkpoint.
+        # Runs in progress can be resumed later from their last checkpoints.
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()

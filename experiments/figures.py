@@ -1,14 +1,14 @@
-"""Draw what ProMPT and HISF keep of an evaluation.
+"""Draw what ProMPT and HISF record in an evaluation.
 
     python -m experiments figures evolution RUN_DIR [--images 6] [--output FILE.png]
     python -m experiments figures attention RUN_DIR [--output FILE.png]
 
-``evolution`` reads the evolution.jsonl that ProMPT leaves with ``TEST.SAVE_EVOLUTION True`` and
-shows, as the paper's Figures 6 and 7 do, images that the iterations corrected, confirmed and
+``evolution`` reads the evolution.jsonl that ProMPT writes with ``TEST.RECORD "('evolution',)"``
+and, like the paper's Figures 6 and 7, shows images that the iterations corrected, confirmed and
 spoiled, with the prediction and the confidence of each step. ``attention`` reads the attention.npz
-that HISF leaves with ``TEST.SAVE_ATTENTION True`` and shows how much the prompt tokens of each
-tower and fusion layer take of each label (eq. 6). The picture lies in RUN_DIR, as evolution.png or
-attention.png, unless --output names another place.
+that HISF writes with ``TEST.RECORD "('attention',)"`` and shows how much the prompt tokens of each
+tower and fusion layer attend to each label (eq. 6). The figure is written to RUN_DIR, as
+evolution.png or attention.png, unless --output names another file.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 DPI = 150
 THUMBNAIL = 256  # pixels of the longer side of an image in the contact sheet
 RIGHT, WRONG = "#9fd8a4", "#f3a6a0"
-NAMED_LABELS = 48  # more classes than these have no names beside the heat maps
+NAMED_LABELS = 48  # with more classes, the heat maps have no class names
 
 
 class Step(NamedTuple):
-    """What an image was taken for after the initialization or after an iteration."""
+    """The prediction for an image after the initialization or after an iteration."""
 
     label: int
     name: str
@@ -67,7 +67,7 @@ class Evolution(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Images that the iterations did the same to, those that show it best first."""
+    """Images on which the iterations had the same effect, the clearest cases first."""
 
     title: str
     images: list[Evolution]
@@ -83,18 +83,18 @@ def read_evolution(path: Path) -> list[Evolution]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise UserError(
-            f"'{path}' does not exist; ProMPT leaves it with TEST.SAVE_EVOLUTION True"
+            f"'{path}' does not exist; ProMPT writes it with TEST.RECORD \"('evolution',)\""
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read '{path}': {error}") from error
     found = [evolution(line, f"line {i} of '{path}'") for i, line in enumerate(lines, start=1)]
     if not found:
-        raise UserError(f"'{path}' is empty, and must have a line for each image")
+        raise UserError(f"'{path}' is empty; expected a line for each image")
     for i, image in enumerate(found, start=1):
         if len(image.steps) != len(found[0].steps):
             raise UserError(
-                f"line {i} of '{path}' has {len(image.steps)} steps, line 1 has "
-                f"{len(found[0].steps)}; all must have equally many"
+                f"line {i} of '{path}' has {len(image.steps)} steps but line 1 has "
+                f"{len(found[0].steps)}; all must have the same number"
             )
     return found
 
@@ -116,8 +116,8 @@ def evolution(line: str, place: str) -> Evolution:
 def groups_of(images: Sequence[Evolution]) -> list[Group]:
     """Group the images that were corrected, confirmed and spoiled.
 
-    First come those whose own class gained most probability, of the spoiled ones those whose own
-    class lost most; equal ones stay in the order of the file.
+    Images whose own class gained the most probability come first, in the spoiled group those whose
+    own class lost the most; ties keep the order of the file.
     """
     corrected = [image for image in images if not image.was_right and image.is_right]
     confirmed = [image for image in images if image.was_right and image.is_right]
@@ -130,7 +130,7 @@ def groups_of(images: Sequence[Evolution]) -> list[Group]:
 
 
 def draw_evolution(images: Sequence[Evolution], n_shown: int) -> Figure:
-    """Draw the contact sheet: a column for each group, ``n_shown`` images in each.
+    """Draw the contact sheet: a column for each group with up to ``n_shown`` images.
 
     Raises:
         UserError: an image cannot be read.
@@ -233,16 +233,17 @@ def short(name: str, length: int) -> str:
 
 
 class Attention(NamedTuple):
-    """Read an attention.npz: K class names and, by tower and fusion layer, (m, K) or (K, m, K)."""
+    """An attention.npz: K class names and, by tower and fusion layer, (m, K) or (K, m, K)."""
 
     class_names: list[str]
     weights: dict[str, dict[int, np.ndarray]]
 
 
 def read_attention(path: Path) -> Attention:
-    """
+    """Read an attention.npz.
+
     Raises:
-        UserError: the file is missing, damaged or of another kind.
+        UserError: the file is missing or damaged, or has other contents.
     """
     weights: dict[str, dict[int, np.ndarray]] = {"text": {}, "vision": {}}
     try:
@@ -254,17 +255,17 @@ def read_attention(path: Path) -> Attention:
                     weights[tower][int(layer)] = arrays[key]
     except FileNotFoundError as error:
         raise UserError(
-            f"'{path}' does not exist; HISF leaves it with TEST.SAVE_ATTENTION True"
+            f"'{path}' does not exist; HISF writes it with TEST.RECORD \"('attention',)\""
         ) from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"'{path}' is damaged or no attention.npz: {error}") from error
+        raise UserError(f"'{path}' is damaged or not an attention.npz: {error}") from error
     if not weights["text"] or weights["text"].keys() != weights["vision"].keys():
-        raise UserError(f"'{path}' must have the same fusion layers of both towers")
+        raise UserError(f"'{path}' must have the same fusion layers for both towers")
     for tower, layers in weights.items():
         for layer, array in layers.items():
             if array.ndim not in (2, 3) or array.shape[-1] != len(names) or array.size == 0:
                 raise UserError(
-                    f"'{path}': {tower}.{layer} has shape {array.shape}; allowed: (tokens, "
+                    f"'{path}': {tower}.{layer} has shape {array.shape}; expected (tokens, "
                     f"{len(names)}) or ({len(names)}, tokens, {len(names)})"
                 )
     return Attention(names, weights)
@@ -273,9 +274,9 @@ def read_attention(path: Path) -> Attention:
 def draw_attention(attention: Attention) -> Figure:
     """Draw a heat map for each tower (rows) and fusion layer (columns).
 
-    A row of a heat map is a prompt token and a column a label. Where each class has prompts of its
-    own, rows are the tokens of the first class, then those of the second, and so on. Colors are
-    multiples of 1/K, the weight that a token gives each label when it prefers none.
+    A row of a heat map is a prompt token and a column a label. If each class has its own prompts,
+    the rows are the tokens of the first class, then those of the second, and so on. Colors show
+    multiples of 1/K, the weight of each label if a token prefers none.
     """
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
@@ -314,12 +315,12 @@ def draw_attention(attention: Attention) -> Figure:
             axes.tick_params(axis="x", labelsize=8)
     bar = figure.colorbar(image, ax=panels, shrink=0.6, pad=0.01)
     bar.set_label(f"weight × {len(names):,} (1: every label alike)")
-    figure.suptitle("How much each prompt token takes of each label", fontsize=13, weight="bold")
+    figure.suptitle("How much each prompt token attends to each label", fontsize=13, weight="bold")
     return figure
 
 
 def draw_weights(axes: Axes, weights: np.ndarray, names: Sequence[str], norm: Any) -> Any:
-    """Draw one heat map of (m, K) or (K, m, K); return the image, for the bar of colors."""
+    """Draw one heat map of (m, K) or (K, m, K); return the image, for the color bar."""
     from matplotlib.patches import Rectangle
 
     m, n_labels = weights.shape[-2:]
@@ -351,20 +352,20 @@ def save(figure: Figure, path: Path) -> None:
 
 def image_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}', and must be at least 1")
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got '{text}'")
     return int(text)
 
 
 def png_path(text: str) -> Path:
     if not text.lower().endswith(".png"):
-        raise argparse.ArgumentTypeError(f"'{text}', and must end in .png")
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png, got '{text}'")
     return Path(text)
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments figures",
-        description="Draw what ProMPT and HISF keep of an evaluation.",
+        description="Draw what ProMPT and HISF record in an evaluation.",
     )
     commands = parser.add_subparsers(dest="figure", required=True)
     for name, text in (
@@ -372,13 +373,13 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ("attention", "which labels HISF's prompts attend to"),
     ):
         command = commands.add_parser(name, help=text, description=f"Draw {text}.")
-        command.add_argument("run_dir", type=Path, help="folder of the evaluation")
+        command.add_argument("run_dir", type=Path, help="output folder of the evaluation")
         command.add_argument(
-            "--output", type=png_path, help=f"picture to write (default: RUN_DIR/{name}.png)"
+            "--output", type=png_path, help=f"figure to write (default: RUN_DIR/{name}.png)"
         )
         if name == "evolution":
             command.add_argument(
-                "--images", type=image_count, default=6, help="of each group (default: 6)"
+                "--images", type=image_count, default=6, help="images of each group (default: 6)"
             )
     return parser.parse_args(argv)
 

@@ -1,8 +1,8 @@
 """The protocols of the field as data: classes trained on, classes tested, and the summary.
 
 A protocol is a chain of steps, each one run of ``train.py``; a step that tests a model names the
-step that trained it. Every step says where below the output folder its runs lie (the scheme of
-the public scripts) and in which column of a table its accuracy stands.
+step that trained it. Every step defines the folder of its runs below the output folder (the scheme
+of the public scripts) and the column of a table that shows its accuracy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-NOVEL_CLASSES = "novel classes"  # what a method must be able to do: predict classes it never saw
+NOVEL_CLASSES = "novel classes"  # a capability of methods: predicting classes not seen in training
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Step:
     """One run of a protocol.
 
     Args:
-        name: of the step.
+        name: name of the step.
         train: classes trained on (all, base or new).
         test: classes tested.
-        column: heading of its accuracy; may hold {shots} and {target}.
-        folder: of the run; fields are those of ``Run.folder``.
-        loads: the step whose model is tested, None where this step trains one.
-        transfers: test on another dataset than the one trained on, without any shots of it.
-        needs: what the method must be able to do; "" for nothing.
+        column: heading of its accuracy; may contain {shots} and {target}.
+        folder: folder of the run, with the fields of ``Run.folder``.
+        loads: the step whose model is tested; None if this step trains one.
+        transfers: whether it tests on a dataset other than the training one, without its shots.
+        needs: capability that the method must have; "" for none.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Steps in the order of need, and their summary.
+    """Steps in the order of execution, and their summary.
 
     Args:
-        name: on the command line.
-        title: in messages.
-        steps: in the order of need.
-        shots: training images a class; a run of each step for each of these numbers.
+        name: name on the command line.
+        title: name in messages.
+        steps: steps in the order of execution.
+        shots: numbers of training images per class; each step has a run for each of them.
         summary: its heading, and its value from {step name: accuracies in percent}; None for none.
         targets: {dataset trained on: datasets tested}, for steps that transfer.
     """
@@ -61,7 +61,7 @@ class Protocol:
 
 
 def harmonic_mean(base: float, novel: float) -> float:
-    """Return the harmonic mean of two accuracies, 0 where both are 0."""
+    """Return the harmonic mean of two accuracies, 0 if both are 0."""
     return 2 * base * novel / (base + novel) if base + novel else 0.0
 
 
@@ -71,7 +71,7 @@ def base_and_novel(accuracies: Mapping[str, Sequence[float]]) -> float:
 
 
 def mean_of_targets(accuracies: Mapping[str, Sequence[float]]) -> float:
-    """Return the mean accuracy over the target datasets; the source is no part of it."""
+    """Return the mean accuracy over the target datasets, without the source."""
     return fmean(accuracies["test_target"])
 
 

@@ -1,8 +1,8 @@
-"""Do the steps of one protocol for one method, dataset and seed, one after another.
+"""Run the steps of one protocol for one method, dataset and seed, one after another.
 
     python -m experiments run base2new --trainer CoOp --dataset shapes --seed 1
 
-A finished run, one with a results.json, is left as it is; an unfinished one is resumed.
+A finished run, one with a results.json, is skipped; an unfinished one is resumed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from experiments.table import (
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; a wrong one ends with one line and exit code 2."""
+    """Parse the command line; report an invalid one in one line and exit with code 2."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments run",
-        description="Do the steps of one protocol for one method, dataset and seed.",
+        description="Run the steps of one protocol for one method, dataset and seed.",
     )
     parser.add_argument("protocol", choices=PROTOCOLS)
     parser.add_argument("--trainer", required=True, choices=known_methods())
@@ -37,7 +37,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shots", type=number_above_0, default=16)
     steps = dict.fromkeys(step.name for p in PROTOCOLS.values() for step in p.steps)
     parser.add_argument(
-        "--steps", nargs="+", choices=steps, help="of the protocol's (default: all)"
+        "--steps", nargs="+", choices=steps, help="steps of the protocol (default: all)"
     )
     add_setting_arguments(parser)
     add_place_arguments(parser)

@@ -1,7 +1,7 @@
-"""The runs that a protocol means for a method: their folders, and their arguments for train.py.
+"""The runs of a protocol for a method: their folders, and their arguments for train.py.
 
-The folders are those of the public scripts, so that a run which one command has finished is
-finished for all. Overrides and a backbone given by name add one level, below the config file's.
+The folders are those of the public scripts, so that a run that one command has finished is finished
+for all. Overrides and an explicit backbone add one level below the config file's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dassl.errors import UserError
 from experiments.configs import CLOSED_SET, CONFIGS, UNTRAINED, config_of, is_embedded
 from experiments.protocols import NOVEL_CLASSES, Protocol, Step
 
-# As dassl.engine.run_folder has it, which brings torch: to skip a finished run takes no seconds.
+# As in dassl.engine.run_folder, which imports torch: skipping a finished run must not take seconds.
 RESULTS_FILE = "results.json"
 UNTRAINED_FOLDER = "{trainer}/{config}{variant}/{target}{subset}"
-# What last parts of config keys mean is plain, but for these, which several sections have.
+# The last part of a config key identifies it, except for these, which several sections have.
 SHARED_NAMES = ("NAME", "BATCH_SIZE", "SAMPLER", "SUBSAMPLE_CLASSES")
-# Keys that a run sets itself, and what sets them.
+# Keys that a run sets itself, and the options that set them.
 OWN_KEYS = {
     "SEED": "--seed or --seeds",
     "OUTPUT_DIR": "--output-dir",
@@ -41,17 +41,17 @@ class Run:
     """One run of ``train.py``.
 
     Args:
-        step: of the protocol.
+        step: step of the protocol.
         trainer: the method.
-        dataset: trained on.
-        target: tested on; the same but for steps that transfer.
-        seed: of the run.
-        shots: training images a class; 0 for what is not trained.
+        dataset: dataset trained on.
+        target: dataset tested; the same except for steps that transfer.
+        seed: seed of the run.
+        shots: training images per class; 0 if nothing is trained.
         config: name of the method's config file, without .yaml.
         overrides: KEY VALUE pairs for the config.
         backbone: name or weights file of the CLIP; "" for the config file's.
         root: folder of the datasets.
-        output_dir: folder above the folders of all runs.
+        output_dir: parent folder of all runs.
         load_epoch: epoch of the model to test; "" for the last.
     """
 
@@ -70,18 +70,18 @@ class Run:
 
     @property
     def is_trained(self) -> bool:
-        """Tell whether there is anything to train: zero-shot methods are only tested."""
+        """Tell whether the run's method is trained; zero-shot methods are only tested."""
         return self.trainer not in UNTRAINED
 
     @property
     def variant(self) -> str:
-        """The overrides and the backbone, as a name for a folder; "" where there are none."""
+        """The overrides and the backbone as a folder name; "" if there are none."""
         backbone = [f"backbone={self.backbone}"] if self.backbone else []
         return ",".join([*_pairs(self.overrides), *backbone]).replace("/", "-")
 
     @property
     def folder(self) -> Path:
-        """Where the run keeps its files."""
+        """The folder of the run's files."""
         usual = "shapes" if is_embedded(self.target) else "imagenet"
         transfer = self.target if self.dataset == usual else f"{self.dataset}_to_{self.target}"
         place = (self.step.folder if self.is_trained else UNTRAINED_FOLDER).format(
@@ -95,13 +95,13 @@ class Run:
             shots=self.shots,
             seed=self.seed,
         )
-        # One epoch's result must not pass for another's.
+        # One epoch's result must not be mistaken for another's.
         epoch = f"_epoch{self.load_epoch}" if self.load_epoch else ""
         return self.output_dir / f"{place}{epoch}"
 
     @property
     def old_folders(self) -> list[Path]:
-        """Where ``benchmarks.table`` kept the files of the same run, in a scheme of its own."""
+        """The folders of the same run in the scheme of the former ``benchmarks.table``."""
         parts = {
             "train_base": "train_base" if self.is_trained else "base",
             "test_new": "new",
@@ -120,18 +120,18 @@ class Run:
 
     @property
     def place(self) -> Path:
-        """The folder in which the run is finished, and where it is not, the one to do it in."""
+        """The folder in which the run has finished, or else the one to run it in."""
         folders = (self.folder, *self.old_folders)
         return next((f for f in folders if (f / RESULTS_FILE).is_file()), self.folder)
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether the run has left its results."""
+        """Tell whether the run has written its results."""
         return (self.place / RESULTS_FILE).is_file()
 
     @property
     def model(self) -> Run | None:
-        """The run whose model this one tests, None where it trains one or there is none."""
+        """The run whose model this one tests; None if it trains one or there is none."""
         if self.step.loads is None or not self.is_trained:
             return None
         return replace(self, step=self.step.loads, target=self.dataset, load_epoch="")
@@ -173,23 +173,23 @@ class Run:
         return self.step.column.format(shots=self.shots, target=self.target)
 
     def check_model(self, first: str) -> None:
-        """Check that the model to test is there.
+        """Check that the model to test exists.
 
         Raises:
-            UserError: it is not; the message names ``first``, the command that trains it.
+            UserError: it does not; the message names ``first``, the command that trains it.
         """
-        # An epoch asked for may be there before training is over.
+        # A given epoch may exist before training has finished.
         if self.model and not self.load_epoch and not self.model.is_finished:
             raise UserError(
                 f"no finished training in {self.model.folder}; "
-                f"run first, with the same settings: {first}"
+                f"first run, with the same settings: {first}"
             )
 
     def results(self) -> dict[str, Any]:
         """Read the results of the finished run, whose "accuracy" is a number in percent.
 
         Raises:
-            UserError: the file is missing, damaged or without an accuracy.
+            UserError: the file is missing or damaged, or has no accuracy.
         """
         path = self.place / RESULTS_FILE
         try:
@@ -214,13 +214,15 @@ def _short(key: str) -> str:
 
 
 def check_overrides(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Return KEY VALUE pairs that a run may have.
+    """Return KEY VALUE pairs after checking that a run may have them.
 
     Raises:
-        UserError: a key has no value, or is one that the run sets itself.
+        UserError: a key has no value, or the run sets it itself.
     """
     if len(overrides) % 2:
-        raise UserError(f"overrides: expected KEY VALUE pairs, got '{overrides[-1]}' alone")
+        raise UserError(
+            f"overrides: expected KEY VALUE pairs, got '{overrides[-1]}' without a value"
+        )
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         if key in OWN_KEYS:
             raise UserError(f"{key}: expected to be set by {OWN_KEYS[key]}, got override {value}")
@@ -241,25 +243,25 @@ def runs_of(
     root: str = "data",
     output_dir: str | os.PathLike[str] = "output",
 ) -> list[Run]:
-    """List the runs of a protocol for one method, dataset and seed, in the order of need.
+    """List the runs of a protocol for one method, dataset and seed, in the order of execution.
 
-    What is not trained is the same with every seed and any shots: it has seed 1 and 0 shots.
+    Runs that are not trained do not depend on seed and shots: they have seed 1 and 0 shots.
 
     Args:
         protocol: one of ``protocols.PROTOCOLS``.
-        trainer: the method; where it lacks what a step needs, the step is left out.
-        dataset: trained on.
-        seed: of every run.
-        shots: training images a class.
-        config: name of its config file; "" for the usual one.
+        trainer: the method; steps that need a capability it lacks are left out.
+        dataset: dataset trained on.
+        seed: seed of every run.
+        shots: training images per class.
+        config: name of its config file; "" for the default one.
         overrides: KEY VALUE pairs for the config.
         backbone: name or weights file of the CLIP; "" for the config file's.
-        targets: datasets to transfer to; the protocol's where empty.
+        targets: datasets to transfer to; empty for the protocol's.
         root: folder of the datasets.
-        output_dir: folder above the folders of all runs.
+        output_dir: parent folder of all runs.
 
     Raises:
-        UserError: overrides that cannot be, no config or no targets known.
+        UserError: the overrides are invalid, or no config or targets are known.
     """
     first = Run(
         protocol.steps[0],
@@ -281,6 +283,8 @@ def runs_of(
             places = list(targets or protocol.targets.get(dataset, ()))
             if not places:
                 known = ", ".join(protocol.targets)
-                raise UserError(f"targets: expected some, or a source of {known}; got '{dataset}'")
+                raise UserError(
+                    f"targets: expected dataset names, or a source among {known}; got '{dataset}'"
+                )
         runs += [replace(first, step=step, target=place) for place in places]
     return runs

@@ -1,21 +1,22 @@
-"""What the shell scripts of scripts/ call, with their arguments and settings of the environment.
+"""Run what the shell scripts in scripts/ ask for, by their arguments and the environment.
 
     python -m experiments script TRAINER STEP CALLED FOLDER ARGUMENT...
 
-CALLED and FOLDER: the script as it was called, and from where. Read from the environment:
+CALLED is the path by which the script was called, FOLDER the folder it was called from. Environment
+variables:
 
     DATA     folder of the datasets                  (default: data, in the repository)
-    SHOTS    training images for each class          (default: 16)
+    SHOTS    training images per class               (default: 16)
     CFG      config file in configs/trainers/<TRAINER>, without .yaml
              (default: the paper's ViT-B/16 file; for the embedded datasets the ViT-Mini one)
     LOADEP   epoch to load in the test scripts       (default: the last one)
-    SEED     of few_shot.sh, or several              (default: 1 2 3)
+    SEED     one or more seeds for few_shot.sh       (default: 1 2 3)
     SOURCE   dataset trained on, for xd_test.sh      (default: imagenet; for embedded ones shapes)
     SUB      classes of zeroshot.sh                  (default: all; or base, new)
     TRAINER  method of zeroshot.sh                   (default: ZeroshotCLIP; or ZeroshotCLIP2)
     PYTHON   interpreter, read by the scripts        (default: .venv's, python or python3)
 
-A finished run, one with a results.json, is left as it is; an unfinished one is resumed.
+A finished run, one with a results.json, is skipped; an unfinished one is resumed.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ from experiments.runs import Run, runs_of
 
 ZEROSHOT = "zeroshot"
 PROTOCOL_OF = {s.name: p for p in (BASE2NEW, FEW_SHOT, CROSS_DATASET) for s in p.steps}
-# Zero-shot methods: the protocol's step that tests these classes.
+# For zero-shot methods: the protocol's step that tests these classes.
 ZEROSHOT_STEPS = {"all": "train_all", "base": "train_base", "new": "test_new"}
 
 
 def setting(name: str, default: str = "") -> str:
-    """Return a variable of the environment, an empty one as if it were not set."""
+    """Return an environment variable; an empty one counts as not set."""
     return os.environ.get(name) or default
 
 
 def number(name: str, text: str) -> int:
-    """Read a whole number.
+    """Parse a whole number.
 
     Raises:
-        UserError: it is none.
+        UserError: ``text`` is not one.
     """
     try:
         return int(text)
@@ -56,7 +57,7 @@ def number(name: str, text: str) -> int:
 
 
 def runs_for(trainer: str, step: str, folder: str, arguments: Sequence[str]) -> list[Run]:
-    """List the runs that a script means by its arguments and the environment."""
+    """List the runs that a script's arguments and the environment ask for."""
     target, shots, seeds = arguments[0], setting("SHOTS", "16"), ["1"]
     if step == ZEROSHOT:
         trainer, classes = setting("TRAINER", trainer), setting("SUB", "all")
@@ -77,7 +78,7 @@ def runs_for(trainer: str, step: str, folder: str, arguments: Sequence[str]) -> 
             *(protocol, trainer, source, number("SEED", seed), number("SHOTS", shots)),
             config=setting("CFG"),
             targets=[target],
-            # as seen from where the script was called
+            # relative to the folder the script was called from
             root=os.path.join(folder, setting("DATA")) if setting("DATA") else "data",
         ):
             if run.step.name == step:

@@ -1,11 +1,11 @@
-"""Train and test methods under one protocol and prints one table of their accuracies.
+"""Train and test methods under one protocol and print a table of their accuracies.
 
     python -m experiments table --datasets shapes --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 2 3
     python -m experiments table --protocol cross_dataset --datasets imagenet --methods MMA --no-run
 
 Every run is one call of ``train.main``, as on the command line, in the folder that the scripts use.
-A run that is finished is not repeated, and one that was stopped is resumed, so the same command may
-be given again. Results that are damaged or missing are skipped and counted.
+Finished runs are skipped and interrupted ones resumed, so the same command can be repeated. Damaged
+or missing results are skipped and counted.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from experiments.executors import Job, run_all
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
 from experiments.runs import Run, runs_of
 
-ALL_CLASSES = "All classes"  # column of the few-shot runs beside base-to-novel
+ALL_CLASSES = "All classes"  # column of the few-shot runs next to base-to-novel
 
 
 class Scores:
-    """Read the accuracies of finished runs; what is damaged or missing is skipped and counted."""
+    """The accuracies of finished runs; damaged or missing ones are skipped and counted."""
 
     def __init__(self) -> None:
         self.backbones: dict[str, None] = {}  # of the runs read, in their order
@@ -36,7 +36,7 @@ class Scores:
         self._damaged = 0
 
     def accuracy(self, run: Run) -> float | None:
-        """Return the accuracy in percent, None where there is none; a damaged file is named."""
+        """Return the accuracy in percent, None if there is none; report a damaged file."""
         folder = run.folder
         if folder not in self._accuracies:
             self._accuracies[folder] = self._read(run) if run.is_finished else None
@@ -55,11 +55,11 @@ class Scores:
         return float(results["accuracy"])
 
     def accuracies(self, runs: Iterable[Run]) -> list[float]:
-        """Return the accuracies that there are."""
+        """Return the accuracies that exist."""
         return [a for a in map(self.accuracy, runs) if a is not None]
 
     def summary(self, job: Job) -> list[float]:
-        """Return the protocol's summary of a job, nothing where an accuracy for it is not there."""
+        """Return the protocol's summary of a job, empty if an accuracy for it is missing."""
         steps: dict[str, list[float]] = {step.name: [] for step in job.protocol.steps}
         for run in job.runs:
             steps[run.step.name] += self.accuracies([run])
@@ -78,7 +78,7 @@ class Scores:
 
 
 def cell(values: Sequence[float]) -> str:
-    """Format mean and, of several seeds, (population) standard deviation; "-" for no value."""
+    """Format the mean and, over several seeds, (population) standard deviation; "-" if empty."""
     if not values:
         return "-"
     mean = f"{statistics.fmean(values):.1f}"
@@ -90,8 +90,8 @@ def tabulate(
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the header and the rows of a table of finished jobs.
 
-    A row is a dataset and a method, in the order of ``jobs``, where there are several numbers of
-    shots and the columns do not tell them apart, also one of these. Cells are over seeds.
+    A row is a dataset and a method, in the order of ``jobs``, and also a number of shots if there
+    are several that the columns do not tell apart. Cells summarize all seeds.
     """
     runs = sorted((r for job in jobs for r in job.runs), key=lambda r: r.shots)
     headings = [s.column for s in protocol.steps if "{" not in s.column]
@@ -116,7 +116,7 @@ def tabulate(
 
 
 def render(header: tuple[str, ...], table: Sequence[tuple[str, ...]]) -> str:
-    """Return the table as Markdown, its columns padded so that it reads well on a terminal too."""
+    """Return the table as Markdown, its columns padded to be readable on a terminal, too."""
     from dassl.utils.table import aligned  # brings torch, which --help does not wait for
 
     return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned(header, table))
@@ -126,7 +126,7 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
     """List the jobs that the command line asks for, dataset by dataset and method by method.
 
     Raises:
-        UserError: as ``runs_of``, or a config file does not exist.
+        UserError: ``runs_of`` raises it, or a config file does not exist.
     """
     protocol = PROTOCOLS[arguments.protocol]
     jobs: dict[Job, None] = {}
@@ -145,7 +145,7 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
                             root=arguments.root,
                             output_dir=arguments.output_dir,
                         )
-                        # What is not trained is the same with every seed and any shots.
+                        # Runs that are not trained do not depend on seed and shots.
                         jobs[Job(kind, tuple(runs))] = None
     for path in {run.config_file: None for job in jobs for run in job.runs}:
         if not path.is_file():
@@ -154,14 +154,14 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
 
 
 def number_above_0(text: str) -> int:
-    """Read a whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got '{text}'")
     return int(text)
 
 
 def add_place_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where data and runs are."""
+    """Add the options for the folders of data and runs."""
     parser.add_argument("--root", default="data", help="folder of the datasets (default: data)")
     parser.add_argument(
         "--output-dir", default="output", help="folder of all runs (default: output)"
@@ -169,65 +169,77 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which config a method is run with."""
-    parser.add_argument("--config", default="", help="config file's name (default: the paper's)")
-    parser.add_argument("--backbone", default="", help="of all runs, not the config file's")
+    """Add the options for the config that a method runs with."""
+    parser.add_argument(
+        "--config", default="", help="name of the config file (default: the paper's)"
+    )
+    parser.add_argument(
+        "--backbone", default="", help="backbone of all runs, in place of the config file's"
+    )
     parser.add_argument("--targets", nargs="+", default=[], help="datasets to transfer to")
     parser.add_argument(
-        "--overrides", nargs="+", default=[], metavar="KEY VALUE", help="of config keys"
+        "--overrides",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="settings of config keys, for all runs",
     )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every command that does jobs."""
+    """Add the options of every command that executes jobs."""
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     add_place_arguments(parser)
     parser.add_argument(
         "--workers",
         type=number_above_0,
         default=min(4, os.cpu_count() or 1),
-        help="runs at a time, which share the cores (default: one for each core, at most 4)",
+        help="runs at a time, sharing the cores (default: one per core, at most 4)",
     )
 
 
 def known_methods() -> list[str]:
-    """Name the methods that have config files."""
+    """List the methods that have config files."""
     return sorted(path.name for path in CONFIGS.glob("trainers/[!_]*"))
 
 
 def known_datasets() -> list[str]:
-    """Name the datasets that have a config file."""
+    """List the datasets that have a config file."""
     return sorted(path.stem for path in CONFIGS.glob("datasets/[!_]*.yaml"))
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse and check the command line; a wrong one ends with one line and exit code 2."""
+    """Parse and check the command line; report an invalid one in one line and exit with code 2."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments table",
-        description="Train and test methods under one protocol and print one table.",
+        description="Train and test methods under one protocol and print a table.",
     )
     methods, datasets = known_methods(), known_datasets()
     parser.add_argument("--protocol", default=BASE2NEW.name, choices=PROTOCOLS)
     parser.add_argument("--datasets", nargs="+", default=["shapes"], choices=datasets)
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument(
-        "--shots", nargs="+", type=number_above_0, default=[], help="default: the protocol's"
+        "--shots",
+        nargs="+",
+        type=number_above_0,
+        default=[],
+        help="images per class (default: the protocol's)",
     )
     parser.add_argument(
         "--few-shot",
         nargs="+",
         default=[],
         choices=datasets,
-        help="of the datasets: those on which to train on all classes too",
+        help="datasets, among --datasets, on which to train on all classes, too",
     )
-    parser.add_argument("--no-run", action="store_true", help="only read what is finished")
+    parser.add_argument("--no-run", action="store_true", help="only read finished runs")
     add_setting_arguments(parser)
     add_run_arguments(parser)
     arguments = parser.parse_args(argv)
     if not set(arguments.few_shot) <= set(arguments.datasets):
         parser.error("--few-shot names a dataset that --datasets does not")
     if arguments.few_shot and arguments.protocol != BASE2NEW.name:
-        parser.error(f"--few-shot stands beside --protocol {BASE2NEW.name} alone")
+        parser.error(f"--few-shot requires --protocol {BASE2NEW.name}")
     return arguments
 
 
@@ -242,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.no_run:
         Path(arguments.root).mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        # Methods are usually named from the simplest to the slowest: the slowest start first, so
+        # Methods are usually listed from the fastest to the slowest; the slowest start first, so
         # that no core is idle at the end.
         slowness = {method: number for number, method in enumerate(arguments.methods)}
         by_need = sorted(jobs, key=lambda job: -slowness[job.runs[0].trainer])

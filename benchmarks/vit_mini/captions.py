@@ -1,7 +1,7 @@
 """Captions for ViT-Mini's training: class names in templates, parts of names, and descriptions.
 
-What a caption says of its picture is kept beside it, as numbers, so that training can tell which
-other pictures of a batch the caption is true of as well.
+What a caption says about its picture is stored with it, as numbers, so that training can tell of
+which other pictures of a batch the caption is true, too.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from datasets.embedded.wording import (
 ANY = -1  # the caption says nothing about this attribute
 NONE = -2  # the picture has no such attribute
 
-# What a picture shows and a caption says: (color, texture, shape, medium, glyph), places in the
-# lists below.
+# What a picture shows or a caption says: (color, texture, shape, medium, glyph), as indices into
+# the lists below.
 Facts = tuple[int, int, int, int, int]
 MEDIA = ("photo", "sketch", "cartoon")
 
@@ -90,9 +90,9 @@ def glyph_facts(character: str) -> Facts:
 
 
 def caption(random: Random, facts: Facts) -> tuple[str, Facts]:
-    """A caption that is true of a picture, and the facts that it tells (the others ``ANY``)."""
+    """Make a caption that is true of a picture; return it and its facts (all others ``ANY``)."""
     text, told = _glyph_caption(random, facts) if facts[4] >= 0 else _shape_caption(random, facts)
-    # Learned prompts will stand in front of a name, so names must be read at any place.
+    # Learned prompts will precede a name, so names must be understood at any position.
     if random.random() < 0.35:
         words = random.choices(FILLERS, k=random.randint(1, 17))
         if random.random() < 0.3:

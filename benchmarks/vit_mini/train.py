@@ -1,12 +1,12 @@
-"""Trains ViT-Mini, the CLIP model of the embedded benchmark, on drawn and captioned pictures.
+"""Train ViT-Mini, the CLIP model of the embedded benchmark, on drawn and captioned pictures.
 
     python -m benchmarks.vit_mini.train --pictures pictures.npz --output clip/weights/ViT-Mini.pt
 
-The pictures are drawn once and kept in the file ``--pictures``; captions are made anew for every
-batch. The loss is CLIP's contrastive cross-entropy for captions that may be true of several
+The pictures are drawn once and stored in the file ``--pictures``; captions are generated anew for
+every batch. The loss is CLIP's contrastive cross-entropy for captions that may be true of several
 pictures of a batch ("a circle"). To save time, only three in eight pictures of a batch get a
-caption of their own, and linear heads, thrown away afterwards, also read color, texture, shape and
-character from the image feature. Each worker process has batches of its own; gradients are averaged
+caption of their own; linear heads, discarded after training, also predict color, texture, shape and
+character from the image feature. Each worker process has its own batches; gradients are averaged
 over the workers.
 """
 
@@ -66,7 +66,7 @@ HEAD_SIZES = {
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
-# (share, look): broader than any one dataset of the benchmark, without its mosaics and prints.
+# (share, look): broader than any single dataset of the benchmark, without its mosaics and prints.
 LOOKS = (
     (0.60, Look()),
     (0.10, Look(medium="sketch", wobble=0.02)),
@@ -92,7 +92,7 @@ HANDS = (
 
 
 def draw(task: tuple[int, int, float]) -> tuple[Picture, Facts]:
-    """Picture number ``index`` of the training set, and what it shows."""
+    """Draw picture number ``index`` of the training set; return it and what it shows."""
     seed, index, share_of_shapes = task
     rng = random_state(seed, index)
     choice = rng.uniform()
@@ -112,8 +112,10 @@ def draw(task: tuple[int, int, float]) -> tuple[Picture, Facts]:
 def draw_all(
     path: Path, seed: int, number: int, share_of_shapes: float, workers: int
 ) -> tuple[Tensor, Tensor]:
-    """Pictures (number, 3, 32, 32) uint8 and facts (number, 5), drawn or read from an earlier run's
-    file.
+    """Draw all pictures, or read them from an earlier run's file.
+
+    Returns:
+        Pictures (number, 3, 32, 32) uint8 and facts (number, 5).
     """
     if not path.exists():
         with multiprocessing.Pool(workers) as pool:
@@ -127,8 +129,9 @@ def draw_all(
 
 
 def augment(pictures: Tensor, shapes: Tensor) -> Tensor:
-    """Random crops, brightness, contrast, and for shapes (a mask (B,)) mirror images. uint8 (B, 3,
-    32, 32) -> float.
+    """Vary crop, brightness and contrast at random, and mirror ``shapes``, a mask (B,).
+
+    Pictures are (B, 3, 32, 32), uint8 in and float out.
     """
     n = len(pictures)
     images = pictures.float() / 255
@@ -147,25 +150,23 @@ def augment(pictures: Tensor, shapes: Tensor) -> Tensor:
         torch.empty(n, 1, 1, 1).uniform_(-0.1, 0.1),
     )
     images = (images * gain + shift).clamp(0, 1)
-    # Letters are what they are in any colors.
+    # Letters stay the same in any color.
     negative = (~shapes & (torch.rand(n) < 0.3)).view(n, 1, 1, 1)
     images = torch.where(negative, 1 - images, images)
     return (images - MEAN) / STD
 
 
 def encode_captions(model: CLIP, ids: Tensor, chunks: int = 3) -> Tensor:
-    """Text features (N, d) of token ids (N, 77); texts of similar length go through the tower
-    together.
-    """
+    """Encode token ids (N, 77) as features (N, d), texts of similar length together."""
     order = ids.argmax(dim=-1).argsort()
     features = torch.cat([model.encode_text(ids[part]) for part in order.chunk(chunks)])
     return features[order.argsort()]
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor) -> Tensor:
-    """Cross-entropy in both directions.
+    """Return the cross-entropy in both directions.
 
-    Each true pair is compared with the false pairs of its row alone; a row's loss is the mean over
+    Each true pair is compared only with the false pairs of its row; a row's loss is the mean over
     its true pairs.
 
     Args:
@@ -185,8 +186,9 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor)
 
 
 def save(model: CLIP, words_seen: Tensor, path: Path) -> None:
-    """Writes the weights in OpenAI's names, in half precision; embeddings of words never seen in
-    training are zero.
+    """Write the weights under OpenAI's names, in half precision.
+
+    Embeddings of words never seen in training are zero.
     """
     state = {name: tensor.detach().half() for name, tensor in model.state_dict().items()}
     state["token_embedding.weight"] = state["token_embedding.weight"] * words_seen[:, None]
@@ -200,7 +202,7 @@ def save(model: CLIP, words_seen: Tensor, path: Path) -> None:
 
 
 def reduce_gradients(model: nn.Module, workers: int) -> None:
-    """Averages the gradients over the worker processes."""
+    """Average the gradients over the worker processes."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
@@ -209,7 +211,7 @@ def reduce_gradients(model: nn.Module, workers: int) -> None:
 
 
 def train(worker: int, args: argparse.Namespace, meeting: str) -> None:
-    """One worker process; worker 0 prints and saves. The workers meet through a file."""
+    """Train in one worker process; worker 0 prints and saves. The workers meet through a file."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", f"file://{meeting}", world_size=args.workers, rank=worker
@@ -252,8 +254,8 @@ def train(worker: int, args: argparse.Namespace, meeting: str) -> None:
         ids = tokenize(texts)
         words_seen[ids.flatten()] = True
         images = augment(pictures[chosen], shown[:, CHARACTER] < 0)
-        # The plain kernel: the fused one's backward pass is several times slower in bfloat16 on a
-        # CPU.
+        # The plain kernel, because the fused one's backward pass is several times slower in
+        # bfloat16 on a CPU.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             image_features = clip_model.encode_image(images)
             text_features = encode_captions(clip_model, ids)
@@ -291,11 +293,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--pictures", type=Path, required=True, help="file that keeps the drawn pictures"
+        "--pictures", type=Path, required=True, help="file that stores the drawn pictures"
     )
-    parser.add_argument("--output", type=Path, required=True, help="where the weights go")
+    parser.add_argument("--output", type=Path, required=True, help="file to write the weights to")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--number", type=int, default=70_000, help="pictures to draw")
+    parser.add_argument("--number", type=int, default=70_000, help="number of pictures to draw")
     parser.add_argument("--share-of-shapes", type=float, default=0.6)
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--batch-size", type=int, default=256, help="pictures per worker and step")

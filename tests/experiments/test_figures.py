@@ -155,8 +155,8 @@ def error_of(capsys, *arguments):
 
 
 def test_missing_files_say_what_leaves_them(tmp_path, capsys):
-    assert "TEST.SAVE_EVOLUTION True" in error_of(capsys, "evolution", tmp_path)
-    assert "TEST.SAVE_ATTENTION True" in error_of(capsys, "attention", tmp_path / "nowhere")
+    assert "TEST.RECORD \"('evolution',)\"" in error_of(capsys, "evolution", tmp_path)
+    assert "TEST.RECORD \"('attention',)\"" in error_of(capsys, "attention", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_missing_files_say_what_leaves_them(tmp_path, capsys):
         (lambda lines: [lines[0], json.dumps(record("0.png", 0))], "line 2 of"),
         (
             lambda lines: [lines[0], json.dumps(record("0.png", 0, (0, 1, 1)))],
-            "1 steps, line 1 has 3",
+            "1 steps but line 1 has 3",
         ),
         (lambda lines: [], "is empty"),
     ],
@@ -191,7 +191,7 @@ def test_attention_files_that_do_not_fit_are_refused(tmp_path, capsys):
     assert "damaged" in error_of(capsys, "attention", tmp_path)
     arrays = attention(5)
     np.savez(path, **{key: value for key, value in arrays.items() if key != "vision.5"})
-    assert "same fusion layers of both towers" in error_of(capsys, "attention", tmp_path)
+    assert "same fusion layers for both towers" in error_of(capsys, "attention", tmp_path)
     np.savez(path, **{**arrays, "text.1": np.ones((2, 4))})
     assert "text.1 has shape (2, 4)" in error_of(capsys, "attention", tmp_path)
 

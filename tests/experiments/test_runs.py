@@ -150,7 +150,7 @@ def test_backbone_decides_between_the_papers_config_and_the_miniature():
 
 
 def test_a_method_without_a_usual_config_is_one_line():
-    with pytest.raises(UserError, match="no usual one for Mine"):
+    with pytest.raises(UserError, match="no default for Mine"):
         config_of("Mine", BASE2NEW, "dtd", 16)
     assert config_of("Mine", BASE2NEW, "shapes", 16) == "vit_mini"
 

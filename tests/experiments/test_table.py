@@ -285,10 +285,10 @@ def test_a_model_of_the_former_scheme_is_tested(checkout):
 
 def test_what_cannot_be_is_one_line_before_any_run(checkout):
     for arguments, message in (
-        (("--overrides", "OPTIM.LR"), "expected KEY VALUE pairs, got 'OPTIM.LR' alone"),
+        (("--overrides", "OPTIM.LR"), "expected KEY VALUE pairs, got 'OPTIM.LR' without a value"),
         (("--overrides", "DATASET.NUM_SHOTS", "4"), "expected to be set by --shots"),
         (("--config", "nothing"), "got configs/trainers/ZeroshotCLIP/nothing.yaml"),
-        (("--protocol", "cross_dataset", "--datasets", "digits"), "targets: expected some"),
+        (("--protocol", "cross_dataset", "--datasets", "digits"), "targets: expected dataset names"),
     ):
         done = run(checkout, "--methods", "ZeroshotCLIP", *arguments)
         assert done.returncode == 2, arguments
