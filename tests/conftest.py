@@ -1,4 +1,4 @@
-"""Settings of all tests."""
+"""Settings for all tests."""
 
 import random
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-# The models here are tiny: a second thread costs more than it brings, and much more on a busy
+# The models here are tiny: a second thread costs more than it saves, and much more on a busy
 # machine.
 torch.set_num_threads(1)
 

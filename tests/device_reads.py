@@ -1,4 +1,4 @@
-"""Counts how often a tensor's values are read: on a GPU each of these waits for the device."""
+"""Counting how often a tensor's values are read; on a GPU each read waits for the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch, counts: list[int]) -> None:
-    """Make every way from a tensor's values to Python count itself in counts[-1]."""
+    """Count in counts[-1] every read of a tensor's values from Python."""
     for name in READS:
         original = getattr(torch.Tensor, name)
 

@@ -1,6 +1,6 @@
 """CLIP's two towers computed plainly: all positions, one sequence at a time, nothing shared.
 
-Written from the definition on a state dict with OpenAI's names; the reference for the fast paths.
+Written from the definition, on a state dict with OpenAI's names: the reference for the fast paths.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def norm(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 
 def adapters_of(entry: Any) -> Layer:
-    """The adapters of an entry of a tower's layers; none for prompts alone."""
+    """Return the adapters of an entry of a tower's layers; none for prompts alone."""
     return entry if isinstance(entry, Layer) else Layer()
 
 
 def prompts_of(entry: Any, before: Tensor | None) -> Tensor | None:
-    """The prompts (m, width) of an entry, of those before it where they are a function."""
+    """Return the prompts (m, width) of an entry; a function is applied to those ``before`` it."""
     prompts = entry.prompts if isinstance(entry, Layer) else entry
     return prompts if prompts is None or isinstance(prompts, Tensor) else prompts(before)
 
@@ -39,7 +39,7 @@ def block(
     causal: bool,
     layer: Layer | None = None,
 ) -> Tensor:
-    """One pre-norm layer over a single sequence (T, width), with a method's adapters."""
+    """Compute a pre-norm layer over a single sequence (T, width), with a method's adapters."""
     layer = layer or Layer()
     length, width = x.shape
     normed = h = norm(state, f"{name}.ln_1", x)
@@ -68,9 +68,9 @@ def block(
 
 
 def text_feature(model: CLIP, ids: Tensor, slots: list[int], layers: Sequence[Any]) -> Tensor:
-    """One text of ``context_length`` token ids, prompts (m, width) per layer at ``slots``: (d,).
+    """Encode ``context_length`` token ids, prompts (m, width) per layer at ``slots``: (d,).
 
-    Without slots, prompts that begin behind the first layer are inserted behind the start token.
+    Without slots, prompts that begin after the first layer are inserted after the start token.
     """
     state = dict(model.named_parameters())
     config = model.config
@@ -96,14 +96,14 @@ def text_feature(model: CLIP, ids: Tensor, slots: list[int], layers: Sequence[An
 
 
 def image_feature(model: CLIP, image: Tensor, layers: Sequence[Any]) -> Tensor:
-    """One image (3, R, R), prompts (m, width) per layer: (d,)."""
+    """Encode one image (3, R, R), with prompts (m, width) per layer: (d,)."""
     return image_parts(model, image, layers)["class"]
 
 
 def image_parts(
     model: CLIP, image: Tensor, layers: Sequence[Any], through_ln_pre: bool = True
 ) -> dict[str, Tensor]:
-    """All that can be read of one image (3, R, R)."""
+    """Compute everything that can be read of one image (3, R, R)."""
     state = {k.removeprefix("visual."): v for k, v in model.named_parameters() if "visual" in k}
     config = model.config
     patch, width = config.vision_patch_size, config.vision_width

@@ -1,4 +1,4 @@
-"""Imports go one way, from the top of the house down (CONTRIBUTING.md), and in no circle."""
+"""Imports go one way (CONTRIBUTING.md) and never in a circle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Each room and what of ours it may import, besides itself.
+# Each folder, and which of the others it may import.
 ALLOWED = {
     "dassl": (),
     "clip": ("dassl.utils",),
@@ -66,7 +66,7 @@ def test_a_room_imports_only_what_stands_below_it(room):
 
 
 def test_there_is_no_circle_of_imports():
-    # A package's __init__ runs before its modules, but what it re-exports is no dependency of them.
+    # A package's __init__ runs before its modules, but what it re-exports is not their dependency.
     graph = {
         module: {
             name

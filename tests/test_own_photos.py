@@ -1,4 +1,4 @@
-"""One's own photos, from a folder to a trained and evaluated HiCroPL."""
+"""The user's own photos, from a folder to a trained and evaluated HiCroPL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIDES = {"green triangle": 3, "gelber Stern": 5}
 
 
 def draw(folder: str, number: int) -> Image.Image:
-    """A shape somewhere on light ground, 60 by 40 pixels."""
+    """Draw a shape somewhere on a light background, 60 by 40 pixels."""
     random = np.random.default_rng([number, *folder.encode()])
     image = Image.new("RGB", (60, 40), tuple(random.integers(180, 240, 3).tolist()))
     x, y, radius = random.integers(22, 38), random.integers(17, 23), random.integers(11, 16)
@@ -38,9 +38,9 @@ def draw(folder: str, number: int) -> Image.Image:
 
 
 def save(image: Image.Image, path: Path, kind: int) -> None:
-    """Saves the image in one of ten ways; ``path`` has no suffix yet."""
+    """Save the image in one of ten ways; ``path`` has no suffix yet."""
     turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned by 90 degrees to the right
+    turned[0x0112] = 6  # to be rotated clockwise by 90 degrees
     glass = image.convert("RGBA")
     glass.paste((0, 0, 0, 0), (0, 0, 60, 4))
     deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)

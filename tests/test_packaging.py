@@ -1,4 +1,4 @@
-"""The lock file and the ranges it was made from."""
+"""The lock file and the version ranges it was made from."""
 
 import re
 from pathlib import Path

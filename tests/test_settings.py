@@ -50,7 +50,7 @@ def config(trainer: str = "CoOp"):
 
 
 def wrong_values(default):
-    """Values that are wrong for most keys with such a default, those of its own type first."""
+    """Return values that are invalid for most keys with such a default, its own type first."""
     if isinstance(default, bool):
         return ["maybe", None, 1]
     if isinstance(default, int):

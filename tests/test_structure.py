@@ -1,4 +1,4 @@
-"""The test modules stand alone: what several need is in a helper module or a conftest.py, once."""
+"""Test modules do not import each other: what several need is in a helper module or conftest.py."""
 
 from __future__ import annotations
 

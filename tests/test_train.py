@@ -203,7 +203,7 @@ def test_resumed_run_ends_with_the_same_weights(root, tmp_path, monkeypatch, cap
     assert results[0]["epoch"] == results[1]["epoch"]
 
 
-def test_resume_option_goes_on_in_another_folder(root, finished, tmp_path, monkeypatch, capsys):
+def test_resume_option_continues_in_another_folder(root, finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(toys.ToyTrainer, "stop_at", (2, 1))
     assert run(root, tmp_path / "old") == 130
     monkeypatch.setattr(toys.ToyTrainer, "stop_at", None)
@@ -311,7 +311,7 @@ def test_a_second_process_can_be_silent(root, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    # what a trainer of the public kind prints itself is all that is left, in the log file, too
+    # only what a trainer for the public toolbox prints itself is left, in the log file, too
     line = f"Building a model for {list(toys.CLASSES)}\n"
     assert done.stdout == line
     assert (tmp_path / "run" / "log.txt").read_text() == line
@@ -320,7 +320,7 @@ def test_a_second_process_can_be_silent(root, tmp_path):
 
 # One process in a folder -------------------------------------------------------------------------
 
-# A run that stands still in its second epoch, once it has told its loader's processes.
+# A run that stops in its second epoch after printing the ids of its loader's processes.
 WAITING = """
 import multiprocessing, sys, torch, train
 from tests.dassl import toys
@@ -338,7 +338,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes] | None]:
-    """Time of the last change and bytes of every file; TensorBoard's thread may flush its own."""
+    """Return time of change and bytes of every file but TensorBoard's, which a thread writes."""
     return {
         str(path): None
         if path.parent.name == "tensorboard"
@@ -549,7 +549,7 @@ def test_corrupt_checkpoint_names_the_file(root, finished, tmp_path, capsys):
         ("SecretiveTrainer", "100"),
     ],
 )
-def test_loss_that_is_no_number_stops_the_run(
+def test_loss_that_is_not_a_number_stops_the_run(
     root, tmp_path, capsys, monkeypatch, trainer, print_freq
 ):
     output = tmp_path / "run"
@@ -566,6 +566,6 @@ def test_loss_that_is_no_number_stops_the_run(
     ]
     for tensor in toys.weights(output, 2).values():
         assert torch.isfinite(tensor.float()).all()
-    # and the run can go on once the cause is gone
+    # and the run can be resumed once the cause is gone
     monkeypatch.setattr(toys.ToyTrainer, "nan_at", None)
     assert run(root, output, *options) == 0

@@ -1,4 +1,4 @@
-"""The hook's five fields, in every combination that the towers treat apart, against plain.py."""
+"""The hook's five fields, in every combination that the towers treat separately, against plain."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Blend(nn.Module):
 
 
 def shape_of(kind: str, width: int) -> tuple[int, ...]:
-    """Prompts for all classes, for each class, in two variants, or both."""
+    """Return the shape of prompts for all classes, for each class, in two variants, or both."""
     return {
         "shared": (M, width),
         "class": (len(NAMES), M, width),
@@ -70,14 +70,14 @@ def shape_of(kind: str, width: int) -> tuple[int, ...]:
 
 
 def picked(tensor: Tensor, variant: int, k: int) -> Tensor:
-    """What one class sees in one variant: (M, width)."""
+    """Return what one class sees in one variant: (M, width)."""
     tensor = tensor[(None,) * (4 - tensor.dim())]
     v, c = tensor.shape[:2]
     return tensor[variant if v > 1 else 0, k if c > 1 else 0]
 
 
 def for_one(entry: Any, variant: int, k: int) -> Layer:
-    """The layer as one class sees it in one variant."""
+    """Return the layer as one class sees it in one variant."""
     if not isinstance(entry, Layer):
         entry = Layer(prompts=entry)
     prompts = entry.prompts
@@ -123,7 +123,7 @@ def assert_same(fast: Tensor, slow: Tensor, layers: list[Any]) -> None:
 
 
 def layer_lists(width: int, kind: str) -> dict[str, Callable[[], list[Any]]]:
-    """Entries of a tower's layers, by what they show."""
+    """Return entries of a tower's layers, by what they test."""
 
     def prompts() -> Tensor:
         return torch.randn(shape_of(kind, width))
@@ -157,7 +157,7 @@ def blend(kind: str, width: int) -> Layer:
 CASES = list(layer_lists(1, "shared"))
 
 
-# Prompts that begin behind the first layer are inserted where the tokens have no places.
+# Prompts that begin after the first layer are inserted where the tokens have no places.
 PLACES = [
     (case, position)
     for case in CASES
@@ -189,7 +189,7 @@ def test_text_features_and_gradients_equal_the_plain_77_tokens(model, case, kind
     assert_same(fast, slow if n_variants > 1 else slow[0], layers)
 
 
-def test_class_names_may_be_learned_behind_fixed_words_that_stay_shared(model):
+def test_class_names_can_be_learned_after_fixed_words_that_stay_shared(model):
     """LAMM's places: [SOS] a photo of a [m tokens of each class] ."""
     torch.manual_seed(3)
     ids = tokenize([f"a photo of a {'X ' * M}{end}." for end in ("", "big ", "")])
@@ -205,7 +205,7 @@ def test_class_names_may_be_learned_behind_fixed_words_that_stay_shared(model):
 
 
 def lengths_seen(model: CLIP, call: Callable[[], Any]) -> list[int]:
-    """Tokens that each norm in front of an attention of the text tower sees at a time."""
+    """Return the numbers of tokens that the text tower's norms before attention see at a time."""
     lengths: list[int] = []
     hooks = [
         block.ln_1.register_forward_hook(lambda m, args, out: lengths.append(args[0].shape[1]))
@@ -307,11 +307,11 @@ def test_blocks_that_someone_walks_compute_what_openai_s_compute(causal):
         by_parts = by_parts + block.mlp(block.ln_2(by_parts))
     same(walked, expected)
     same(by_parts, expected)
-    # the batch is no sequence: a sequence alone has the output that it has among others
+    # the batch is not a sequence: a sequence alone has the same output as among others
     same(ours(x[:, :1]), expected[:, :1])
 
 
-def test_adapters_compute_in_fp32_beside_a_half_precision_tower(model):
+def test_adapters_compute_in_fp32_in_a_half_precision_tower(model):
     import copy
 
     from clip import convert_weights

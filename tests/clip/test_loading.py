@@ -1,4 +1,4 @@
-"""Weights by name, by path and over a connection that breaks."""
+"""Weights by name, by path and over an unreliable connection."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_plain_state_dict_nested_state_dict_and_safetensors(model, tmp_path):
 
 
 def assert_shapes_tell(path: Path, loaded: clip.CLIP) -> None:
-    """The preprocessing is known from shapes alone: no value of a tensor is read."""
+    """Check that the preprocessing follows from shapes alone, without reading a tensor's values."""
     assert clip.preprocess_of(str(path)) == loaded.preprocess == Preprocess(16)
     assert {tensor.device.type for tensor in _read_state_dict(path, "meta").values()} == {"meta"}
 
@@ -251,7 +251,7 @@ def test_openai_addresses_come_with_hashes():
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves ``content``, with ranges; closes the first connection half-way if told so."""
+    """Serves ``content``, with ranges; closes the first connection halfway if told to."""
 
     content = bytes(range(256)) * 4096
     break_first = False

@@ -1,6 +1,6 @@
-"""The config files of the trainers: what each comes to is what it was when each stood alone.
+"""The trainers' config files still resolve to what they did when each was self-contained.
 
-After a change that is meant, store the new values with
+After an intended change, store the new values with
 
     python -c "from tests.configs.test_resolved import store; store()"
 """
@@ -24,7 +24,7 @@ REPOSITORY = Path(train.__file__).parent
 TRAINERS = REPOSITORY / "configs" / "trainers"
 FILES = sorted(str(path.relative_to(TRAINERS)) for path in TRAINERS.rglob("*.yaml"))
 SNAPSHOT = Path(__file__).parent / "resolved.json"
-# what is not of the file, and the number of this machine's cores
+# what does not come from the file, and the number of this machine's cores
 LEFT_OUT = {"TRAINER.NAME", "DATALOADER.NUM_WORKERS"}
 
 
@@ -38,7 +38,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config(trainer: str, file: str = "") -> CfgNode:
-    """Merge a file of a trainer over its defaults."""
+    """Merge a trainer's file over its defaults."""
     arguments = ["--trainer", trainer]
     if file:
         arguments += ["--config-file", str(TRAINERS / file)]
@@ -47,7 +47,7 @@ def config(trainer: str, file: str = "") -> CfgNode:
 
 @cache
 def resolved(trainer: str, file: str = "") -> dict[str, Any]:
-    """Return what a file comes to, with dotted keys; of the nodes of trainers, only its own."""
+    """Return what a file resolves to, with dotted keys; of the trainers' nodes, only its own."""
     values = flat(to_dict(config(trainer, file)))  # which registers the trainers
     node = TRAINER_REGISTRY.get(trainer).method.config_node
     return {
@@ -59,7 +59,7 @@ def resolved(trainer: str, file: str = "") -> dict[str, Any]:
 
 
 def store() -> None:
-    """Write what the files come to: the defaults of each trainer, and what each file changes."""
+    """Write what the files resolve to: each trainer's defaults, and what each file changes."""
     defaults: dict[str, dict[str, Any]] = {}
     files: dict[str, dict[str, Any]] = {}
     for file in FILES:
@@ -83,7 +83,7 @@ def test_a_file_comes_to_what_is_stored(file):
     trainer = file.split("/")[0]
     now = resolved(trainer)
     old = stored["defaults"]["all"] | stored["defaults"][trainer]
-    # a default that is new is allowed, and so is one that is gone, where no file sets it
+    # new defaults are allowed, and so are removed ones that no file sets
     expected = now | {k: v for k, v in old.items() if k in now} | stored["files"][file]
     assert resolved(trainer, file) == expected
 

@@ -205,7 +205,7 @@ def test_keys_of_files_pairs_and_options_are_recorded(tmp_path):
     assert set_keys(get_cfg_default()) == set()
 
 
-def test_the_record_is_no_part_of_the_tree():
+def test_the_record_is_not_part_of_the_tree():
     plain, cfg = get_cfg_default(), get_cfg_default()
     merge_from_list(cfg, ["OPTIM.LR", str(cfg.OPTIM.LR)])
     assert cfg == plain and list(cfg) == list(plain)

@@ -37,7 +37,7 @@ def cfg(root):
 
 @pytest.fixture(scope="module")
 def pool(root):
-    """Images of five classes, their labels in no order: 8 each, but 2 of the class labeled 3."""
+    """Make images of five classes with unordered labels: 8 each, but 2 of the class labeled 3."""
     labels = (4, 0, 3, 1, 2)
     items = []
     for number in range(8):
@@ -138,7 +138,7 @@ def test_base_and_new_halves(pool):
 
 
 def whole(pool, cfg):
-    """A dataset of ours: whole lists, of which the base takes what the config says."""
+    """Make a dataset from complete lists, of which the base class selects by the config."""
     val = [item for item in pool if item.impath.endswith("7.png")]  # none of the class "dog"
     return Dataset(train_x=pool, val=val, test=pool[:10], cfg=cfg)
 
@@ -285,7 +285,7 @@ def test_several_views_and_the_plain_image(cfg, pool):
 
 
 def batches_of_two_epochs(cfg, workers, **settings):
-    """Paths and pixels of every batch; the state of torch's global numbers after each epoch."""
+    """Return paths and pixels of every batch, and torch's global random state after each epoch."""
     cfg.DATALOADER.NUM_WORKERS = workers
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 7
     # of Python, numpy and torch
@@ -298,7 +298,7 @@ def batches_of_two_epochs(cfg, workers, **settings):
     found = []
     for _ in range(2):
         for batch in loader:
-            torch.rand(1)  # as a trainer that draws between batches
+            torch.rand(1)  # like a trainer that draws between batches
             found.append((batch["impath"], batch["img"]))
         found.append(([], torch.rand(1)))
     return found

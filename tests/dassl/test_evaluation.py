@@ -173,7 +173,7 @@ def test_a_metric_of_ones_own_is_recorded_and_printed(run_cfg, monkeypatch, caps
     assert [line for line in lines if line not in added] == plain_lines[-len(lines) + len(added) :]
 
 
-def test_a_metric_that_gives_no_number_is_told_in_one_line(cfg, monkeypatch):
+def test_a_metric_that_gives_no_number_is_reported_in_one_line(cfg, monkeypatch):
     enter(monkeypatch, "word", lambda logits, labels: "good")
     cfg.TEST.METRICS = ("word",)
     with pytest.raises(UserError, match="metric 'word': expected a number, .* got 'good'"):
@@ -217,7 +217,7 @@ def test_results_without_a_test_have_nulls(run_cfg):
     assert [results[name] for name in BUILT_IN] == [None] * len(BUILT_IN)
 
 
-def test_an_evaluator_that_knows_no_metrics_goes_on_working(run_cfg, monkeypatch):
+def test_an_evaluator_that_knows_no_metrics_still_works(run_cfg, monkeypatch):
     class Public(EvaluatorBase):
         def reset(self):
             self.correct = self.total = 0
@@ -247,7 +247,7 @@ def test_an_evaluator_that_knows_no_metrics_goes_on_working(run_cfg, monkeypatch
     assert set(results_of(run_cfg)) == set(expected) - {"total", "correct"}
 
 
-# Logits that are no numbers ---------------------------------------------------------------------
+# Logits that are not numbers ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -274,7 +274,7 @@ def test_logits_that_are_not_finite_leave_no_results(run_cfg, tmp_path, monkeypa
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
-def test_labels_that_the_model_does_not_know_are_told_in_one_line(cfg):
+def test_labels_that_the_model_does_not_know_are_reported_in_one_line(cfg):
     evaluator = build_evaluator(cfg)
     evaluator.process(torch.eye(3), torch.tensor([0, 1, 3]))
     with pytest.raises(UserError, match="labels of images: expected 0 to 2, .* got 0 to 3"):

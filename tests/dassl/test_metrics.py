@@ -16,7 +16,7 @@ from dassl.metrics import calibration as calibration_file
 
 
 def random_case(n=500, classes=7, scale=2.0):
-    """Logits that are right about half of the time, and labels."""
+    """Draw logits that are right about half of the time, and labels."""
     labels = torch.randint(classes, (n,))
     logits = scale * torch.randn(n, classes)
     logits[torch.arange(n), labels] += scale
@@ -24,7 +24,7 @@ def random_case(n=500, classes=7, scale=2.0):
 
 
 def of_confidences(confidences, right):
-    """Two-class logits with these confidences, and labels that make them right or wrong."""
+    """Make two-class logits with these confidences, and labels that make them right or wrong."""
     c = torch.tensor(confidences, dtype=torch.float64)
     logits = torch.stack([c.log(), (1 - c).log()], dim=1)
     return logits, 1 - torch.tensor(right, dtype=torch.int64)

@@ -17,7 +17,7 @@ def settings(**values):
 
 
 def rates(epochs, **values):
-    """The learning rate of each epoch, and the same with a save and a load in the middle."""
+    """Return the learning rate of each epoch, which a save and a load midway must not change."""
     cfg = settings(NAME="sgd", **values)
     results = []
     for reload_at in (None, epochs // 2):
@@ -50,7 +50,7 @@ def test_cosine_after_a_constant_warm_up():
     found = rates(5, **COSINE, WARMUP_EPOCH=1, WARMUP_TYPE="constant", WARMUP_CONS_LR=1e-5)
     expected = [1e-5, 0.0025, *(0.0025 * cosine(step, 5) for step in (1, 2, 3))]
     assert found == pytest.approx(expected, rel=1e-9)
-    # written out, so that a mistake in the line above shows, too
+    # written out, to catch a mistake in the line above as well
     assert found == pytest.approx([1e-5, 0.0025, 0.00226127, 0.00163627, 0.00086373], rel=1e-5)
 
 

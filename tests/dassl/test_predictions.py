@@ -1,4 +1,4 @@
-"""predictions.npz: what it holds, and that results.json follows from it."""
+"""predictions.npz: what it contains, and that results.json follows from it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write(path, logits, labels, changes=None):
 
 
 def hard_case(classes, n=300):
-    """Logits among which many differ by less than half-precision can tell, some not at all."""
+    """Draw logits of which many differ by less than half precision can tell, some not at all."""
     logits = 25 + 0.003 * torch.randn(n, classes)
     logits[: n // 4] = 25 + 1e-5 * torch.randint(-3, 3, (n // 4, classes))
     logits[n // 4 : n // 2] *= torch.randint(-1, 2, (n // 4, 1))  # zeros and negative ones, too
@@ -180,7 +180,7 @@ def test_damaged_bytes_are_refused(tmp_path):
 
 
 def classes_of(count):
-    """Make a dataset of so many classes: one training image and two test images of each."""
+    """Make a dataset of this many classes: one training image and two test images of each."""
 
     class Many(DatasetBase):
         def __init__(self, cfg):

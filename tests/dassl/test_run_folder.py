@@ -75,7 +75,7 @@ def test_a_lock_file_that_a_dead_process_left_is_taken_over(tmp_path):
         assert run_folder.holder(str(tmp_path)) == name_of(os.getpid())
 
 
-def test_a_lock_file_removed_by_its_holder_meanwhile_is_no_lock(tmp_path, monkeypatch):
+def test_a_lock_file_removed_by_its_holder_meanwhile_does_not_count(tmp_path, monkeypatch):
     path, flock, removed = tmp_path / run_folder.LOCK_FILE, run_folder.fcntl.flock, []
 
     def late(descriptor, operation):
@@ -127,7 +127,7 @@ def test_the_lock_dies_with_its_process_though_a_forked_one_lives(tmp_path):
 
 
 def contend(folder: str, rounds: int, clashes) -> None:
-    """Take the lock so many times; count who else is inside."""
+    """Take the lock this many times; count who else is inside."""
     while rounds:
         try:
             with run_folder.locked(folder):

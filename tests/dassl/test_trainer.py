@@ -78,7 +78,7 @@ def test_backward_and_update_step_only_on_a_finite_loss(trainer):
     assert torch.allclose(model.weight, before - 0.1)
 
 
-def test_a_loss_that_is_no_number_is_named_at_once_outside_of_an_epoch(trainer):
+def test_a_loss_that_is_not_a_number_is_reported_at_once_outside_an_epoch(trainer):
     with pytest.raises(LossError, match=r"loss is nan at epoch 1, batch 1/0 \(first images: unkn"):
         trainer.detect_anomaly(torch.tensor([1.0, float("nan")]))
     trainer.detect_anomaly(torch.tensor([1.0]))
@@ -203,7 +203,7 @@ def test_no_test_still_leaves_a_record(cfg, tmp_path):
     assert '"accuracy": null' in text and '"epoch": 1' in text
 
 
-def test_wrong_hands_are_told_what_is_allowed(cfg):
+def test_invalid_arguments_are_told_what_is_allowed(cfg):
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 0
     with pytest.raises(UserError, match="TRAIN_X.BATCH_SIZE: expected a whole number >= 1, got 0"):
         build_trainer(cfg)
@@ -292,7 +292,7 @@ def test_a_plain_number_is_checked_at_once_and_earlier_tensors_before_it(cfg, mo
         trainer.run_epoch()
 
 
-def test_what_fails_because_of_a_bad_loss_is_told_as_that(cfg, monkeypatch):
+def test_a_failure_caused_by_a_bad_loss_is_reported_as_such(cfg, monkeypatch):
     def fragile(self, loss, accuracy):
         if self.batch_idx == 2:
             raise RuntimeError("input contains NaN")
@@ -395,7 +395,7 @@ def test_a_recorder_that_cannot_be_is_refused_before_data_is_read(cfg, monkeypat
             toys.ToyTrainer(cfg)
 
 
-def test_a_recorder_serves_trainers_derived_from_its_own_and_is_made_once(cfg, monkeypatch):
+def test_a_recorder_works_for_subclasses_of_its_trainer_and_is_made_once(cfg, monkeypatch):
     made = []
 
     class OfToys(Recorder):
@@ -413,7 +413,7 @@ def test_a_recorder_serves_trainers_derived_from_its_own_and_is_made_once(cfg, m
     assert made == [trainer]
 
 
-def test_what_is_kept_may_change_when_a_run_goes_on(cfg, capsys, tmp_path):
+def test_what_is_recorded_may_change_when_a_run_is_resumed(cfg, capsys, tmp_path):
     cfg.OPTIM.MAX_EPOCH = 1
     cfg.TEST.SAVE_FEATURES = False
     build_trainer(cfg).train()

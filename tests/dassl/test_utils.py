@@ -231,7 +231,7 @@ def test_opaque_images_are_what_pillow_converts(tmp_path, mode):
     assert read_image(str(path)).tobytes() == image.convert("RGB").tobytes()
 
 
-def test_jpeg_with_bytes_behind_its_end_is_good(tmp_path):
+def test_jpeg_with_bytes_after_its_end_is_valid(tmp_path):
     path = tmp_path / "image.jpg"
     Image.new("RGB", (8, 8)).save(path)
     path.write_bytes(path.read_bytes() + b"trailing bytes")

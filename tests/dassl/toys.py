@@ -24,7 +24,7 @@ COUNTS = {"train": 8, "val": 5, "test": 6}
 
 
 def draw(root: Path) -> Path:
-    """Draws root/toys/<split>/<class>/<number>.png, 12 x 10 pixels, and returns root."""
+    """Draw root/toys/<split>/<class>/<number>.png, 12 x 10 pixels, and return root."""
     generator = np.random.default_rng(0)
     for label, name in enumerate(CLASSES):
         for split, count in COUNTS.items():
@@ -39,9 +39,9 @@ def draw(root: Path) -> Path:
 
 
 def cli(root: Path, output: Path, *options: str) -> list[str]:
-    """A command line for the toys: 3 epochs, 12 images a batch, on the CPU.
+    """Return a command line for the toys: 3 epochs, batches of 12 images, on the CPU.
 
-    ``options`` are dashed ones and then KEY VALUE pairs.
+    ``options`` are dashed options followed by KEY VALUE pairs.
     """
     pairs = {
         "DATASET.NAME": "Toys",
@@ -121,7 +121,7 @@ class ToyNet(nn.Module):
 @TRAINER_REGISTRY.register()
 class ToyTrainer(TrainerX):
     stop_at: tuple[int, int] | None = None  # (epoch, batch) at which Ctrl-C is pressed
-    nan_at: tuple[int, int] | None = None  # (epoch, batch) of a loss that is no number
+    nan_at: tuple[int, int] | None = None  # (epoch, batch) of a loss that is not a number
     width = 16
 
     def build_model(self):

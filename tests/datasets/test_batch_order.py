@@ -21,7 +21,7 @@ RECORD = json.loads(Path(__file__).with_name("batch_order.json").read_text(encod
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recorded tree, below a folder for datasets."""
+    """Write the recorded tree below a folder for datasets."""
     root = tmp_path_factory.mktemp("data")
     split = {}
     for part, first, growth in (("train", 20, 1), ("val", 3, 1), ("test", 5, 0)):

@@ -1,4 +1,4 @@
-"""The dataset of docs/add-a-dataset.md is three touches, and works as documented."""
+"""The dataset of docs/add-a-dataset.md takes three changes and works as documented."""
 
 from __future__ import annotations
 

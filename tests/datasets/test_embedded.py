@@ -1,4 +1,4 @@
-"""The embedded datasets: what they hold, and how they are drawn, read and sampled."""
+"""The embedded datasets: what they contain, and how they are drawn, read and sampled."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def config(name: str, root: object, shots: int = -1, subset: str = "all", seed: 
 
 
 def split_file(root: Path, name: str) -> dict:
-    """Read a dataset's split file, which the first test of a process draws with its pictures."""
+    """Read a dataset's split file, which the first test of a process writes with the pictures."""
     build_dataset(config(name, root))
     folder = DATASET_REGISTRY.get(name).folder
     return json.loads((root / folder / f"split_zhou_{name}.json").read_text())
@@ -88,7 +88,7 @@ def test_sizes_and_files(root: Path, name: str) -> None:
         with Image.open(item.impath) as image:
             assert (image.size, image.mode) == ((32, 32), "RGB")
         assert os.path.basename(os.path.dirname(item.impath)) == item.classname.replace(" ", "_")
-    # every class has as many pictures, but for Digits, which takes them as they are
+    # all classes have the same number of pictures, except in Digits, which takes them as they are
     if name != "Digits":
         assert len(set(Counter(item.label for item in dataset.test).values())) == 1
     assert sorted(os.listdir(root / dataset.folder)) == ["images", f"split_zhou_{name}.json"]

@@ -70,7 +70,7 @@ def picture(path: Path, color=(100, 100, 100), mode: str = "RGB", **options) -> 
 
 
 def photos(root: Path, classes=tuple(COLORS), count: int = 20) -> Path:
-    """Pictures of many formats, some of them in folders within the class's folder."""
+    """Save pictures in many formats, some of them in subfolders of the class folder."""
     kinds = [
         ("jpg", "RGB"),
         ("JPG", "CMYK"),
@@ -102,7 +102,7 @@ def test_classes_and_split(tmp_path: Path) -> None:
     for items, count in ((dataset.train_x, 14), (dataset.val, 2), (dataset.test, 4)):
         assert Counter(item.label for item in items) == dict.fromkeys(range(5), count)
         assert all(Path(i.impath).relative_to(tmp_path).parts[0] == i.classname for i in items)
-    # kept, whatever was drawn before and whatever the seed
+    # kept, whatever was drawn before and whatever the seed is
     random.seed(5)
     assert parts(build(tmp_path, seed=2), tmp_path) == found
     shutil.copytree(tmp_path, tmp_path.parent / "other")
@@ -210,7 +210,7 @@ def test_share_of_validation_images(tmp_path: Path) -> None:
             build(tmp_path / "half", "DATASET.VAL_PERCENT", share)
 
 
-def test_files_that_are_no_images_are_counted(tmp_path: Path, capsys) -> None:
+def test_files_that_are_not_images_are_counted(tmp_path: Path, capsys) -> None:
     photos(tmp_path, ["a", "b"], 4)
     (tmp_path / "b" / "IMG_1.HEIC").write_bytes(b"")
     build(tmp_path)

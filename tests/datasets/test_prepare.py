@@ -32,11 +32,11 @@ CHECKOUT = Path(prepare.__file__).parents[2]
 
 @dataclass
 class Server:
-    """What a web server has, how it behaves, and what it was asked for."""
+    """A web server's files, its behavior, and the requests it received."""
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
-    cut: dict[str, int] = field(default_factory=dict)  # close the connection after so many bytes
+    cut: dict[str, int] = field(default_factory=dict)  # close the connection after this many bytes
     ranges: bool = True
     asked: list[tuple[str, str | None]] = field(default_factory=list)
 
@@ -214,7 +214,9 @@ def test_what_was_fetched_is_what_the_dataset_reads(tmp_path, server, table, cap
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_cut_download_goes_on(tmp_path, server, table, capsys, ranges) -> None:
+def test_an_interrupted_download_is_resumed_from_its_part(
+    tmp_path, server, table, capsys, ranges
+) -> None:
     serve("oxford_pets", server, table, tmp_path / "made")
     server.ranges = ranges
     server.cut["images.tar.gz"] = 700

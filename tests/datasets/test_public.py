@@ -1,4 +1,4 @@
-"""The fifteen public datasets, on miniature trees in the layout that their users have on disk."""
+"""The fifteen public datasets, on miniature trees in their published layout."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_few_shot_samples_are_the_public_ones(tmp_path: Path, layout: Layout) ->
     build(layout.name, tmp_path)  # a split is on disk from here on
     random.seed(1)
     whole = rule()
-    # what the public code leaves: never to be opened
+    # left by the public code; must never be opened
     put(tmp_path / layout.folder / "split_fewshot" / "shot_2-seed_3.pkl", b"not to be opened")
     random.seed(3)
     expected = (few_shot(whole["train"], 2), few_shot(whole["val"], 2))

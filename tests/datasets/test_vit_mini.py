@@ -1,4 +1,4 @@
-"""ViT-Mini: its file, and what it recognizes before anything is learned."""
+"""ViT-Mini: its file, and what it recognizes without any training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model() -> CLIP:
 
 
 def zero_shot(model: CLIP, root: Path, name: str, subset: str) -> float:
-    """Accuracy in percent on the test pictures, with the dataset's first template."""
+    """Return the accuracy in percent on the test pictures, with the dataset's first template."""
     cfg = get_cfg_default()
     cfg.merge_from_list(["DATASET.NAME", name, "DATASET.ROOT", str(root), "VERBOSE", False])
     cfg.merge_from_list(["DATASET.SUBSAMPLE_CLASSES", subset])

@@ -1,4 +1,4 @@
-"""experiments/ablations.py, in a checkout whose train.py only writes results down."""
+"""experiments/ablations.py, in a checkout whose train.py only writes results."""
 
 import shutil
 import subprocess
@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def tables(checkout: Path, *names: str) -> list[list[str]]:
-    """The cells of the printed tables, line by line."""
+    """Return the cells of the printed tables, line by line."""
     command = [
         sys.executable,
         "-m",
@@ -65,14 +65,14 @@ def calls(checkout: Path) -> list[str]:
     return (checkout / "calls.txt").read_text().splitlines()
 
 
-def test_measured_figures_stand_beside_the_papers(checkout):
+def test_measured_figures_are_printed_next_to_the_papers(checkout):
     lines = tables(checkout, "promp4", "promp5")
     # base 61 and 63, novel 56 and 58
     measured = ["62.0 ± 1.0", "57.0 ± 1.0", "59.4 ± 1.0"]
     assert lines[2] == ["0", *measured, "69.34", "74.77", "71.95"]
     assert [line[0] for line in lines[7:]] == ["ProMPT", "-Iter", "-G_V", "-G_T", "-G", "-F"]
     assert all(line[1:4] == measured for line in lines[7:])
-    # Seven settings, of which two stand in both tables; one training, which is tested on base
+    # Seven settings, of which two are in both tables; one training, which is tested on base
     # classes, and one test on novel ones a seed.
     assert len(calls(checkout)) == 7 * 2 * 2
     trained = [call for call in calls(checkout) if "--eval-only" not in call]

@@ -1,4 +1,4 @@
-"""experiments/figures.py on files written by hand; what trainers leave is in tests/trainers."""
+"""experiments/figures.py on handwritten files; what trainers write is tested in tests/trainers."""
 
 import json
 
@@ -12,7 +12,7 @@ NAMES = ["red circle", "very_large_dog", "blue square"]
 
 
 def record(path, label, *steps):
-    """steps: (predicted label, its probability, the probability of the own class)."""
+    """Make a record; steps are (predicted label, its probability, that of the own class)."""
     return {
         "path": str(path),
         "label": label,
@@ -28,7 +28,7 @@ def write(folder, records):
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """Two corrected, two confirmed, no spoiled and one image that is wrong at both ends."""
+    """Two corrected, two confirmed and no spoiled images, and one that is wrong at both ends."""
     for i in range(5):
         Image.new("RGB", (40, 30), (50 * i, 90, 90)).save(tmp_path / f"{i}.png")
     write(

@@ -1,4 +1,4 @@
-"""Protocols, the runs that they mean, and ``python -m experiments run``."""
+"""Protocols, their runs, and ``python -m experiments run``."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_both_transfers_share_the_source():
     assert all("DATASET.NUM_SHOTS" not in run.arguments for run in (*targets, *shifted))
 
 
-# Tells what it was called for; seed 7 fails.
+# Prints what it was called for; seed 7 fails.
 STUB = """
 import pathlib
 

@@ -1,4 +1,4 @@
-"""The sweeps of scripts/, run with a train.py that only writes down how it was called."""
+"""The sweeps of scripts/, run with a train.py that only records its arguments."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def main(arguments):
 
 
 class Checkout:
-    """Copies of scripts/ and experiments/ beside the stub, in a folder whose name holds a blank."""
+    """Copies of scripts/ and experiments/ with the stub, in a folder with a blank in its name."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a checkout"
@@ -68,7 +68,7 @@ class Checkout:
 
 
 def options(call: list[str]) -> dict[str, str]:
-    """{option or config key: value} of one call; flags have the value ''."""
+    """Return {option or config key: value} of one call; flags have the value ''."""
     pairs, rest = {}, list(call)
     while rest:
         name = rest.pop(0)
@@ -213,7 +213,7 @@ def test_zeroshot_only_evaluates_and_keeps_class_subsets_apart(checkout):
 
 
 def runs_for(path: Path, arguments: list[str]) -> list[Run]:
-    """List what a script runs with the environment as it is, without running the script."""
+    """List what a script runs in the current environment, without running it."""
     called = path.read_text().splitlines()[-1].split(" script ")[1]
     trainer, step, name, folder, rest = called.split()
     assert (name, folder, rest) == ('"$0"', '"$OLDPWD"', '"$@"')
@@ -227,7 +227,7 @@ def test_config_files_chosen_are_in_the_repository(checkout, path):
         named = {"zeroshot.sh": [dataset], "few_shot.sh": [dataset, "16"]}
         arguments = named.get(path.name, [dataset, "1"])
         chosen |= {str(run.config_file) for run in runs_for(path, arguments)}
-    # The last one by the shell; with LOADEP the test scripts ask for no finished training.
+    # The last one through the shell; with LOADEP the test scripts require no finished training.
     done = checkout.sh(f"{path.parent.name}/{path.name}", *arguments, LOADEP="1")
     assert done.returncode == 0, done.stderr
     chosen |= {options(call)["--config-file"] for call in checkout.calls()}
@@ -303,5 +303,5 @@ def test_scripts_and_the_table_take_the_runs_of_one_another_as_finished(checkout
     ):
         again = checkout.sh(name, *arguments)
         assert again.stdout.startswith("skipped, finished before: output/"), again.stderr
-    # but for the third seed of few_shot.sh, which the table was not asked for
+    # except the third seed of few_shot.sh, which the table was not asked for
     assert len(checkout.calls()) == 9 + 1

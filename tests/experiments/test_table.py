@@ -1,4 +1,4 @@
-"""experiments/table.py, in a checkout whose train.py only writes results down."""
+"""experiments/table.py, in a checkout whose train.py only writes results."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from experiments.runs import Run, runs_of
 
 REPOSITORY = Path(__file__).parents[2]
 
-# Novel accuracy falls with the seed; the step whose name is in FAIL ends as a user's error does.
+# Novel accuracy falls with the seed; the step named by FAIL ends like a user's error.
 STUB = """
 import json, os, pathlib, sys
 
@@ -96,7 +96,7 @@ def test_prints_one_table_and_repeats_no_finished_run(checkout):
     assert len(calls(checkout)) == 15
 
 
-def test_a_failed_run_ends_with_its_message_and_the_next_call_goes_on(checkout):
+def test_a_failed_run_ends_with_its_message_and_the_next_call_resumes(checkout):
     arguments = ("--datasets", "shapes", "--methods", "HiCroPL", "--seeds", "1")
     failed = run(checkout, *arguments, FAIL="test_new")
     assert failed.returncode == 1
@@ -173,7 +173,7 @@ def test_a_closed_set_method_is_not_asked_for_novel_classes(tmp_path):
 
 
 def leave(run: Run, accuracy: float, backbone: str = "ViT-B/16") -> None:
-    """Write the results of a run that is finished."""
+    """Write the results of a finished run."""
     results = {"accuracy": accuracy, "config": {"MODEL": {"BACKBONE": {"NAME": backbone}}}}
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "results.json").write_text(json.dumps(results))
@@ -227,7 +227,7 @@ def test_cross_dataset_has_a_column_for_each_target_and_their_average(
         ],
         ["imagenet", "MMA", "70.0", "60.0", "50.0", "40.0", "80.0", "57.5"],
     ]
-    # What the other protocol has in common is finished for it, too; the targets are not.
+    # The runs shared with the other protocol are finished for it, too; the targets are not.
     _, rows, errors = printed(capsys, *where, "--protocol", "cross_dataset", "--targets", "dtd")
     assert rows[1:] == [["imagenet", "MMA", "70.0", "-", "-"]]
     assert errors == "skipped: 0 damaged and 1 missing of 2 results\n"
@@ -288,7 +288,10 @@ def test_what_cannot_be_is_one_line_before_any_run(checkout):
         (("--overrides", "OPTIM.LR"), "expected KEY VALUE pairs, got 'OPTIM.LR' without a value"),
         (("--overrides", "DATASET.NUM_SHOTS", "4"), "expected to be set by --shots"),
         (("--config", "nothing"), "got configs/trainers/ZeroshotCLIP/nothing.yaml"),
-        (("--protocol", "cross_dataset", "--datasets", "digits"), "targets: expected dataset names"),
+        (
+            ("--protocol", "cross_dataset", "--datasets", "digits"),
+            "targets: expected dataset names",
+        ),
     ):
         done = run(checkout, "--methods", "ZeroshotCLIP", *arguments)
         assert done.returncode == 2, arguments

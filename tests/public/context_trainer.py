@@ -1,4 +1,4 @@
-"""A trainer as researchers write them for the public toolbox; it uses `dassl` and `clip` alone."""
+"""A trainer as researchers write it for the public toolbox; it uses only `dassl` and `clip`."""
 
 import os.path as osp
 

@@ -1,4 +1,4 @@
-"""A dataset as researchers write them for the public toolbox."""
+"""A dataset as researchers write it for the public toolbox."""
 
 import os
 import random

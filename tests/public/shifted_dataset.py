@@ -1,4 +1,4 @@
-"""A test set as researchers write them for the public toolbox: its images are also for training."""
+"""A test set as researchers write it for the public toolbox: its images also serve for training."""
 
 import os
 

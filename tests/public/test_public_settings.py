@@ -1,6 +1,6 @@
 """The config files of the public repositories merge, and their values are in the domains.
 
-What those files set is written down here as facts; file by file they differ in a few values.
+What those files set is recorded here as facts; the files differ in a few values.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ FILES = {
     "CoCoOp/vit_b16_c4_ep10_batch1_ctxv1": ("CoCoOp", cocoop(4, "a photo of a")),
     "CoCoOp/vit_b16_c8_ep10_batch1": ("CoCoOp", cocoop(8)),
     "CoCoOp/vit_b16_c16_ep10_batch1": ("CoCoOp", cocoop(16)),
-    # but for their CTX_INIT: True, which is no text here
+    # except their CTX_INIT: True, which is not text here
     "KgCoOp/vit_b16_ep100_ctxv1": ("KgCoOp", coop("ViT-B/16", 100, batch=128)),
     "KgCoOp/rn50_ep100": ("KgCoOp", coop("RN50", 100, batch=128)),
     "MaPLe/vit_b16_c2_ep5_batch4_2ctx": (
@@ -120,7 +120,7 @@ FILES = {
 
 
 def tree(node, backbone, batch, test_batch, optimizer, lr, epochs, settings, rest):
-    """The tree that such a file holds; tuples and exponents are plain words in YAML."""
+    """Return the tree that such a file contains; YAML reads tuples and exponents as plain words."""
     crop = rest.get("crop", CROP)
     transforms = ["random_flip", "random_translation", CENTER] if crop == CENTER else [CROP]
     optim = {"NAME": optimizer, "LR": lr, "MAX_EPOCH": epochs, "LR_SCHEDULER": "cosine"}

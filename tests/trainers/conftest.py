@@ -1,6 +1,6 @@
 """Fixtures of the methods' tests.
 
-``pytestmark = pytest.mark.tiny(layers=3, images=4)`` gives a module other sizes than the usual.
+``pytestmark = pytest.mark.tiny(layers=3, images=4)`` changes the default sizes for a module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Methods computed plainly from their learned tensors, for the test modules that share them."""
+"""Methods computed plainly from their learned tensors, shared by several test modules."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def layer_norm(p: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
 def attention(
     p: Mapping[str, Tensor], name: str, queries: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """Eq. 8 with 8 heads and the projections of a multi-head attention module."""
+    """Compute eq. 8 with 8 heads and the projections of a multi-head attention module."""
     width, heads = queries.shape[1], 8
     weights = p[f"{name}.in_proj_weight"].split(width)
     biases = p[f"{name}.in_proj_bias"].split(width)
@@ -73,14 +73,14 @@ def attention(
 
 
 def proxy(p: Mapping[str, Tensor], nets: str, tokens: str, i: int, prompts: Tensor) -> Tensor:
-    """Eq. 2 with residual and layer norms."""
+    """Compute eq. 2 with residual and layer norms."""
     query, name = p[f"{tokens}.{i}"], f"{nets}.{i}"
     normed = [layer_norm(p, f"{name}.ln_1", x) for x in (query, prompts, prompts)]
     return layer_norm(p, f"{name}.ln_2", query + attention(p, f"{name}.attn", *normed))
 
 
 def mapper(p: Mapping[str, Tensor], net: str, prompts: Tensor, knowledge: Tensor) -> Tensor:
-    """Eq. 7, 9 and 10."""
+    """Compute eq. 7, 9 and 10."""
 
     def linear(name: str, x: Tensor) -> Tensor:
         return x @ p[f"{net}.{name}.weight"].t() + p[f"{net}.{name}.bias"]

@@ -22,7 +22,7 @@ FILE_NAMES = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
 
 
 def plain_layers(p, first, params, scaling):
-    """The blocks of a tower, whose first is layer ``first`` of the saved file."""
+    """Return the blocks of a tower, whose first is layer ``first`` of the saved file."""
 
     def update(i, param, x):
         a, b = (p[f"layer_{i}.{FILE_NAMES[param]}.w_lora_{side}"] for side in "AB")
@@ -50,7 +50,7 @@ def plain_lora_logits(clip_model, p, images, encoder="both", params="qkv", scali
 
 
 def randomize(tensors):
-    """The second matrices start as zero, which would hide the first."""
+    """Randomize the tensors: the second matrices start at zero, which would hide the first."""
     torch.manual_seed(7)
     with torch.no_grad():
         for tensor in tensors:

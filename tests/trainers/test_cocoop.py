@@ -18,7 +18,7 @@ from trainers.cocoop import CoCoOp
 
 @pytest.mark.parametrize("ctx_init", ["", "a photo of a"])
 def test_logits_and_gradients_equal_the_plain_computation(clip_model, monkeypatch, ctx_init, batch):
-    # Of the tiny model's 24 features a sixteenth would be one unit, and that may be a dead one.
+    # A sixteenth of the tiny model's 24 features would be a single unit, which may be dead.
     monkeypatch.setattr(cocoop, "REDUCTION", 4)
     model = build(CoCoOp, clip_model, N_CTX=3, CTX_INIT=ctx_init)
     images, labels = batch
@@ -86,7 +86,7 @@ def test_text_tower_gets_no_more_tokens_at_once_than_the_limit(clip_model, monke
     monkeypatch.setattr(base, "TEXT_TOKENS", limit)
     with torch.no_grad():
         torch.testing.assert_close(model(images), whole, rtol=1e-4, atol=1e-4)
-    # One image against one class is the least there is.
+    # One image against one class is the smallest possible case.
     least = model.tokens.ids.shape[1]
     assert max(passes) <= max(limit, least)
     assert len(passes) > 1

@@ -44,7 +44,7 @@ def test_coop_takes_the_number_of_tokens_from_its_words(clip_model, batch):
     assert torch.equal(model.prompt_learner.ctx, words)
     images, _ = batch
     texts = [text_feature(clip_model, ids, [], []) for ids in class_ids("a photo of a {}.")]
-    # Untrained, it is zero-shot CLIP with these words.
+    # Before training, it is zero-shot CLIP with these words.
     torch.testing.assert_close(
         model(images), plain_logits(clip_model, images, texts), rtol=1e-4, atol=1e-4
     )

@@ -1,4 +1,4 @@
-"""A step of the methods leaves its numbers on the device."""
+"""The methods' training steps leave their numbers on the device."""
 
 from __future__ import annotations
 

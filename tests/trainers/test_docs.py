@@ -1,4 +1,4 @@
-"""The methods of docs/add-a-method.md are three touches each, and train as documented."""
+"""The methods of docs/add-a-method.md take three changes each and train as documented."""
 
 from __future__ import annotations
 

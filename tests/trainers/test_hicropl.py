@@ -137,7 +137,7 @@ def test_every_ablation_trains_all_its_tensors(clip_model, small, switch, batch)
     assert ("loss_cons" in terms) == (switch.get("LAMBD") != 0.0)
     sum(terms.values()).backward()
     for name, parameter in model.prompt_learner.named_parameters():
-        # Where a query sees a single key, softmax is 1: what makes queries and keys is idle.
+        # If a query sees a single key, softmax is 1: what makes queries and keys has no effect.
         one_key = switch.get("CROSS_LAYER") == 1 or "single" in str(switch.get("MAPPER_SCALE"))
         if not (one_key and "linear_k" in name):
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
@@ -188,7 +188,7 @@ def test_context_words_are_used_up_to_four_tokens(clip_model, small, capsys):
     few = build(HiCroPL, clip_model, **small)
     words = clip_model.token_embedding(tokenize(["a photo of"])[0, 1:4])
     assert torch.equal(few.prompt_learner.ctx, words)
-    assert few.tokens.prefix == 1 + 4  # "a" stays behind the three prompts
+    assert few.tokens.prefix == 1 + 4  # "a" stays after the three prompts
     many = build(HiCroPL, clip_model, **{**small, "N_CTX": 7})
     assert many.tokens.slots.shape == (3, 7)
     assert "ignored" in capsys.readouterr().out
@@ -254,7 +254,7 @@ def test_all_names_that_do_not_match_are_in_one_line(clip_model, small, tmp_path
         build(HiCroPL, clip_model, **small)
 
 
-def test_long_descriptions_are_cut_behind_the_last_word_that_fits(
+def test_long_descriptions_are_cut_after_the_last_word_that_fits(
     clip_model, small, tmp_path, capsys
 ):
     texts = write_descriptions(tmp_path / "texts.json")

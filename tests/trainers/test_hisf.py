@@ -30,7 +30,7 @@ def plain_labels(clip_model, names):
 
 
 def plain_attention(p, name, token, labels):
-    """Eq. 3, 4 and 6 on one token: a weight for each label."""
+    """Compute eq. 3, 4 and 6 on one token: a weight for each label."""
     centered = token - token.mean()
     normal = centered / (centered.pow(2).mean() + 1e-5).sqrt()
     query = p[f"{name}.query.weight"] @ (normal * p[f"{name}.norm.weight"] + p[f"{name}.norm.bias"])
@@ -40,7 +40,7 @@ def plain_attention(p, name, token, labels):
 
 
 def plain_fusion(p, name, prompts, labels, own):
-    """Eq. 3-8 on the tokens of one tower: (m, d_p)."""
+    """Compute eq. 3-8 on the tokens of one tower: (m, d_p)."""
     tokens = []
     for token in prompts:
         weights = plain_attention(p, name, token, labels)
@@ -53,7 +53,7 @@ def plain_fusion(p, name, prompts, labels, own):
 
 
 def plain_hisf(model, clip_model, images, names):
-    """Logits (B, K), unit image features, unit text features and each class's last P_final."""
+    """Return logits (B, K), unit image and text features and each class's last P_final."""
     s, p = model.settings, dict(model.prompt_learner.named_parameters())
     labels = plain_labels(clip_model, names)
 

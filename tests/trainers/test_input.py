@@ -1,4 +1,4 @@
-"""Preprocessing comes from the backbone where nobody set it, and a contradiction is told."""
+"""Preprocessing comes from the backbone where it is not set, and contradictions are reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 import train
 from clip.model import OPENAI_MEAN, OPENAI_STD
 from dassl.config import get_cfg_default
-from tests.dassl import toys  # noqa: F401  (registers a trainer of the public kind)
+from tests.dassl import toys  # noqa: F401  (registers a trainer for the public toolbox)
 from trainers.trainer import TRANSFORMS
 
 INPUT = ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS")
@@ -27,7 +27,7 @@ def input_of(*arguments: str) -> dict[str, Any]:
 
 
 def clip_input(size: int, **others: Any) -> dict[str, Any]:
-    """Return what CLIP's models take."""
+    """Return what CLIP's models expect."""
     own = ((size, size), "bicubic", list(OPENAI_MEAN), list(OPENAI_STD), TRANSFORMS)
     return dict(zip(INPUT, own, strict=True)) | others
 

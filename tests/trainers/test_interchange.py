@@ -1,4 +1,4 @@
-"""Checkpoints as the public code writes them are read, and give the logits of a plain computation.
+"""Checkpoints written like the public code's give the logits of a plain computation.
 
 The files are written here from the names and shapes of the public code, not by our trainers.
 """
@@ -55,7 +55,7 @@ def logits_of(texts: list[Tensor], vision: list[Tensor]) -> Tensor:
 
 
 def without_scope(s: State) -> State:
-    """Drop the name of the prompt learner, which some public checkpoints have in front."""
+    """Drop the prefix of the prompt learner, which some public checkpoints have."""
     return {name.removeprefix("prompt_learner."): t for name, t in s.items()}
 
 
@@ -105,7 +105,7 @@ def hicropl_logits(s: State) -> Tensor:
 
 
 def hicropl_shapes() -> dict[str, tuple[int, ...]]:
-    """Depth 4, cross layer 2, 3 tokens."""
+    """Return the shapes for depth 4, cross layer 2, 3 tokens."""
     shapes: dict[str, tuple[int, ...]] = {"ctx": (3, D_T)}
     for i in range(4):
         shapes[f"cross_prompts_text.{i}"] = (3, D_T)
@@ -221,7 +221,7 @@ METHODS: dict[str, Row] = {
 
 
 def frozen_tensors(method: str, dtype: torch.dtype) -> State:
-    """What a public checkpoint holds besides; the class names were others, and more."""
+    """Return what else a public checkpoint contains, for more and other class names."""
     folder = METHODS[method][2]
     buffers = {"token_prefix": torch.randn(7, 1, D_T), "token_suffix": torch.randn(7, 72, D_T)}
     if folder == "prompt_learner" and method != "VPT":
@@ -241,7 +241,7 @@ def frozen_tensors(method: str, dtype: torch.dtype) -> State:
 
 
 def write(folder: Path, state: State, epoch: int, legacy: bool = False, **extra: Any) -> Path:
-    """With the states of an SGD with momentum and of the public toolbox's warm-up schedule."""
+    """Write a checkpoint with states of SGD with momentum and of the public warm-up schedule."""
     parameters = [torch.nn.Parameter(torch.randn(2, 2))]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     parameters[0].sum().backward()
@@ -269,7 +269,7 @@ def write(folder: Path, state: State, epoch: int, legacy: bool = False, **extra:
 
 
 def load_into(method: str, directory: Path, tmp_path: Path, epoch: int | None = None) -> Any:
-    """The method's model with the checkpoint in ``directory``, by its trainer's load_model."""
+    """Return the method's model after its trainer has loaded the checkpoint in ``directory``."""
     method_class, values, *_ = METHODS[method]
     if method_class is HiCroPL:
         write_descriptions(tmp_path / "texts.json")
@@ -344,14 +344,14 @@ def test_checkpoints_of_other_settings_are_refused(change, message, tmp_path):
 
 
 class Runs:
-    """What an attack looks like: unpickling calls a function."""
+    """An attack: unpickling calls a function."""
 
     def __reduce__(self) -> Any:
         return print, ("this must not run",)
 
 
 class Settings(dict):
-    """Some public trainers store their config, which is a dictionary with attributes."""
+    """A config as some public trainers store it: a dictionary with attributes."""
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

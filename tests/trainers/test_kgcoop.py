@@ -22,7 +22,7 @@ from trainers.kgcoop import KgCoOp
 
 
 def plain_kgcoop(model, clip_model, images, names, words):
-    """Logits, and the mean distance of the learned from the frozen text features."""
+    """Return logits, and the mean distance between the learned and the frozen text features."""
     ctx = model.prompt_learner.ctx
     slots = list(range(1, 1 + len(ctx)))
     texts = [text_feature(clip_model, i, slots, [ctx]) for i in class_ids(words + " {}.", names)]

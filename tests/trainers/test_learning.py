@@ -8,17 +8,17 @@ import pytest
 
 import train
 
-# KgCoOp is held near its start and takes longer to leave it; ProMPT's steps are many and slow.
+# KgCoOp is held near its start and takes longer to leave it; ProMPT has many slow steps.
 SHOTS_AND_EPOCHS = {"KgCoOp": (16, 20), "ProMPT": (4, 3)}
 METHODS = ["CoOp", "HiCroPL"]
-# They take longest; `make test` is content with the two above.
+# These take longest; `make test` runs only the two above.
 SLOW = ["CoCoOp", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "ProMPT", "HISF"]
 METHODS += [pytest.param(method, marks=pytest.mark.slow) for method in SLOW]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")  # each process draws its own by its first test
+    return tmp_path_factory.mktemp("data")  # each process draws its own in its first test
 
 
 @pytest.mark.parametrize("method", METHODS)

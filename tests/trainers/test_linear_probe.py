@@ -19,7 +19,7 @@ from trainers.trainer import MethodTrainer
 
 @DATASET_REGISTRY.register()
 class ColorPatchesWithVal(toy.ColorPatches):
-    """Its validation images are copies of its test images."""
+    """A dataset whose validation images are copies of its test images."""
 
     @property
     def val(self):

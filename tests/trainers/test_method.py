@@ -85,7 +85,7 @@ def test_training_leaves_a_frozen_clip_in_evaluation_mode():
 
 
 class Counting(Method):
-    """Learns nothing by gradients; keeps how often each class was seen."""
+    """Learns nothing by gradients; counts how often each class was seen."""
 
     checkpoint_name = "counts"
 
@@ -115,7 +115,7 @@ def test_a_method_that_trains_nothing_has_a_state_to_save(run, tmp_path, monkeyp
 
 
 class Orthogonal(Method):
-    """Takes the part of one loss's gradient that does not go against another's (as ProGrad)."""
+    """Keeps the part of one loss's gradient that does not oppose another's (as in ProGrad)."""
 
     def build(self, cfg, class_names):
         self.prompt_learner = ContextLearner(random_prompts(2, self.clip.config.text_width).data)
@@ -151,7 +151,7 @@ def test_a_step_of_two_gradients_uses_the_one_optimizer_step(run, tmp_path):
 
 
 class Positions(Method):
-    """Several prompts, with the class name behind, between and in front of them (as ProDA)."""
+    """Several prompts, with the class name after, between and before them (as in ProDA)."""
 
     PLACES = {"end": 2, "middle": 1, "front": 1}  # number of prompts with the name there
 

@@ -17,7 +17,7 @@ SCALE = 0.05
 
 
 def plain_layers(p, tower):
-    """Blocks 3 and 4, counted from 1, of a tower."""
+    """Return blocks 3 and 4, counted from 1, of a tower."""
 
     def branch(i):
         def y(h):
@@ -40,7 +40,7 @@ def plain_mma_logits(clip_model, p, images, names=NAMES):
 def test_logits_and_gradients_equal_the_plain_computation(clip_model, batch):
     model = build(MMA, clip_model, ADAPTER_SCALE=SCALE, **SMALL)
     p = learned(model.adapter_learner)
-    with torch.no_grad():  # biases start as zero, which would hide that one is left out
+    with torch.no_grad():  # biases start at zero, which would hide a missing one
         for name, tensor in p.items():
             if name.endswith("bias"):
                 tensor.normal_(0, 0.3)
@@ -52,7 +52,7 @@ def test_logits_and_gradients_equal_the_plain_computation(clip_model, batch):
     slow = torch.autograd.grad(F.cross_entropy(expected, labels), p.values())
     for name, a, b in zip(p, fast, slow, strict=True):
         assert b.abs().max() > 0, name
-        # The branch learns as if its scale were 1; what is below it gets the true gradient.
+        # The branch learns as if its scale were 1; everything below it gets the true gradient.
         b = b / SCALE
         assert (a - b).abs().max() <= 1e-3 * b.abs().max(), name
 

@@ -24,12 +24,12 @@ SMALL = {"PROMPT_DEPTH_VISION": 2, "N_CTX_VISION": 2, "N_CTX_TEXT": 5}
 
 @pytest.fixture(autouse=True)
 def wider_generators(monkeypatch):
-    # Of the tiny model's 24 features a sixteenth would be one unit, and that may be a dead one.
+    # A sixteenth of the tiny model's 24 features would be a single unit, which may be dead.
     monkeypatch.setattr(promp, "REDUCTION", 3)
 
 
 def plain_steps(model, clip_model, images, names, words="a photo of a X"):
-    """Logits of the initialization and of every iteration: a list of (B, K)."""
+    """Return the logits of the initialization and of every iteration: a list of (B, K)."""
     s, p = model.settings, dict(model.prompt_learner.named_parameters())
     steps = [[] for _ in range(s.ITERATIONS + 1)]
 
@@ -189,7 +189,7 @@ def test_evaluation_in_chunks_of_any_size_gives_the_same(clip_model, monkeypatch
     monkeypatch.setattr(base, "TEXT_TOKENS", limit)
     with torch.no_grad():
         torch.testing.assert_close(model(images), whole, rtol=1e-4, atol=1e-4)
-    # One image against one class is the least there is.
+    # One image against one class is the smallest possible case.
     assert max(passes) <= max(limit, model.tokens.ids.shape[1])
     assert len(passes) > 2
 
@@ -233,7 +233,7 @@ def test_evolution_record_is_the_softmax_of_every_step():
     torch.manual_seed(3)
     names = {k: f"name_{k}" for k in range(7)}
     logits = torch.randn(3, 7)
-    logits[2, 4] = logits[2, 1] = 9.0  # of equals the first is the prediction
+    logits[2, 4] = logits[2, 1] = 9.0  # the first of equal logits is the prediction
     record = promp.evolution_record("a.png", 6, logits, names)
     assert (record["path"], record["label"], record["class_name"]) == ("a.png", 6, "name_6")
     assert len(record["steps"]) == 3

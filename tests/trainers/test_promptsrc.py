@@ -30,7 +30,7 @@ SMALL = {"PROMPT_DEPTH_TEXT": 3, "PROMPT_DEPTH_VISION": 2, "N_CTX_TEXT": 3, "N_C
 
 
 def ensemble(clip_model, names):
-    """Mean of the features in the first 60 ImageNet templates, each as CLIP puts it out."""
+    """Return the mean of CLIP's text features with the first 60 ImageNet templates."""
     rows = []
     for name in names:
         texts = [template(name.replace("_", " ")) for template in OPENAI_IMAGENET_TEMPLATES[:60]]
@@ -133,7 +133,7 @@ def test_epoch_weights_are_a_normalized_gaussian():
     density = np.exp(-0.5 * ((np.arange(1, 21) - 15) / 2) ** 2)
     np.testing.assert_allclose(weights.numpy(), density / density.sum(), rtol=1e-12)
     assert weights.argmax() == 14
-    # As far from its mean as this the density itself is 0 in double precision.
+    # This far from its mean, the density itself is 0 in double precision.
     assert epoch_weights(5, 60, 1).sum() == pytest.approx(1)
 
 

@@ -1,6 +1,6 @@
 """From the command line: training, checkpoints, other classes, resumption, precision, bad input.
 
-A random tiny CLIP in a weights file and a toy dataset; what must learn is tested on Shapes.
+A random tiny CLIP in a weights file and a toy dataset; learning is tested on Shapes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def test_train_save_and_reload_for_other_classes(run, tmp_path, trainer, backbon
     assert set(results["per_class_accuracy"]) == {"red", "green"}
     assert results["config"]["TRAINER"]["NAME"] == trainer
 
-    # The checkpoint holds what was learned and nothing of CLIP.
+    # The checkpoint contains what was learned and nothing of CLIP.
     state = checkpoint(tmp_path / "base", trainer, 2)
     frozen = set(tiny_clip().state_dict())
     frozen |= {name.replace("visual", "image_encoder") for name in frozen}

@@ -42,7 +42,7 @@ def tiny_clip(layers: int = 4) -> CLIP:
 
 
 def settings(method: type[Method], **values: Any) -> Any:
-    """(cfg, the method's node of it) with fp32 and these values."""
+    """Return (cfg, the method's node in it) with fp32 and these values."""
     cfg = get_cfg_default(method.__name__)
     node = cfg.TRAINER[method.config_node]
     for key, value in {"PREC": "fp32", **values}.items():
@@ -59,7 +59,7 @@ def build(method: type[Method], model: CLIP, seed: int = 1, **values: Any) -> An
 
 
 def check(method: type[Method], model: CLIP, **values: Any) -> None:
-    """Raise what the method raises where it cannot have these settings on ``model``."""
+    """Raise what the method raises if it does not support these settings on ``model``."""
     cfg, node = settings(method, **values)
     check_domains(cfg, method.__name__, section=f"TRAINER.{method.config_node}.")
     method.check_settings(node, model)
@@ -80,12 +80,12 @@ def load_public(method: Method, state: Mapping[str, Tensor], path: str) -> None:
 
 
 def learned(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Name the tensors that are trained."""
+    """List the names of the trained tensors."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def class_ids(pattern: str, names: Sequence[str] = NAMES) -> list[Tensor]:
-    """Tokenize each class name in a text with ``{}`` for it: K times (77,)."""
+    """Tokenize a template with each class name in place of ``{}``: K times (77,)."""
     return [tokenize([pattern.format(name.replace("_", " "))])[0] for name in names]
 
 

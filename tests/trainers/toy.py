@@ -38,7 +38,7 @@ class ColorPatches(DatasetBase):
         super().__init__(train_x=splits[0], test=splits[1], cfg=cfg)
 
 
-# It is registered under the other spelling; a test asks for this one and is told the nearest name.
+# Registered under the British spelling; a test asks for the American one and gets a suggestion.
 ColorPatches.__name__ = "ColourPatches"
 DATASET_REGISTRY.register(ColorPatches)
 
@@ -65,7 +65,7 @@ NODES = {
     "ZeroshotCLIP": "ZSCLIP",
     "KgCoOp": "COOP",
     "MMA": "MMADAPTER",
-}  # config nodes that are not the trainer's name
+}  # config nodes with a name other than the trainer's
 CHECKPOINT = {
     "CoOp": "prompt_learner",
     "CoCoOp": "prompt_learner",
