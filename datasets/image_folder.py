@@ -54,7 +54,7 @@ class ImageFolder(DatasetBase):
         self.dataset_dir = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
         self.split_file = os.path.join(self.dataset_dir, "split_image_folder.json")
         self.templates = self._templates()
-        # sample_few_shot keeps its files beside the class folders
+        # sample_few_shot saves its files next to the class folders
         folders = [name for name in class_folders(self.dataset_dir) if name != "split_fewshot"]
         in_parts = self._has_parts(folders)
         train_dir = os.path.join(self.dataset_dir, "train") if in_parts else self.dataset_dir

@@ -57,7 +57,7 @@ def do_here(runs: Sequence[Run], first: str) -> int:
             continue
         run.check_model(first)
         make_root(run.root)
-        import train  # brings torch
+        import train  # imports torch
 
         code = train.main(run.arguments)
         if code != 0:
@@ -80,7 +80,7 @@ def work(job: Job) -> float:
     Raises:
         RunFailed: a run ended with an exit code other than 0.
     """
-    import train  # brings torch: in the worker processes alone
+    import train  # imports torch, in the worker processes only
 
     start = time.monotonic()
     for run in job.runs:

@@ -1,4 +1,4 @@
-"""The hook's five fields, in every combination that the towers treat separately, against plain."""
+"""The hook's five fields, in every combination that matters to the towers, against plain.py."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def adapters(width: int) -> dict[str, nn.Module]:
 
 
 class Blend(nn.Module):
-    """Prompts as a function of those that the previous layer put out."""
+    """Prompts as a function of the previous layer's output at their positions."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()

@@ -105,7 +105,7 @@ def run_cfg(cfg, tmp_path):
 
 def results_of(run_cfg):
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     with open(f"{run_cfg.OUTPUT_DIR}/results.json", encoding="utf-8") as file:
         return json.load(file, parse_constant=refuse)

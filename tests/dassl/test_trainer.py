@@ -152,7 +152,7 @@ def test_random_states_come_back():
         return random.gauss(0, 1), np.random.randn(), torch.randn(3).tolist()
 
     set_random_seed(5)
-    draw()  # leaves half of a pair of normal numbers behind in Python and NumPy
+    draw()  # leaves half of a pair of normal numbers cached in Python and NumPy
     state = resume.random_state()
     first = draw()
     set_random_seed(6)
@@ -216,7 +216,7 @@ def test_bar_replaces_the_lines_on_a_terminal_only(cfg, tmp_path, monkeypatch, c
     captured = capsys.readouterr()
     assert "epoch [2/2]: 100%" in captured.err and "eta=0:00:00" in captured.err
     assert "loss=" in captured.err and "acc=" in captured.err and "lr=" in captured.err
-    # stdout is no terminal here, so it gets the lines, too
+    # stdout is not a terminal here, so it gets the lines, too
     assert "epoch [2/2] batch [1/1] time" in captured.out
 
 
