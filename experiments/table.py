@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dassl.errors import UserError
+from dassl.table import aligned
 from experiments.configs import CONFIGS
 from experiments.executors import Job, run_all
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
@@ -117,8 +118,6 @@ def tabulate(
 
 def render(header: tuple[str, ...], table: Sequence[tuple[str, ...]]) -> str:
     """Return the table as Markdown, its columns padded to be readable on a terminal, too."""
-    from dassl.utils.table import aligned  # brings torch, which --help does not wait for
-
     return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned(header, table))
 
 

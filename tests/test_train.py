@@ -40,7 +40,7 @@ def error_of(capsys) -> str:
 
 @pytest.fixture(scope="module")
 def finished(root, tmp_path_factory):
-    """The output folder of a run over three epochs."""
+    """Make the output folder of a run over three epochs."""
     output = tmp_path_factory.mktemp("runs") / "finished"
     assert run(root, output, "TEST.SAVE_LOGITS", "True", "TEST.COMPUTE_CMAT", "True") == 0
     return output

@@ -6,10 +6,10 @@ import os
 import tempfile
 
 from dassl.errors import UserError
+from dassl.table import print_table
 from dassl.utils import listdir_nohidden, read_json, write_json
 from dassl.utils.descriptions import read_descriptions
 from dassl.utils.download import download
-from dassl.utils.table import print_table
 
 from .sources import DESCRIPTIONS, DESCRIPTIONS_URL
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dassl.errors import UserError
-from dassl.utils.table import print_table
+from dassl.table import print_table
 
 from ..common import read_fields, read_rows
 from .sources import PUBLIC_SETS, PublicSet, Source

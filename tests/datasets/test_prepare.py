@@ -78,7 +78,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def table() -> Iterator[dict[str, PublicSet]]:
-    """The table of datasets, for the test to change."""
+    """Make a table of datasets for the test to change."""
     before = dict(PUBLIC_SETS)
     yield PUBLIC_SETS
     PUBLIC_SETS.clear()
@@ -487,7 +487,7 @@ def test_the_table_is_of_the_fifteen_datasets_and_the_papers_counts() -> None:
 
 @pytest.fixture
 def described(tmp_path, server, monkeypatch) -> Path:
-    """The folder of the descriptions; the server has all that are public."""
+    """Make the folder of the descriptions; the server has all that are public."""
     monkeypatch.setattr(descriptions, "DESCRIPTIONS_URL", server.url + "/{}.json")
     monkeypatch.setattr(descriptions, "DESCRIPTIONS_DIR", str(tmp_path / "descriptions"))
     (tmp_path / "descriptions").mkdir()

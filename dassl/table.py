@@ -1,4 +1,4 @@
-"""Tables of text."""
+"""Tables of text; torch is not needed, as for ``dassl.errors``."""
 
 from __future__ import annotations
 
