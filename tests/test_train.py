@@ -62,6 +62,7 @@ def test_run_leaves_log_results_scalars_and_model(finished):
 
 def test_log_has_a_line_per_batch_and_the_public_result_lines(finished):
     log = (finished / "log.txt").read_text()
+    assert "Finish training\nFinished training\n" in log
     assert "** Arguments **" in log and "** Config **" in log and "** System info **" in log
     assert "epoch [3/3] batch [3/3] time " in log and " lr " in log and " eta 0:00:00" in log
     results = json.loads((finished / "results.json").read_text())

@@ -22,7 +22,7 @@ class Context(NamedTuple):
     def start(self, text_width: int, *leading: int) -> Tensor:
         """Return the words' embeddings, or normal(0, 0.02): (*leading, n_prompts, text width)."""
         if self.init is not None:
-            return self.init.clone()
+            return self.init.repeat(*leading, 1, 1)
         return random_prompts(*leading, self.n_prompts, text_width).data
 
 

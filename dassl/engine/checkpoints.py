@@ -74,7 +74,10 @@ def load_model(path: str) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"checkpoint '{path}' holds no state_dict")
-    return checkpoint
+    state = checkpoint["state_dict"]
+    if isinstance(state, Mapping):  # DataParallel puts "module." before the names
+        state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    return {**checkpoint, "state_dict": state}
 
 
 def describe(checkpoint: Mapping[str, Any]) -> str:

@@ -294,7 +294,7 @@ class SimpleTrainer(TrainerBase):
         self.init_writer(folder, done or None)
 
     def after_train(self) -> None:
-        log.info("Finish training")
+        log.info("Finish training\nFinished training")  # public scripts wait for either
         if self.cfg.TEST.NO_TEST:
             self.write_results({}, None)
         else:

@@ -56,7 +56,7 @@ class Classification(EvaluatorBase):
     Args:
         cfg: the config; TEST.METRICS names further metrics, and of those it names prints a line,
             TEST.PER_CLASS_RESULT prints a line per class, TEST.COMPUTE_CMAT saves the confusion
-            matrix (rows: true classes, each summing to 1) as a tensor in cmat.pt.
+            matrix (K, K) (rows: true classes, each summing to 1, or 0 without images) in cmat.pt.
         lab2cname: class name by label.
 
     Raises:
@@ -123,7 +123,8 @@ class Classification(EvaluatorBase):
             log.info(f"* average: {results['perclass_accuracy']:.1f}%")
 
         if self.cfg.TEST.COMPUTE_CMAT:
-            matrix = confusion_matrix(true, predicted, normalize="true")
+            classes = range(logits.shape[1])  # those without test images, too: rows of zeros
+            matrix = confusion_matrix(true, predicted, labels=classes, normalize="true")
             path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
             save_torch_file(torch.from_numpy(matrix), path)
             log.info(f"Confusion matrix is saved to {path}")

@@ -70,6 +70,13 @@ def test_per_class_lines_and_matrix(cfg, tmp_path, capsys):
     assert matrix.tolist() == [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
+def test_the_matrix_has_a_row_for_each_class_with_or_without_images(cfg, tmp_path):
+    cfg.TEST.COMPUTE_CMAT = True
+    evaluate(cfg, [0, 0, 2], [0, 2, 2])
+    matrix = torch.load(tmp_path / "cmat.pt", weights_only=True)
+    assert matrix.tolist() == [[0.5, 0.0, 0.5], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+
+
 def test_classes_of_the_same_name_are_kept_apart(cfg):
     evaluator, _ = evaluate(cfg, [0, 1], [0, 0], {0: "crane", 1: "crane"})
     assert evaluator.summary["per_class_accuracy"] == {"crane": 100.0, "crane (1)": 0.0}

@@ -107,6 +107,15 @@ def test_saved_models_load_again(trainer, tmp_path, capsys):
     assert "skipped" in capsys.readouterr().out
 
 
+def test_a_checkpoint_of_a_data_parallel_model_is_read(trainer, tmp_path):
+    model = trainer._models["one"]
+    state = {f"module.{name}": torch.full_like(t, 2.0) for name, t in model.state_dict().items()}
+    trainer.save_model(2, str(tmp_path))
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "one" / "model.pth.tar-3")
+    trainer.load_model(str(tmp_path), epoch=3)
+    assert all((t == 2.0).all() for t in model.state_dict().values())
+
+
 def test_checkpoints_that_do_not_fit_are_refused(trainer, tmp_path):
     folder = tmp_path / "one"
     folder.mkdir()

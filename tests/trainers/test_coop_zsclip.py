@@ -50,6 +50,18 @@ def test_coop_takes_the_number_of_tokens_from_its_words(clip_model, batch):
     )
 
 
+def test_class_specific_contexts_start_from_the_words_of_each_class(clip_model, batch):
+    model = build(CoOp, clip_model, CSC=True, CTX_INIT="a photo of a")
+    shared = build(CoOp, clip_model, CTX_INIT="a photo of a")
+    words = clip_model.token_embedding(tokenize(["a photo of a"])[0, 1:5])
+    assert torch.equal(model.prompt_learner.ctx, words.expand(len(NAMES), -1, -1))
+    images, labels = batch
+    torch.testing.assert_close(model(images), shared(images), rtol=1e-4, atol=1e-4)
+    _, terms = model(images, labels)
+    (gradient,) = torch.autograd.grad(sum(terms.values()), model.prompt_learner.ctx)
+    assert not torch.allclose(gradient[0], gradient[1])  # each class learns its own
+
+
 def test_zero_shot_uses_the_first_template(clip_model, batch):
     model = build(ZeroshotCLIP, clip_model)
     images, _ = batch
