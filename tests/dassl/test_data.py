@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dassl.config import get_cfg_default
 from dassl.data import DataManager, DatasetWrapper, build_data_loader
-from dassl.data.datasets import DatasetBase, Datum, subsample_classes
+from dassl.data.datasets import DatasetBase, Datum, check_training, subsample_classes
 from dassl.data.image_cache import ImageCache
 from dassl.data.samplers import RandomClassSampler, build_sampler
 from dassl.data.transforms import CHOICES, INTERPOLATION_MODES, Cutout, build_transform
@@ -256,6 +256,14 @@ def test_a_training_set_smaller_than_a_batch_is_used(cfg, pool):
     transform = build_transform(cfg)
     loader = build_data_loader(cfg, "RandomSampler", pool[:5], 32, tfm=transform)
     assert [len(batch["label"]) for batch in loader] == [5]
+
+
+@pytest.mark.parametrize("batch_size", [1, 9, 10, 1_000_000])
+def test_training_warns_of_a_batch_that_the_images_cannot_fill(cfg, pool, capsys, batch_size):
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = batch_size
+    check_training(cfg, Dataset(train_x=pool[:9], test=pool[9:]))
+    warned = f"{batch_size} is more than the 9 training images" in "".join(capsys.readouterr())
+    assert warned == (batch_size > 9)
 
 
 def test_custom_transforms_and_wrapper(cfg):

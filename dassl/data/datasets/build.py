@@ -64,7 +64,8 @@ def check_training(cfg: CfgNode, dataset: Any) -> None:
     """Check that a dataset has training images, and validation images to select a model by.
 
     The public toolbox selects the best model by test images where no others are left; that is
-    refused here.
+    refused here. As there, fewer images than a batch are one smaller batch: usual for one shot
+    of few classes, but worth a warning.
 
     Raises:
         UserError: it has none, or its validation images are test images.
@@ -80,4 +81,10 @@ def check_training(cfg: CfgNode, dataset: Any) -> None:
         kind = "test images for validation" if dataset.val else "no validation images"
         raise UserError(
             f"TEST.FINAL_MODEL: expected last_step for {name}, which has {kind}, got best_val"
+        )
+    batch_size, images = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, len(dataset.train_x)
+    if batch_size > images:
+        log.warning(
+            f"DATALOADER.TRAIN_X.BATCH_SIZE: {batch_size} is more than the {images} training "
+            f"images, so each epoch is one batch of {images}"
         )
