@@ -134,7 +134,7 @@ class ToyTrainer(TrainerX):
         self.register_model("toy_net", self.model, self.optim, self.sched)
         self.steps = 0
 
-    def forward_backward(self, batch):
+    def loss_and_accuracy(self, batch):
         where = (self.epoch + 1, self.batch_idx + 1)
         if where == self.stop_at:
             raise KeyboardInterrupt
@@ -143,12 +143,16 @@ class ToyTrainer(TrainerX):
         loss = F.cross_entropy(output, label)
         if where == self.nan_at:
             loss = loss * float("nan")
+        return loss, compute_accuracy(output, label)[0]
+
+    def forward_backward(self, batch):
+        loss, accuracy = self.loss_and_accuracy(batch)
         # what the run depends on beyond torch's random numbers
         loss = loss * (1 + 0.01 * random.random() + 0.01 * np.random.rand() + 1e-4 * self.steps)
         self.steps += 1
         self.model_backward_and_update(loss)
 
-        loss_summary = {"loss": loss.item(), "acc": compute_accuracy(output, label)[0].item()}
+        loss_summary = {"loss": loss.item(), "acc": accuracy.item()}
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         return loss_summary
@@ -192,19 +196,12 @@ class TensorTrainer(ToyTrainer):
     """Gives tensors and reads nothing of the device."""
 
     def forward_backward(self, batch):
-        where = (self.epoch + 1, self.batch_idx + 1)
-        if where == self.stop_at:
-            raise KeyboardInterrupt
-        image, label = self.parse_batch_train(batch)
-        output = self.model(image)
-        loss = F.cross_entropy(output, label)
-        if where == self.nan_at:
-            loss = loss * float("nan")
+        loss, accuracy = self.loss_and_accuracy(batch)
         self.model_backward_and_update(loss)
         self.steps += 1
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
-        return self.summary(loss, compute_accuracy(output, label)[0])
+        return self.summary(loss, accuracy)
 
     def summary(self, loss, accuracy):
         return {"loss": loss, "acc": accuracy}
