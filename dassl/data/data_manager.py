@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
 from dassl.compat import PublicDataManager
+from dassl.config import check_domains
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import ImageCache
 from dassl.data.samplers import SeededIndex, SeededSampler, build_sampler
@@ -109,7 +110,7 @@ class DataManager(PublicDataManager):
         dataset_wrapper: Callable[..., Dataset[Any]] | None = None,
     ) -> None:
         dataset = build_dataset(cfg)
-        check_choice("DATALOADER.ON_ERROR", cfg.DATALOADER.ON_ERROR, ON_ERROR)
+        check_domains(cfg, section="DATALOADER.")
         if cfg.DATALOADER.ON_ERROR == "skip":
             for name in ("_train_x", "_val", "_test"):
                 split = getattr(dataset, name)

@@ -8,8 +8,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.config import check_domains
-from dassl.data.datasets.base_dataset import SUBSETS
-from dassl.errors import UserError, check_choice
+from dassl.errors import UserError
 from dassl.utils.logger import log
 from dassl.utils.registry import Registry
 
@@ -17,14 +16,14 @@ DATASET_REGISTRY = Registry("DATASET")
 
 
 def check_dataset_cfg(cfg: CfgNode) -> None:
-    """Check the keys of the node DATASET, before anything is read.
+    """Check the keys that a dataset is made from, before anything is read.
 
     Raises:
         UserError: one of them is not allowed.
     """
     check_domains(cfg, section="DATASET.")
+    check_domains(cfg, section="TEST.SUBSAMPLE_CLASSES")
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    check_choice("TEST.SUBSAMPLE_CLASSES", cfg.TEST.SUBSAMPLE_CLASSES, ["", *SUBSETS])
     root = cfg.DATASET.ROOT
     if not root:
         raise UserError("DATASET.ROOT: expected the folder of the datasets (--root data), got ''")
