@@ -100,11 +100,33 @@ def setup_cfg(args: argparse.Namespace) -> Any:
     return cfg
 
 
-def check_folders(args: argparse.Namespace, cfg: Any) -> None:
-    """Raise ``UserError`` where a folder that is to be read does not exist."""
+def check_options(args: argparse.Namespace, cfg: Any) -> None:
+    """Raise ``UserError`` for options without effect, and folders to read that do not exist."""
     for name, folder in (("--resume", cfg.RESUME), ("--model-dir", args.model_dir)):
         if folder and not os.path.isdir(folder):
             raise UserError(f"{name}: the folder '{folder}' does not exist")
+    if args.eval_only:
+        others = {"--resume": cfg.RESUME, "--no-train": args.no_train}
+    else:
+        others = {"--model-dir": args.model_dir, "--load-epoch": args.load_epoch}
+    for name, value in others.items():
+        if value not in ("", None, False):
+            where = "with" if args.eval_only else "without"
+            raise UserError(f"{name}: expected nothing {where} --eval-only, got {value!r}")
+    if args.load_epoch is not None and not (args.model_dir and args.load_epoch > 0):
+        raise UserError(
+            f"--load-epoch: expected an epoch from 1 of a --model-dir, got {args.load_epoch}"
+        )
+
+
+def check_evaluation(args: argparse.Namespace, cfg: Any, trainer: Any) -> None:
+    """Raise ``UserError`` where a method that must be trained is to be evaluated untrained."""
+    loads = args.model_dir or cfg.MODEL.INIT_WEIGHTS
+    if not loads and any(map(trainer.learned_state_dict, trainer.get_model_names())):
+        raise UserError(
+            f"--model-dir: expected the folder of a run of {cfg.TRAINER.NAME}, which must be "
+            "trained before it is evaluated, got ''"
+        )
 
 
 def print_args(args: argparse.Namespace, cfg: Any) -> None:
@@ -124,11 +146,14 @@ def run(args: argparse.Namespace, held: ExitStack) -> None:
         UserError: bad input.
     """
     cfg = setup_cfg(args)
-    from dassl.engine import build_trainer, check_cfg, run_folder
+    from dassl.config import to_dict
+    from dassl.engine import build_trainer, check_cfg, run_folder, same_run
 
     check_cfg(cfg)
-    check_folders(args, cfg)
+    check_options(args, cfg)
     held.enter_context(run_folder.locked(cfg.OUTPUT_DIR))
+    if not args.no_train:
+        same_run.check_output(cfg.OUTPUT_DIR, to_dict(cfg), evaluates=args.eval_only)
 
     import torch
 
@@ -146,6 +171,7 @@ def run(args: argparse.Namespace, held: ExitStack) -> None:
     trainer = build_trainer(cfg)
     try:
         if args.eval_only:
+            check_evaluation(args, cfg, trainer)
             trainer.load_model(args.model_dir, epoch=args.load_epoch)
             trainer.test()
         elif not args.no_train:

@@ -50,6 +50,8 @@ class ImageFolder(DatasetBase):
             ``DATALOADER.ON_ERROR`` is "stop".
     """
 
+    root_is_dataset = True
+
     def __init__(self, cfg: CfgNode) -> None:
         self.dataset_dir = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
         self.split_file = os.path.join(self.dataset_dir, "split_image_folder.json")

@@ -55,8 +55,8 @@ def test_run_leaves_log_results_scalars_and_model(finished):
     assert names == [*expected, "results.json", "tensorboard", "toy_net"]
     assert (finished / "toy_net" / "checkpoint").read_text() == "model.pth.tar-3\n"
     checkpoint = torch.load(finished / "toy_net" / "model.pth.tar-3", weights_only=True)
-    assert sorted(checkpoint) == ["epoch", "state_dict", "val_result"]
-    assert checkpoint["epoch"] == 3
+    assert sorted(checkpoint) == ["class_names", "epoch", "state_dict", "val_result"]
+    assert checkpoint["epoch"] == 3 and checkpoint["class_names"] == list(toys.CLASSES)
     assert any((finished / "tensorboard").iterdir())
 
 

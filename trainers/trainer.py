@@ -15,10 +15,12 @@ import clip
 from clip import CLIP, ClipError, Preprocess
 from clip.clip import OPEN_CLIP
 from dassl.config import register_defaults, set_keys
+from dassl.config.defaults import declared
 from dassl.config.domains import Choice
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.engine.checkpoints import check_classes
 from dassl.engine.optimize import PRECISIONS, grad_scaler, optimizer_step, precision
 from dassl.evaluation import build_evaluator
 from dassl.metrics import compute_accuracy
@@ -129,6 +131,7 @@ class MethodTrainer(TrainerX):
     def check_cfg(self, cfg: Any) -> None:
         """Find everything that can be found wrong before any data is touched."""
         settings = cfg.TRAINER[self.method.config_node]
+        self.check_unused(cfg)
         n_views = self.method.n_views
         if cfg.DATALOADER.K_TRANSFORMS != n_views:
             raise UserError(
@@ -138,6 +141,24 @@ class MethodTrainer(TrainerX):
         self.clip_model = load_frozen("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
         self.check_input(cfg)
         self.method.check_settings(settings, self.clip_model)
+
+    def check_unused(self, cfg: Any) -> None:
+        """Refuse settings that only public trainers use."""
+        optim = ("STAGED_LR", "NEW_LAYERS", "BASE_LR_MULT")
+        unused = {
+            "INPUT.NO_TRANSFORM": cfg.INPUT.NO_TRANSFORM,
+            "DATALOADER.RETURN_IMG0": cfg.DATALOADER.RETURN_IMG0,
+            "MODEL.BACKBONE.PRETRAINED": cfg.MODEL.BACKBONE.PRETRAINED,
+            **{f"MODEL.HEAD.{name}": value for name, value in cfg.MODEL.HEAD.items()},
+            **{f"OPTIM.{name}": cfg.OPTIM[name] for name in optim},
+        }
+        for key, value in unused.items():
+            default = declared()[key].default
+            if value != default:
+                raise UserError(
+                    f"{key}: expected {default!r} for {cfg.TRAINER.NAME}, which does not use it, "
+                    f"got {value!r}"
+                )
 
     def check_input(self, cfg: Any) -> None:
         """Refuse images of another size than the backbone's; warn of other preprocessing."""
@@ -171,7 +192,8 @@ class MethodTrainer(TrainerX):
             self.model.set_classes(dataset.classnames)
         scope = self.model.get_submodule(self.method.checkpoint_scope)
         if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(scope, cfg.MODEL.INIT_WEIGHTS)
+            weights = load_pretrained_weights(scope, cfg.MODEL.INIT_WEIGHTS)
+            self.check_classes(weights.get("class_names", []), cfg.MODEL.INIT_WEIGHTS)
         self.optim = self.sched = None
         learned = self.model.learned()
         if learned and self.train_loader_x is not None:
@@ -329,9 +351,16 @@ class MethodTrainer(TrainerX):
         else:
             super().load_model(directory, epoch)
 
-    def load_learned_state_dict(
-        self, name: str, state_dict: Mapping[str, Tensor], path: str
-    ) -> None:
+    def check_classes(self, trained: list[str], path: str) -> None:
+        """Check that what is bound to its classes meets those that it was trained on.
+
+        Raises:
+            UserError: one differs, or their order does.
+        """
+        if self.method.bound_to_classes(self.model.settings):
+            check_classes(trained, self._class_names, path)
+
+    def load_learned_state_dict(self, name: str, state_dict: Mapping[str, Any], path: str) -> None:
         """Take what was learned from a checkpoint of ours or of the public code.
 
         Raises:

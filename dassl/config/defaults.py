@@ -238,6 +238,11 @@ _C: dict[str, Domain] = {
         *("last_step", "best_val"),
         help="best_val: val, which must have no test images, is evaluated after every epoch",
     ),
+    "TEST.BEST_VAL_TIE": Choice(
+        "first",
+        *("first", "last"),
+        help="best_val: which of several epochs with the best result stays",
+    ),
 }
 
 _KEYS: dict[str, dict[str, Domain]] = {"": _C}  # by trainer; without one: of every run

@@ -1,30 +1,37 @@
 """Checkpoints of one model: find, save, load, and check that their tensors fit.
 
-A file holds state_dict, epoch (number of epochs done) and val_result (percent, or None).
+A file holds state_dict, epoch (number of epochs done), val_result (percent, or None) and, where a
+dataset was trained on, class_names in the order of their labels.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dassl.engine.run_folder import BEST_CHECKPOINT, epoch_checkpoint
 from dassl.errors import UserError
 from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write
-from dassl.utils.torchtools import load_checkpoint, save_checkpoint
+from dassl.utils.torchtools import flaw_of, load_checkpoint, save_checkpoint, state_of
+
+NEWEST = "checkpoint"  # the file that names the newest checkpoint
 
 
 def find_checkpoint(folder: str, epoch: int | None = None) -> str:
     """Return the path of the checkpoint of an epoch in a model's folder.
 
-    Without an epoch it is model-best.pth.tar or, as runs without validation have none, the
-    newest model.pth.tar-<epoch>.
+    Without an epoch it is model-best.pth.tar or, as runs without validation have none, the one
+    that the file ``checkpoint`` names or, as some folders lack that, the highest
+    model.pth.tar-<epoch>.
 
     Raises:
         UserError: there is no such file.
@@ -42,10 +49,28 @@ def find_checkpoint(folder: str, epoch: int | None = None) -> str:
     best = os.path.join(folder, BEST_CHECKPOINT)
     if os.path.isfile(best):
         return best
-    if not epochs:
+    newest = _newest(folder)
+    if newest is None and not epochs:
         raise UserError(f"no checkpoint in '{folder}'")
     log.info(f"There is no {BEST_CHECKPOINT} in {folder}: loading the newest checkpoint ({saved})")
-    return os.path.join(folder, epoch_checkpoint(epochs[-1]))
+    return newest or os.path.join(folder, epoch_checkpoint(epochs[-1]))
+
+
+def _newest(folder: str) -> str | None:
+    """Return the path of the checkpoint that the file ``checkpoint`` names, None without it."""
+    place = os.path.join(folder, NEWEST)
+    try:
+        with open(place, encoding="utf-8") as file:
+            name = file.readline().strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UserError(f"cannot read '{place}': {reason}") from error
+    path = os.path.join(folder, name)
+    if os.path.basename(name) != name or not os.path.isfile(path):
+        raise UserError(f"'{place}': expected the name of a checkpoint beside it, got {name!r}")
+    return path
 
 
 def save_model(
@@ -55,41 +80,94 @@ def save_model(
     val_result: float | None = None,
     is_best: bool = False,
     file_name: str = "",
+    class_names: Sequence[str] = (),
 ) -> None:
-    """Save tensors after so many epochs, as model.pth.tar-<epoch> or as ``file_name``."""
+    """Save tensors after so many epochs, as model.pth.tar-<epoch> or as ``file_name``.
+
+    Raises:
+        UserError: a tensor is not finite; nothing is written.
+    """
+    check_finite(state_dict, epoch)
     state = {
         "state_dict": state_dict,
         "epoch": epoch,
         "val_result": None if val_result is None else float(val_result),
     }
+    if class_names:
+        state["class_names"] = list(class_names)
     save_checkpoint(state, folder, is_best=is_best, model_name=file_name)
 
 
-def load_model(path: str) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; it has a state_dict.
+def check_finite(tensors: Mapping[str, Tensor], epoch: int) -> None:
+    """Check that what was learned after so many epochs is worth keeping.
 
     Raises:
-        UserError: the file is missing, corrupt, or holds something else.
+        UserError: a tensor is not finite.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"tensor '{name}' is infinite or not a number after epoch {epoch}; it was not "
+                "saved, earlier checkpoints are unchanged"
+            )
+
+
+def load_model(path: str) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU: state_dict, epoch, val_result and class_names ([]: unknown).
+
+    Raises:
+        UserError: the file is missing or corrupt, holds something else, or a value of another type.
     """
     checkpoint = load_checkpoint(path)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
         raise UserError(f"checkpoint '{path}' holds no state_dict")
-    state = checkpoint["state_dict"]
-    if isinstance(state, Mapping):  # DataParallel puts "module." before the names
-        state = {str(key).removeprefix("module."): value for key, value in state.items()}
-    return {**checkpoint, "state_dict": state}
+    epoch = checkpoint.get("epoch", 0)
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+        raise UserError(f"checkpoint '{path}': expected a number of epochs, got epoch {epoch!r}")
+    result = checkpoint.get("val_result")
+    if not (result is None or (isinstance(result, Real) and math.isfinite(result))):
+        raise UserError(f"checkpoint '{path}': expected a number, got val_result {result!r}")
+    names = checkpoint.get("class_names", [])
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"checkpoint '{path}': expected a list of text, got class_names {names!r}")
+    return {
+        "state_dict": state_of(checkpoint, path),
+        "epoch": epoch,
+        "val_result": None if result is None else float(result),
+        "class_names": names,
+    }
 
 
 def describe(checkpoint: Mapping[str, Any]) -> str:
-    """Describe a checkpoint: "epoch=5, val_result=71.2"."""
-    epoch, val_result = int(checkpoint.get("epoch", 0)), checkpoint.get("val_result")
-    return f"epoch={epoch}" + (
-        "" if val_result is None else f", val_result={float(val_result):.1f}"
-    )
+    """Describe what ``load_model`` gave: "epoch=5, val_result=71.2"."""
+    result = checkpoint["val_result"]
+    return f"epoch={checkpoint['epoch']}" + ("" if result is None else f", val_result={result:.1f}")
 
 
-def check_fit(state_dict: Any, expected: Mapping[str, Tensor], path: str) -> None:
-    """Check that a checkpoint has exactly the expected tensors, by name and shape.
+def check_classes(trained: Sequence[str], present: Sequence[str], place: str) -> None:
+    """Check that what is bound to its classes meets those that it was trained on, in their order.
+
+    Args:
+        trained: names by label; empty where a checkpoint does not say.
+        present: names by label.
+        place: file of ``trained``, for the error message.
+
+    Raises:
+        UserError: a class differs.
+    """
+    if not trained or list(trained) == list(present):
+        return
+    if len(trained) != len(present):
+        difference = f"expected {len(trained)} classes, got {len(present)}"
+    else:
+        pairs = enumerate(zip(trained, present, strict=True))
+        label, (old, new) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
+        difference = f"expected '{old}' as class {label}, got '{new}'"
+    raise UserError(f"'{place}' was trained on other classes: {difference}")
+
+
+def check_fit(state_dict: Mapping[str, Any], expected: Mapping[str, Tensor], path: str) -> None:
+    """Check that a checkpoint has exactly the expected tensors, all of them finite.
 
     Args:
         state_dict: of the checkpoint.
@@ -97,19 +175,13 @@ def check_fit(state_dict: Any, expected: Mapping[str, Tensor], path: str) -> Non
         path: of the checkpoint, for error messages.
 
     Raises:
-        UserError: a tensor is missing, unexpected or of another shape.
+        UserError: a tensor is missing, unexpected, or no such tensor.
     """
-    if not isinstance(state_dict, Mapping):
-        raise UserError(f"checkpoint '{path}' holds no state_dict")
     for key, tensor in expected.items():
         if key not in state_dict:
             raise UserError(f"checkpoint '{path}' does not fit: it has no tensor '{key}'")
-        shape = tuple(state_dict[key].shape)
-        if shape != tuple(tensor.shape):
-            raise UserError(
-                f"checkpoint '{path}' does not fit: tensor '{key}' has shape {shape}, "
-                f"this model's has {tuple(tensor.shape)}"
-            )
+        if flaw := flaw_of(state_dict[key], tensor):
+            raise UserError(f"checkpoint '{path}' does not fit: tensor '{key}' {flaw}")
     for key in state_dict:
         if key not in expected:
             raise UserError(f"checkpoint '{path}' does not fit: this model has no tensor '{key}'")

@@ -2,67 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dassl.config import first_difference
-from dassl.engine.run_folder import RESUME_FILE, remove_if_there
+from dassl.engine.checkpoints import check_classes, check_finite
+from dassl.engine.run_folder import RESUME_FILE, read_config, remove_if_there
+from dassl.engine.same_run import check_same_config, check_same_run
 from dassl.errors import UserError
 from dassl.utils.torchtools import load_checkpoint, save_torch_file
 
-# Config keys that may change between a run and its continuation: they say where things are and
-# what is shown or kept, not what is learned. The switches TEST.SAVE_* may change, too.
-FREE_KEYS = (
-    "OUTPUT_DIR",
-    "RESUME",
-    "VERBOSE",
-    "DATASET.ROOT",
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.CACHE_MB",
-    "DATALOADER.TEST.BATCH_SIZE",
-    "TRAIN.PRINT_FREQ",
-    "TRAIN.CHECKPOINT_FREQ",
-    "TEST.PER_CLASS_RESULT",
-    "TEST.COMPUTE_CMAT",
-    "TEST.METRICS",
-    "TEST.NO_TEST",
-    "TEST.RECORD",
-    "TEST.SPLIT",
-    "TEST.SUBSAMPLE_CLASSES",
-)
 # The file is written only when at least this many times as long has passed as writing it takes,
 # so that large models spend no noticeable time on it.
 SAVE_INTERVAL = 10.0
-
-
-def check_same_config(old: dict[str, Any] | None, new: dict[str, Any], place: str) -> None:
-    """Check that a run is resumed with its own config, apart from the free keys.
-
-    Args:
-        old, new: configs as nested plain dicts; None for an old one that is not known.
-        place: file or folder that the old one was read from, for the error message.
-
-    Raises:
-        UserError: a key differs.
-    """
-    if old is None:
-        return
-    switches = (f"TEST.{key}" for key in new["TEST"] if key.startswith("SAVE_"))
-    difference = first_difference(old, new, (*FREE_KEYS, *switches))
-    if difference is not None:
-        key, before, now = difference
-        raise UserError(
-            f"{key}: expected {before!r}, as in the run in '{place}', got {now!r}; "
-            "choose another OUTPUT_DIR, or remove the old run"
-        )
+DIGEST = "digest"  # of everything else in the file
 
 
 def make_state(
@@ -75,9 +37,10 @@ def make_state(
     scaler: Any,
     best_result: float,
     elapsed_s: float,
+    class_names: Sequence[str],
     extra: dict[str, Any],
 ) -> dict[str, Any]:
-    """Make the content of the resume file: only tensors and plain values.
+    """Make the content of the resume file: only tensors and plain values, and a digest of them.
 
     Args:
         config: as nested plain dicts.
@@ -87,9 +50,15 @@ def make_state(
         scaler: the ``GradScaler``, or None.
         best_result: on validation images so far, in percent.
         elapsed_s: seconds that the run has taken.
+        class_names: of training, by label.
         extra: the trainer's own ``extra_state``.
+
+    Raises:
+        UserError: a tensor of a model is not finite.
     """
-    return {
+    for tensors in models.values():
+        check_finite(tensors, epoch)
+    state = {
         "config": json.dumps(config),
         "epoch": epoch,
         "models": dict(models),
@@ -99,12 +68,49 @@ def make_state(
         "random": random_state(),
         "best_result": best_result,
         "elapsed_s": elapsed_s,
+        "class_names": list(class_names),
         "extra": extra,
     }
+    return {**state, DIGEST: digest_of(state)}
 
 
-def find_state(folder: str, config: dict[str, Any], models: Sequence[str]) -> dict[str, Any] | None:
-    """Read the resume file of a run with this config and models of these names.
+def digest_of(value: Any) -> str:
+    """Return a digest of nested plain values and tensors, their types included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _parts(value):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    elif isinstance(value, Mapping):
+        yield b"{"
+        for key, item in value.items():
+            yield from _parts(key)
+            yield from _parts(item)
+        yield b"}"
+    elif isinstance(value, (list, tuple)):
+        yield b"["
+        for item in value:
+            yield from _parts(item)
+        yield b"]"
+    else:
+        yield f"{type(value).__name__} {value!r};".encode()
+
+
+def find_state(
+    folder: str,
+    config: dict[str, Any],
+    models: Sequence[str],
+    max_epoch: int,
+    class_names: Sequence[str],
+) -> dict[str, Any] | None:
+    """Read the resume file of a run with this config, models of these names and these classes.
+
+    A file of a version that wrote no digest is read, too.
 
     Returns:
         What ``make_state`` made, or None where the folder has no such file.
@@ -112,19 +118,47 @@ def find_state(folder: str, config: dict[str, Any], models: Sequence[str]) -> di
     Raises:
         UserError: the file is corrupt, or belongs to another run.
     """
+    kept = read_config(folder)
+    if kept is not None:
+        check_same_run(folder, kept, config)
     path = os.path.join(folder, RESUME_FILE)
     if not os.path.isfile(path):
         return None
     state = load_checkpoint(path)
-    if not isinstance(state, dict) or "random" not in state:
-        raise UserError(f"resume file '{path}': expected the state of a run, got something else")
-    check_same_config(json.loads(state["config"]), config, path)
-    if set(state["models"]) != set(models):
-        raise UserError(
-            f"resume file '{path}': expected the models {', '.join(models)}, "
-            f"got {', '.join(state['models'])}"
-        )
+    if not isinstance(state, dict):
+        raise damaged(path)
+    digest = state.pop(DIGEST, None)
+    if digest is not None and digest != digest_of(state):
+        raise damaged(path)
+    with restoring(path):
+        check_classes(state.get("class_names", []), class_names, path)
+        check_same_config(json.loads(state["config"]), config, path)
+        if set(state["models"]) != set(models):
+            raise UserError(
+                f"resume file '{path}': expected the models {', '.join(models)}, "
+                f"got {', '.join(state['models'])}"
+            )
+        if state["epoch"] not in range(1, max_epoch):
+            raise UserError(
+                f"resume file '{path}': expected 1 to {max_epoch - 1} epochs, got {state['epoch']}"
+            )
     return state
+
+
+def damaged(path: str) -> UserError:
+    """Make the error for a resume file that cannot be used."""
+    return UserError(f"resume file '{path}' is damaged; delete it to train from scratch")
+
+
+@contextmanager
+def restoring(path: str) -> Iterator[None]:
+    """Take any error within the block for damage of the resume file, but for a ``UserError``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever a value of another type or form leads to
+        raise damaged(path) from error
 
 
 def restore_optimization(

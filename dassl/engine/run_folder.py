@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from dassl.config.merge import _read as read_yaml
 from dassl.errors import UserError
 from dassl.evaluation.predictions import PREDICTIONS_FILE
 from dassl.metrics import BUILT_IN
@@ -166,7 +167,7 @@ if fcntl is not None:
     os.register_at_fork(after_in_child=_close_all)
 
 
-def epoch_checkpoint(epoch: int) -> str:
+def epoch_checkpoint(epoch: int | str) -> str:
     """Return the file name of the checkpoint after so many epochs."""
     return f"model.pth.tar-{epoch}"
 
@@ -188,12 +189,18 @@ def begin(folder: str, config: dict[str, Any]) -> None:
 
 
 def read_config(folder: str) -> dict[str, Any] | None:
-    """Return the config of the run as nested plain dicts, None where the folder has none."""
+    """Return the config of the run as nested plain dicts, None where the folder has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = os.path.join(folder, CONFIG_FILE)
     if not os.path.isfile(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        return yaml.safe_load(file)
+    config = read_yaml(path)
+    if not isinstance(config, dict) or not config:
+        raise UserError(f"config file '{path}': expected the config of a run, got something else")
+    return config
 
 
 def remove_if_there(folder: str, name: str) -> None:

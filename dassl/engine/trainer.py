@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl.compat import data_attributes
 from dassl.config import to_dict
 from dassl.data import DataManager
 from dassl.data.datasets import check_training
-from dassl.engine import checkpoints, resume, run_folder
+from dassl.engine import checkpoints, resume, run_folder, same_run
+from dassl.engine.evaluate import evaluate
 from dassl.engine.optimize import optimizer_step
-from dassl.engine.progress import EpochProgress, loss_error, shows_bar
+from dassl.engine.progress import EpochProgress, loss_error
 from dassl.engine.recorders import chosen_recorders
 from dassl.errors import UserError
-from dassl.evaluation import build_evaluator, check_logits
+from dassl.evaluation import build_evaluator
 from dassl.utils.logger import log
 from dassl.utils.tools import tolist_if_not
 
@@ -49,6 +49,7 @@ class TrainerBase:
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer: Any = None
         self._progress: EpochProgress | None = None  # of the epoch that is running
+        self._class_names: list[str] = []  # of training, which checkpoints keep
         self.epoch = self.batch_idx = self.num_batches = self.model_epoch = 0
         self.best_result = -math.inf
 
@@ -75,16 +76,17 @@ class TrainerBase:
         """Return the tensors that checkpoints hold; an override leaves frozen ones out."""
         return self._models[name].state_dict()
 
-    def load_learned_state_dict(
-        self, name: str, state_dict: Mapping[str, Tensor], path: str
-    ) -> None:
+    def load_learned_state_dict(self, name: str, state_dict: Mapping[str, Any], path: str) -> None:
         """Put the tensors of the checkpoint ``path`` into a model, where they fit exactly.
 
         Raises:
-            UserError: a tensor is missing, unexpected or of another shape.
+            UserError: a tensor is missing, unexpected, or of another shape or kind.
         """
         checkpoints.check_fit(state_dict, self.learned_state_dict(name), path)
         self._models[name].load_state_dict(state_dict, strict=False)
+
+    def check_classes(self, trained: list[str], path: str) -> None:
+        """Refuse a checkpoint that cannot serve the present classes; a hook."""
 
     def save_model(
         self,
@@ -95,9 +97,10 @@ class TrainerBase:
         model_name: str = "",
     ) -> None:
         """Save every model as directory/<name>/model.pth.tar-<epoch + 1> or <model_name>."""
+        kept = (epoch + 1, val_result, is_best, model_name, self._class_names)
         for name in self.get_model_names():
-            where = (os.path.join(directory, name), epoch + 1, val_result, is_best, model_name)
-            checkpoints.save_model(self.learned_state_dict(name), *where)
+            folder = os.path.join(directory, name)
+            checkpoints.save_model(self.learned_state_dict(name), folder, *kept)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load every model from directory/<name>/, as ``find_checkpoint`` chooses the file.
@@ -111,8 +114,9 @@ class TrainerBase:
         for name in self.get_model_names():
             path = checkpoints.find_checkpoint(os.path.join(directory, name), epoch)
             checkpoint = checkpoints.load_model(path)
+            self.check_classes(checkpoint["class_names"], path)
             self.load_learned_state_dict(name, checkpoint["state_dict"], path)
-            self.model_epoch = int(checkpoint.get("epoch", 0))
+            self.model_epoch = checkpoint["epoch"]
             log.info(f"Load {path} to {name} ({checkpoints.describe(checkpoint)})")
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
@@ -250,7 +254,7 @@ class SimpleTrainer(TrainerBase):
         super().__init__()
         self._time_begin, self._elapsed_before = time.time(), 0.0
         self._resume_writer = resume.ResumeWriter()
-        self.cfg = cfg
+        self.cfg, self._config = cfg, to_dict(cfg)
         self.recorders = chosen_recorders(cfg, type(self))
         self.check_cfg(cfg)
         on_gpu = torch.cuda.is_available() and cfg.USE_CUDA
@@ -271,6 +275,7 @@ class SimpleTrainer(TrainerBase):
         self.train_loader_x = dm.train_loader_x
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.lab2cname = dm.num_classes, dm.lab2cname
+        self._class_names = list(dm.dataset.classnames)
         vars(self).update(data_attributes(dm))
 
     def build_model(self) -> None:
@@ -283,11 +288,13 @@ class SimpleTrainer(TrainerBase):
 
     def before_train(self) -> None:
         check_training(self.cfg, self.dm.dataset)
-        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.output_dir)
+        same_run.check_output(self.output_dir, self._config)
+        folder = same_run.folder_to_resume(self.output_dir, self.cfg.RESUME, self.max_epoch)
+        self.start_epoch = self.resume_model_if_exist(folder)
         self.time_start = time.time()
         if self.start_epoch == self.max_epoch:
             return
-        run_folder.begin(self.output_dir, to_dict(self.cfg))
+        run_folder.begin(self.output_dir, self._config)
         # an interrupted epoch has left points that this run draws again
         done = self.start_epoch * len(self.train_loader_x)
         folder = os.path.join(self.output_dir, run_folder.TENSORBOARD_FOLDER)
@@ -311,7 +318,8 @@ class SimpleTrainer(TrainerBase):
         number, frequency = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
             result = self.test(split="val")
-            if result >= self.best_result:
+            is_tie = result == self.best_result and self.cfg.TEST.BEST_VAL_TIE == "last"
+            if result > self.best_result or is_tie:
                 self.best_result = float(result)
                 name = run_folder.BEST_CHECKPOINT
                 self.save_model(self.epoch, self.output_dir, val_result=result, model_name=name)
@@ -330,7 +338,7 @@ class SimpleTrainer(TrainerBase):
 
     def _resume_state(self) -> dict[str, Any]:
         return resume.make_state(
-            config=to_dict(self.cfg),
+            config=self._config,
             epoch=self.epoch + 1,
             models={name: self.learned_state_dict(name) for name in self._models},
             optimizers=self._optims,
@@ -338,6 +346,7 @@ class SimpleTrainer(TrainerBase):
             scaler=self.scaler,
             best_result=self.best_result,
             elapsed_s=self.elapsed_s(),
+            class_names=self._class_names,
             extra=self.extra_state(),
         )
 
@@ -348,18 +357,17 @@ class SimpleTrainer(TrainerBase):
         the end of its last saved epoch. Of a finished one the final models are loaded.
 
         Raises:
-            UserError: the run had another config, a file does not fit, or RESUME names no run.
+            UserError: the run had another config or other classes, or a file does not fit.
         """
-        config, names = to_dict(self.cfg), list(self._models)
-        state = resume.find_state(directory, config, names)
+        names, classes = list(self._models), self._class_names
+        state = resume.find_state(directory, self._config, names, self.max_epoch, classes)
         if state is not None:
             self._restore(state, os.path.join(directory, run_folder.RESUME_FILE))
             checkpoints.copy_best(directory, self.output_dir, names)
             log.info(f"Resuming the run in {directory}: {state['epoch']} epochs are done")
             return int(state["epoch"])
         if run_folder.is_finished(directory, names, self.max_epoch):
-            resume.check_same_config(run_folder.read_config(directory), config, directory)
-            log.info(f"The run in {directory} is finished: not training again, only evaluating")
+            log.info(same_run.finished_message(directory, self.max_epoch))
             self._model_dir = directory
             self.load_model(directory, epoch=self.max_epoch)
             return self.max_epoch
@@ -369,13 +377,14 @@ class SimpleTrainer(TrainerBase):
         return 0
 
     def _restore(self, state: dict[str, Any], path: str) -> None:
-        for name in self._models:
-            self.load_learned_state_dict(name, state["models"][name], path)
-        resume.restore_optimization(state, self._optims, self._scheds, self.scaler)
-        self.best_result, self._elapsed_before = state["best_result"], state["elapsed_s"]
-        self.load_extra_state(state["extra"])
-        # last: building and loading may have drawn random numbers
-        resume.set_random_state(state["random"])
+        with resume.restoring(path):
+            for name in self._models:
+                self.load_learned_state_dict(name, state["models"][name], path)
+            resume.restore_optimization(state, self._optims, self._scheds, self.scaler)
+            self.best_result, self._elapsed_before = state["best_result"], state["elapsed_s"]
+            self.load_extra_state(state["extra"])
+            # last: building and loading may have drawn random numbers
+            resume.set_random_state(state["random"])
 
     # Evaluation --------------------------------------------------------------------------------
     @torch.no_grad()
@@ -387,22 +396,13 @@ class SimpleTrainer(TrainerBase):
         logit that is not finite is a ``LogitsError``, before anything is written.
         """
         self.set_model_mode("eval")
-        self.evaluator.reset()
         is_final, split = split is None, split or self.cfg.TEST.SPLIT
         data_loader = self.val_loader if split == "val" else None
         if data_loader is None:
             split, data_loader = "test", self.test_loader
-        log.info(f"Evaluate on the *{split}* set")
-
         recorders = [recorder(self) for recorder in self.recorders] if is_final else []
-        for batch in tqdm(data_loader, desc=split, disable=not shows_bar()):
-            input, label = self.parse_batch_test(batch)
-            output = self.model_inference(input)
-            check_logits(output, batch.get("impath", []) if isinstance(batch, Mapping) else [])
-            self.evaluator.process(output, label)
-            for recorder in recorders:
-                recorder.batch(batch, output)
-        results = self.evaluator.evaluate()
+        predict = (self.parse_batch_test, self.model_inference)
+        results = evaluate(data_loader, split, *predict, self.evaluator, recorders)
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         if is_final:
@@ -414,7 +414,7 @@ class SimpleTrainer(TrainerBase):
     def write_results(self, results: Mapping[str, float], split: str | None) -> None:
         """Write results.json; ``results`` is empty where TEST.NO_TEST left the test out."""
         summary = getattr(self.evaluator, "summary", {}) if results else {}
-        whose = (to_dict(self.cfg), split, self.model_epoch, self.elapsed_s())
+        whose = (self._config, split, self.model_epoch, self.elapsed_s())
         run_folder.write_results(self.output_dir, results, summary, *whose)
 
     def model_inference(self, input: Any) -> Tensor:

@@ -6,12 +6,13 @@ import os
 import re
 import shlex
 import shutil
-import warnings
+import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dassl.errors import UserError
 from dassl.utils.logger import log
@@ -115,10 +116,27 @@ def plain_reason(error: Exception) -> str:
     return (text.split("\n")[0].split(". ")[0] or type(error).__name__)[:200]
 
 
+def check_archive(path: str) -> None:
+    """Compare the members of a file of ``torch.save`` with their checksums, as torch does not.
+
+    Files of torch before 1.6 are no archives and have no checksums.
+
+    Raises:
+        UserError: one differs.
+        OSError, zipfile.BadZipFile: the file cannot be read.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise UserError(f"the checksum of '{damaged}' in it is wrong")
+
+
 def load_checkpoint(path: str, device: str = "cpu") -> Any:
     """Read a checkpoint onto the CPU; nothing but tensors and plain values is unpickled.
 
-    On the device "meta" tensors have shapes and types, and no values are read.
+    On the device "meta" tensors have shapes and types, and no values are read or checked.
 
     Raises:
         UserError: the file is missing, corrupt, or holds something else.
@@ -128,6 +146,8 @@ def load_checkpoint(path: str, device: str = "cpu") -> Any:
     if not os.path.isfile(path):
         raise UserError(f"checkpoint '{path}' does not exist")
     try:
+        if device != "meta":
+            check_archive(path)
         with torch.serialization.safe_globals(checkpoint_types()):
             return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file raises errors of many kinds
@@ -141,24 +161,63 @@ def load_checkpoint(path: str, device: str = "cpu") -> Any:
         raise UserError(f"checkpoint '{path}' is corrupt or not a checkpoint: {reason}") from error
 
 
-def load_pretrained_weights(model: nn.Module, weight_path: str) -> None:
-    """Load those weights of a file that fit the model by name and shape; log which do not."""
+def state_of(checkpoint: Any, path: str) -> dict[str, Any]:
+    """Return the state_dict of a checkpoint, or a state_dict itself, by name.
+
+    DataParallel puts "module." before the names, which is left out.
+
+    Raises:
+        UserError: there is none.
+    """
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise UserError(f"checkpoint '{path}' holds no state_dict")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def flaw_of(value: Any, own: Tensor) -> str:
+    """Say why a checkpoint's value cannot take the place of a model's own tensor; "" if it can.
+
+    It must be dense, in memory, finite, of the same shape and kind: a number of any precision for
+    a number, and otherwise of the same type.
+    """
+    if not isinstance(value, Tensor):
+        return f"is no tensor but a {type(value).__name__}"
+    if tuple(value.shape) != tuple(own.shape):
+        return f"has shape {tuple(value.shape)}, this model's has {tuple(own.shape)}"
+    if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        return "is not dense, or has no values"
+    is_number = own.is_floating_point() and value.is_floating_point()
+    if not is_number and value.dtype != own.dtype:
+        return f"has type {value.dtype}, this model's has {own.dtype}".replace("torch.", "")
+    if is_number and not torch.isfinite(value.float()).all():
+        return "is infinite or not a number"
+    return ""
+
+
+def load_pretrained_weights(model: nn.Module, weight_path: str) -> Any:
+    """Load those weights of a file that fit the model by name and shape; log which do not.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        UserError: the file cannot be read, nothing in it fits, or what fits is no finite tensor.
+    """
     checkpoint = load_checkpoint(weight_path)
-    weights = checkpoint.get("state_dict", checkpoint)
     own = model.state_dict()
     fitting, discarded = {}, []
-    for key, value in weights.items():
-        key = key.removeprefix("module.")
-        if key in own and own[key].shape == value.shape:
+    for key, value in state_of(checkpoint, weight_path).items():
+        if key in own and own[key].shape == getattr(value, "shape", None):
+            if flaw := flaw_of(value, own[key]):
+                raise UserError(f"weights '{weight_path}': tensor '{key}' {flaw}")
             fitting[key] = value
         else:
             discarded.append(key)
-    model.load_state_dict(fitting, strict=False)
     if not fitting:
-        warnings.warn(
-            f'Nothing in "{weight_path}" fits the model; continuing without it', stacklevel=2
-        )
-        return
+        raise UserError(f"weights '{weight_path}': nothing in it fits the model by name and shape")
+    model.load_state_dict(fitting, strict=False)
     log.info(f'Successfully loaded pretrained weights from "{weight_path}"')
     if discarded:
         log.info(f"Layers discarded, as their names or sizes do not match: {discarded}")
+    return checkpoint

@@ -294,7 +294,7 @@ def test_pretrained_weights_that_fit_are_loaded(tmp_path, capsys):
     load_pretrained_weights(target, path)
     assert torch.equal(target.weight, source.weight) and torch.equal(target.bias, before)
     assert "discarded, as their names or sizes do not match: ['bias']" in capsys.readouterr().out
-    with pytest.warns(UserWarning, match="Nothing in"):
+    with pytest.raises(UserError, match="weights '.*': nothing in it fits the model"):
         load_pretrained_weights(nn.Conv2d(1, 1, 1), path)
 
 

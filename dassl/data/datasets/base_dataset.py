@@ -86,6 +86,7 @@ class DatasetBase(PublicDatasetMethods):
     domains: list[str] = []  # names of all domains
     templates: list[str] = ["a photo of a {}."]  # prompt templates; the first is *the* template
     creates_root: bool = False  # True: draws or downloads into a root that need not exist yet
+    root_is_dataset: bool = False  # True: another DATASET.ROOT is another dataset
 
     def __init__(
         self,
