@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
+from reprlib import repr  # short, however long or deep a damaged value is
 from typing import Any
 
 import torch
@@ -123,13 +124,17 @@ def load_model(path: str) -> dict[str, Any]:
         raise UserError(f"checkpoint '{path}' holds no state_dict")
     epoch = checkpoint.get("epoch", 0)
     if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-        raise UserError(f"checkpoint '{path}': expected a number of epochs, got epoch {epoch!r}")
+        raise UserError(
+            f"checkpoint '{path}': expected a number of epochs, got epoch {repr(epoch)}"
+        )
     result = checkpoint.get("val_result")
     if not (result is None or (isinstance(result, Real) and math.isfinite(result))):
-        raise UserError(f"checkpoint '{path}': expected a number, got val_result {result!r}")
+        raise UserError(f"checkpoint '{path}': expected a number, got val_result {repr(result)}")
     names = checkpoint.get("class_names", [])
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UserError(f"checkpoint '{path}': expected a list of text, got class_names {names!r}")
+        raise UserError(
+            f"checkpoint '{path}': expected a list of text, got class_names {repr(names)}"
+        )
     return {
         "state_dict": state_of(checkpoint, path),
         "epoch": epoch,

@@ -127,10 +127,10 @@ def find_state(
     state = load_checkpoint(path)
     if not isinstance(state, dict):
         raise damaged(path)
-    digest = state.pop(DIGEST, None)
-    if digest is not None and digest != digest_of(state):
-        raise damaged(path)
     with restoring(path):
+        digest = state.pop(DIGEST, None)
+        if digest is not None and digest != digest_of(state):
+            raise damaged(path)
         check_classes(state.get("class_names", []), class_names, path)
         check_same_config(json.loads(state["config"]), config, path)
         if set(state["models"]) != set(models):

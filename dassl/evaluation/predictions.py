@@ -160,8 +160,10 @@ def read_predictions(path: str) -> Predictions:
             return _checked(arrays)
     except Exception as error:  # a damaged file raises errors of many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if "allow_pickle" in reason:  # NumPy's advice would run any code
+            reason = "it holds pickled objects, which are refused"
         raise UserError(
-            f"predictions '{path}' are damaged ({reason}); evaluate the run again"
+            f"predictions '{path}' are damaged: {reason}; evaluate the run again"
         ) from error
     raise UserError(f"predictions '{path}' have format {version}; expected {FORMAT} or less")
 

@@ -113,7 +113,11 @@ def refused_type(error: Exception) -> str:
 def plain_reason(error: Exception) -> str:
     """Return the first sentence of an error, without torch's advice to read files unsafely."""
     text = str(error).split("WeightsUnpickler error: ")[-1].strip()
-    return (text.split("\n")[0].split(". ")[0] or type(error).__name__)[:200]
+    text = text.split("\n")[0].split(". ")[0]
+    # an opcode, an index or a key: how far the bytes of something else made sense
+    if " " not in text or text.startswith("Unsupported operand") or "index out of range" in text:
+        return "it is not what torch.save writes with its usual pickle protocol, 2"
+    return text[:200]
 
 
 def check_archive(path: str) -> None:

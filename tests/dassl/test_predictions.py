@@ -151,7 +151,7 @@ def test_missing_and_newer_files_are_refused(tmp_path):
         (3, {"logits": np.zeros((300, 4))}, "logits has type float64 and shape"),
         (3, {"logits": np.full((300, 3), np.nan)}, "logits holds numbers that are not finite"),
         (3, {"class_names": np.array([1, 2, 3])}, "class_names has type int64"),
-        (3, {"paths": np.array([{}] * 300, dtype=object)}, "pickle"),
+        (3, {"paths": np.array([{}] * 300, dtype=object)}, "it holds pickled objects, which are"),
         (3, {"paths": np.array([])}, "paths"),
         (300, {"top_indices": np.full((300, 20), 300)}, "top_indices are not all in 0..299"),
         (300, {"top_logits": np.zeros((300, 19))}, "top_logits has type"),

@@ -258,6 +258,45 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, trainer, arguments
     assert not list(tmp_path.rglob("model.pth.tar-*"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("MODEL.HEAD.NAME", "mlp", "''"),
+        ("MODEL.HEAD.HIDDEN_LAYERS", "(4,)", "()"),
+        ("MODEL.HEAD.BN", "False", "True"),
+        ("MODEL.HEAD.DROPOUT", "0.5", "0.0"),
+        ("MODEL.BACKBONE.PRETRAINED", "False", "True"),
+        ("INPUT.NO_TRANSFORM", "True", "False"),
+        ("DATALOADER.RETURN_IMG0", "True", "False"),
+        ("OPTIM.STAGED_LR", "True", "False"),
+        ("OPTIM.NEW_LAYERS", "('ctx',)", "()"),
+        ("OPTIM.BASE_LR_MULT", "0.5", "0.1"),
+    ],
+)
+def test_a_setting_that_no_method_uses_is_refused(run, tmp_path, key, value, expected):
+    code, out = run("CoOp", "bad", key, value)
+    assert code == 2
+    assert f"error: {key}: expected {expected} for CoOp, which does not use it, got " in out
+    assert not (tmp_path / "train").exists()  # no data was drawn
+
+
+def test_an_untrained_method_is_evaluated_only_from_given_weights(run, tmp_path):
+    code, out = run("CoOp", "eval", flags=["--eval-only"])
+    assert code == 2 and "error: --model-dir: expected the folder of a run of CoOp" in out
+    assert not (tmp_path / "eval" / "results.json").exists()
+    assert run("CoOp", "run")[0] == 0
+    weights = ("MODEL.INIT_WEIGHTS", f"{tmp_path}/run/prompt_learner/model.pth.tar-2")
+    code, out = run("CoOp", "eval", *weights, flags=["--eval-only"])
+    assert code == 0, out
+    accuracy = [
+        json.loads((tmp_path / name / "results.json").read_text())["accuracy"]
+        for name in ("run", "eval")
+    ]
+    assert accuracy[0] == accuracy[1]
+    code, out = run("MaPLe", "other", *weights)
+    assert code == 2 and "nothing in it fits the model by name and shape" in out
+
+
 def test_an_unknown_trainer_is_answered_with_the_nearest_name(capsys):
     assert train.main(["--trainer", "HiCropl"]) == 2
     assert "did you mean 'HiCroPL'" in capsys.readouterr().err
