@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from dassl.compat import __getattr__  # noqa: F401
 from dassl.errors import UserError
 
 
