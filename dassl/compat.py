@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import partial
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from yacs.config import CfgNode
@@ -124,7 +128,7 @@ def _absent(public_name: str) -> Absent:
 
 
 def absent_names(module: str) -> Callable[[str], Absent]:
-    """Return the ``__getattr__`` of a public module of which nothing is here.
+    """Return the ``__getattr__`` of a public module of which nothing else is here.
 
     It gives an ``Absent`` for every name, so that importing never fails and using does.
     """
@@ -135,6 +139,30 @@ def absent_names(module: str) -> Callable[[str], Absent]:
         return _absent(f"{module}.{name}")
 
     return get
+
+
+class _AbsentModules(MetaPathFinder, Loader):
+    """Makes the modules of packages that are not here, asked when no file has been found.
+
+    They are those of domain adaptation, domain generalization and semi-supervised learning.
+    """
+
+    packages = (
+        *(f"dassl.data.datasets.{kind}." for kind in ("da", "dg", "ssl")),
+        *(f"dassl.engine.{kind}." for kind in ("da", "dg", "ssl")),
+        "dassl.modeling.ops.",
+    )
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if not f"{fullname}.".startswith(self.packages):
+            return None
+        return ModuleSpec(fullname, self, is_package=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module)["__getattr__"] = absent_names(module.__name__)
+
+
+sys.meta_path.append(_AbsentModules())
 
 
 # Config, data -----------------------------------------------------------------------------------

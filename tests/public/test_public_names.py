@@ -10,15 +10,15 @@ import math
 
 import pytest
 import torch
+from dassl.data.datasets.dg import DigitsDG
+from dassl.engine.ssl import FixMatch
 from torch import nn
 from yacs.config import CfgNode as CN
 
 import dassl
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.data.datasets.dg import DigitsDG
 from dassl.engine import SimpleNet, TrainerXU, build_trainer
-from dassl.engine.ssl import FixMatch
 from dassl.engine.trainer import SummaryWriter
 from dassl.metrics import compute_distance_matrix
 from dassl.metrics.distance import cosine_distance, euclidean_squared_distance
@@ -53,6 +53,8 @@ NAMES = {
     "dassl.data.datasets.build": "DATASET_REGISTRY build_dataset",
     "dassl.data.datasets.da": "OfficeHome DomainNet Office31 VisDA17 office_home",
     "dassl.data.datasets.dg": "PACS VLCS OfficeHomeDG DigitsDG DomainNet CIFAR10C",
+    "dassl.data.datasets.dg.pacs": "PACS",
+    "dassl.data.datasets.dg.wilds.wilds_base": "WILDSBase",
     "dassl.data.datasets.ssl": "CIFAR10 CIFAR100 STL10 SVHN",
     "dassl.data.samplers": "build_sampler RandomDomainSampler SeqDomainSampler RandomClassSampler",
     "dassl.data.transforms": "INTERPOLATION_MODES build_transform AVAI_CHOICES Cutout "
@@ -66,6 +68,7 @@ NAMES = {
     "dassl.engine.build": "TRAINER_REGISTRY build_trainer",
     "dassl.engine.da": "DANN MCD SourceOnly",
     "dassl.engine.dg": "Vanilla CrossGrad DDAIG",
+    "dassl.engine.dg.vanilla": "Vanilla",
     "dassl.engine.ssl": "FixMatch MixMatch EntMin",
     "dassl.engine.trainer": "TrainerX TrainerXU TrainerBase SimpleTrainer SimpleNet SummaryWriter "
     "MetricMeter AverageMeter tolist_if_not count_num_param load_checkpoint save_checkpoint "
@@ -84,6 +87,7 @@ NAMES = {
     "dassl.modeling.network": "NETWORK_REGISTRY build_network",
     "dassl.modeling.ops": "mixup MixStyle ReverseGrad cross_entropy deactivate_mixstyle "
     "run_with_mixstyle utils",
+    "dassl.modeling.ops.mixstyle": "MixStyle run_with_mixstyle",
     "dassl.modeling.ops.utils": "create_onehot sigmoid_rampup linear_rampup ema_model_update "
     "sharpen_prob reverse_index shuffle_index",
     "dassl.optim": "build_optimizer build_lr_scheduler",
@@ -116,6 +120,12 @@ def test_the_names_that_public_files_import_are_there(module):
 def test_a_mistyped_name_is_an_error_at_import(module):
     with pytest.raises(ImportError, match="cannot import name 'TrainerZ'"):
         exec(f"from {module} import TrainerZ")
+
+
+@pytest.mark.parametrize("module", ["dassl.engine.dgx", "dassl.data.datasets.pacs", "dassl.model"])
+def test_a_mistyped_module_is_an_error_at_import(module):
+    with pytest.raises(ModuleNotFoundError, match=f"No module named '{module}'"):
+        importlib.import_module(module)
 
 
 def test_names_from_elsewhere_are_the_real_ones():
@@ -151,6 +161,10 @@ def test_what_is_not_here_fails_at_use_with_one_line_that_names_it():
     end = " is not part of this toolbox, which is for supervised few-shot learning"
     assert refused(lambda: DigitsDG.read_data("data", ["mnist"], "train")) == (
         "dassl.data.datasets.dg.DigitsDG" + end
+    )
+    pacs = importlib.import_module("dassl.data.datasets.dg.pacs")
+    assert refused(lambda: pacs.PACS(get_cfg_default())) == (
+        "dassl.data.datasets.dg.pacs.PACS" + end
     )
     assert refused(lambda: DigitsDG(get_cfg_default())) == "dassl.data.datasets.dg.DigitsDG" + end
     assert refused(lambda: Mine(get_cfg_default())) == "dassl.engine.ssl.FixMatch" + end

@@ -1,5 +1,0 @@
-"""The public toolbox's trainers for domain adaptation: none is here."""
-
-from dassl.compat import absent_names
-
-__getattr__ = absent_names(__name__)
