@@ -60,12 +60,6 @@ _PLACES = {
     }.items()
     for name in names
 }
-# Ours under another name: (module, name).
-_RENAMED = {
-    "AVAI_CHOICES": ("dassl.data.transforms", "CHOICES"),
-    "AVAI_OPTIMS": ("dassl.optim", "OPTIMIZERS"),
-    "AVAI_SCHEDS": ("dassl.optim", "SCHEDULERS"),
-}
 # Trainers and transforms that the public modules re-export and that are not here.
 _ABSENT = (
     *("TrainerXU", "AdaBN", "ADDA", "CDAC", "DAEL", "DANN", "M3SDA", "MCD", "MME"),
@@ -84,9 +78,6 @@ def __getattr__(name: str) -> Any:
     """
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
-    if name in _RENAMED:
-        module, ours = _RENAMED[name]
-        return getattr(import_module(module), ours)
     if name == "INTERPOLATION_MODES":
         from torchvision.transforms import InterpolationMode
 

@@ -1,6 +1,5 @@
 """Optimizers and learning-rate schedules by name."""
 
-from dassl.compat import __getattr__
 from dassl.optim.lr_scheduler import (
     SCHEDULERS,
     WARMUPS,

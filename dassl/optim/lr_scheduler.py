@@ -8,7 +8,6 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 from yacs.config import CfgNode
 
-from dassl.compat import __getattr__  # noqa: F401
 from dassl.errors import check_choice
 
 SCHEDULERS = ("single_step", "multi_step", "cosine")

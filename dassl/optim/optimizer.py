@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from dassl.compat import __getattr__  # noqa: F401
 from dassl.errors import check_choice
 
 OPTIMIZERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")

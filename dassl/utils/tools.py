@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from dassl.compat import __getattr__  # noqa: F401
 from dassl.errors import UserError
 
 
