@@ -117,9 +117,9 @@ def check_prometar(trainer, folder):
 
 
 CHECKS = {"PublicDePT": check_dept, "PublicProMetaR": check_prometar}
-
-
-NEEDS_EPS = pytest.mark.xfail(raises=AttributeError, reason="build_optimizer reads OPTIM_VNET.EPS")
+NEEDS_EPS = pytest.mark.xfail(
+    raises=AttributeError, strict=True, reason="build_optimizer reads OPTIM_VNET.EPS"
+)
 
 
 @pytest.mark.parametrize(
