@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
-from dassl.compat import PublicDataManager
+from dassl.compat import PublicDataManager, __getattr__  # noqa: F401
 from dassl.config import check_domains
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import ImageCache

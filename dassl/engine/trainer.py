@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from dassl.compat import data_attributes
+from dassl.compat import __getattr__, data_attributes  # noqa: F401
 from dassl.config import to_dict
 from dassl.data import DataManager
 from dassl.data.datasets import check_training

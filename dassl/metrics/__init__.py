@@ -11,6 +11,11 @@ from dassl.metrics.accuracy import (
 )
 from dassl.metrics.build import METRIC_REGISTRY
 from dassl.metrics.calibration import adaptive_ece, auroc, brier, confidences, ece, nll
+from dassl.metrics.distance import (
+    compute_distance_matrix,
+    cosine_distance,
+    euclidean_squared_distance,
+)
 
 #: Names of the metrics that every results.json has; those registered later are a user's own.
 BUILT_IN = tuple(METRIC_REGISTRY.registered_names())
@@ -23,9 +28,12 @@ __all__ = [
     "auroc",
     "brier",
     "compute_accuracy",
+    "compute_distance_matrix",
     "confidences",
+    "cosine_distance",
     "ece",
     "error",
+    "euclidean_squared_distance",
     "label_ranks",
     "macro_f1",
     "nll",

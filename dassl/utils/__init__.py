@@ -1,6 +1,6 @@
 """Small helpers: errors, registry, logger, meters, JSON and image files, checkpoints."""
 
-from dassl.compat import count_num_param, resume_from_checkpoint
+from dassl.compat import __getattr__, count_num_param, resume_from_checkpoint
 from dassl.errors import LossError, UnknownNameError, UserError, check_choice, nearest
 from dassl.utils.logger import Logger, log, log_only, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter

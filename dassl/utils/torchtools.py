@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dassl.compat import __getattr__  # noqa: F401
 from dassl.errors import UserError
 from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write, mkdir_if_missing

@@ -26,6 +26,22 @@ def fetch_clip(cfg):
     return clip.build_model(state_dict)
 
 
+def load_weights(trainer, directory, epoch):
+    if not directory:
+        print("Note that load_model() is skipped as no pretrained model is given")
+        return
+    model_file = "model-best.pth.tar" if epoch is None else "model.pth.tar-" + str(epoch)
+    for name in trainer.get_model_names():
+        model_path = osp.join(directory, name, model_file)
+        if not osp.exists(model_path):
+            raise FileNotFoundError(f'Model not found at "{model_path}"')
+        state_dict = load_checkpoint(model_path)["state_dict"]
+        for key in list(state_dict):
+            if key.endswith(("token_prefix", "token_suffix")):
+                del state_dict[key]
+        trainer._models[name].load_state_dict(state_dict, strict=False)
+
+
 class TextEncoder(nn.Module):
     def __init__(self, clip_model):
         super().__init__()
@@ -114,15 +130,4 @@ class PublicStyle(TrainerX):
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
     def load_model(self, directory, epoch=None):
-        if not directory:
-            print("Note that load_model() is skipped as no pretrained model is given")
-            return
-        model_file = "model-best.pth.tar" if epoch is None else "model.pth.tar-" + str(epoch)
-        for name in self.get_model_names():
-            model_path = osp.join(directory, name, model_file)
-            if not osp.exists(model_path):
-                raise FileNotFoundError(f'Model not found at "{model_path}"')
-            state_dict = load_checkpoint(model_path)["state_dict"]
-            for fixed in ("token_prefix", "token_suffix"):
-                state_dict.pop(fixed, None)
-            self._models[name].load_state_dict(state_dict, strict=False)
+        load_weights(self, directory, epoch)

@@ -1,7 +1,6 @@
 """Image transforms by name. torchvision is imported when the first transform is built."""
 
-from typing import Any
-
+from dassl.compat import __getattr__
 from dassl.data.transforms.transforms import (
     CHOICES,
     INTERPOLATION_NAMES,
@@ -22,11 +21,3 @@ __all__ = [
     "Random2DTranslation",
     "build_transform",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "INTERPOLATION_MODES":
-        from dassl.data.transforms import transforms
-
-        return transforms.INTERPOLATION_MODES
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

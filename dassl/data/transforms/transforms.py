@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from yacs.config import CfgNode
 
+from dassl.compat import __getattr__  # noqa: F401
 from dassl.config import check_domains
 from dassl.errors import check_choice
 from dassl.utils.logger import log
@@ -40,14 +41,6 @@ CHOICES = (
     "center_crop",  # accepted for old configs: the test transform always does it
 )
 INTERPOLATION_NAMES = ("bilinear", "bicubic", "nearest")
-
-
-def __getattr__(name: str) -> Any:
-    if name == "INTERPOLATION_MODES":
-        from torchvision.transforms import InterpolationMode
-
-        return {mode: InterpolationMode(mode) for mode in INTERPOLATION_NAMES}
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Random2DTranslation:
