@@ -219,7 +219,10 @@ def test_coop_refuses_the_weight_of_kgcoop(tmp_path, capsys):
         ["--trainer", "KgCoOp", *arguments, "TRAINER.NAME", "CoOp"],
     ):
         assert train.main(chosen) == 2
-        assert "error: unknown config key TRAINER.COOP.W" in capsys.readouterr().err
+        assert (
+            "error: TRAINER.COOP.W: expected a known key, got an unknown one"
+            in capsys.readouterr().err
+        )
     cfg = get_cfg_default()
     check_domains(cfg, "CoOp", section="TRAINER.COOP.")
     cfg.TRAINER.COOP.W = 8.0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from dassl.errors import UnknownNameError, UserError, suggestion
+from dassl.errors import UnknownNameError, UserError, is_control, shown, suggestion
 
 
 class Domain:
@@ -36,7 +36,7 @@ class Domain:
     def check(self, key: str, value: Any) -> None:
         """Raise ``UserError`` with one line unless the domain contains ``value``."""
         if value not in self:
-            raise UserError(f"{key}: expected {self}, got {value!r}")
+            raise UserError(f"{key}: expected {self}, got {shown(value)}")
 
 
 class Bool(Domain):
@@ -51,10 +51,23 @@ class Text(Domain):
     """Free text in one line: words, a path, a name that only somebody else's code knows."""
 
     def __contains__(self, value: object) -> bool:
-        return isinstance(value, str) and not set(value) & set("\0\r\n")
+        return isinstance(value, str) and not any(map(is_control, value))
 
     def __str__(self) -> str:
         return "text in one line"
+
+
+class Words(Text):
+    """Words that prompts start from, or as public files say it: True for the method's own words.
+
+    False, like no words, is a random start.
+    """
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, bool) or super().__contains__(value)
+
+    def __str__(self) -> str:
+        return "text in one line, True or False"
 
 
 class Int(Domain):
@@ -179,7 +192,7 @@ class _Named(Domain):
             names = (name for name in strange if isinstance(name, str) and name not in self.names)
             hint = suggestion(next(names, ""), self.names)
             raise UnknownNameError(
-                f"{key}: expected {self}, got {value!r}" + (f"; {hint}" if hint else "")
+                f"{key}: expected {self}, got {shown(value)}" + (f"; {hint}" if hint else "")
             )
 
 
@@ -292,6 +305,13 @@ def domain_of(value: Any) -> Domain:
     if isinstance(value, (list, tuple)):
         return List(value, Domain())
     return Domain(value)
+
+
+def is_writable(value: object) -> bool:
+    """Return whether files can hold every text in ``value``, a list or not: no lone surrogates."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_writable, value))
+    return not isinstance(value, str) or not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def is_finite(value: object) -> bool:
