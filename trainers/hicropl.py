@@ -250,7 +250,7 @@ class HiCroPL(Method):
             Int(min=1, max=depth - 1).check(f"{node}.CROSS_LAYER", settings.CROSS_LAYER)
         check_few_words(node, settings.CTX_INIT, settings.N_CTX)
         if settings.FROZEN_TEXT != "descriptions":
-            usual = "" if settings.DESCRIPTIONS == "" else DESCRIPTIONS
+            usual = DESCRIPTIONS if settings.DESCRIPTIONS == DESCRIPTIONS else ""
             check_unread(node, settings, f"FROZEN_TEXT {settings.FROZEN_TEXT}", DESCRIPTIONS=usual)
         if settings.LAMBD == 0:
             check_unread(node, settings, "LAMBD 0", CONS_ANCHOR="prompted", CRITERION="cosine")

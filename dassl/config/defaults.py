@@ -26,7 +26,7 @@ from dassl.config.domains import (
     Names,
     Text,
     domain_of,
-    is_writable,
+    is_storable,
 )
 from dassl.errors import UserError, shown
 
@@ -342,8 +342,9 @@ def check_domains(cfg: CN, trainer: str = "", section: str = "") -> None:
     for key, value in _leaves(cfg):
         if not key.startswith(section):
             continue
-        if not is_writable(value):
-            raise UserError(f"{key}: expected text in Unicode, got {shown(value)}")
+        if not is_storable(value):
+            kinds = "text in Unicode, a number, True, False, None or a list of them"
+            raise UserError(f"{key}: expected {kinds}, got {shown(value)}")
         known.get(key, Domain()).check(key, value)
         if key in foreign and _shared(key, trainer) and value != foreign[key].default:
             raise UserError(

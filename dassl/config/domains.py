@@ -14,6 +14,8 @@ from typing import Any
 
 from dassl.errors import UnknownNameError, UserError, is_control, shown, suggestion
 
+MOST_BITS = 10_000  # of a whole number: Python writes and reads a few more
+
 
 class Domain:
     """Any value; the base of the others, whose ``str`` says what is expected.
@@ -307,11 +309,15 @@ def domain_of(value: Any) -> Domain:
     return Domain(value)
 
 
-def is_writable(value: object) -> bool:
-    """Return whether files can hold every text in ``value``, a list or not: no lone surrogates."""
+def is_storable(value: object) -> bool:
+    """Return whether config.yaml and results.json can hold a value and give it back."""
     if isinstance(value, (list, tuple)):
-        return all(map(is_writable, value))
-    return not isinstance(value, str) or not any("\ud800" <= c <= "\udfff" for c in value)
+        return all(map(is_storable, value))
+    if isinstance(value, str):
+        return not any("\ud800" <= c <= "\udfff" for c in value)  # no half of a surrogate pair
+    if isinstance(value, int):
+        return value.bit_length() <= MOST_BITS
+    return value is None or isinstance(value, float)
 
 
 def is_finite(value: object) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dassl.config.domains import is_writable
+from dassl.config.domains import MOST_BITS, is_storable
 from dassl.errors import UserError, shown
 
 DEEPEST = 50  # levels of nesting
@@ -25,7 +25,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         UserError: the file is missing, cannot be read or holds something else; a key is twice in
             its section; or aliases repeat too much. One line with the file and the line in it.
     """
-    if not is_writable(path):
+    if not is_storable(path):
         raise UserError(f"config file '{path}': expected a name in Unicode")
     if not os.path.isfile(path):
         kind = "is not a file" if os.path.exists(path) else "does not exist"
@@ -99,8 +99,8 @@ class _Check:
             value = self.loader.construct_object(node)
         except (ValueError, LookupError, yaml.YAMLError) as error:
             raise self.error(node, key, f"a value of type {kind}", shown(node.value)) from error
-        if isinstance(value, int) and value.bit_length() > 64:
-            raise self.error(node, key, "a whole number of at most 64 bits", "a larger one")
+        if isinstance(value, int) and not is_storable(value):
+            raise self.error(node, key, f"a whole number of at most {MOST_BITS:,} bits", "more")
 
     def error(self, node: yaml.Node, key: str, expected: str, got: str) -> UserError:
         where = f"line {node.start_mark.line + 1} of '{self.path}'"

@@ -155,8 +155,13 @@ def to_dict(cfg: CN) -> dict[str, Any]:
         if isinstance(value, CN):
             plain[key] = to_dict(value)
         else:
-            plain[key] = list(value) if isinstance(value, tuple) else value
+            plain[key] = _with_lists(value)
     return plain
+
+
+def _with_lists(value: Any) -> Any:
+    """Return a value with lists in place of tuples, wherever they are in it."""
+    return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def first_difference(

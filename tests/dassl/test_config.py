@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from dassl.config import (
     check_domains,
@@ -153,7 +154,10 @@ DAMAGES = {
     "binary": (b"\0\1\xff\xfe", "cannot be read"),
     "Latin-1": ("OUTPUT_DIR: Übung\n".encode("latin-1"), "cannot be read: .*x00dc"),
     "huge number": (f"SEED: {5000 * '9'}\n", "SEED: expected a value of type int, got '999"),
-    "huge hexadecimal": (f"SEED: 0x{5000 * 'f'}\n", "SEED: expected a whole number of at most 64"),
+    "huge hexadecimal": (
+        f"SEED: 0x{5000 * 'f'}\n",
+        "SEED: expected a whole number of at most 10,000 bits",
+    ),
     "half a number": ("SEED: !!int ''\n", "SEED: expected a value of type int, got ''"),
     "date": ("OUTPUT_DIR: 2024-01-01\n", "OUTPUT_DIR: expected text, .* got !!timestamp in line 1"),
     "no date": ("OUTPUT_DIR: 2024-13-45\n", "OUTPUT_DIR: .* got !!timestamp"),
@@ -243,6 +247,23 @@ def test_a_fraction_may_be_a_whole_number_and_the_other_way_round(tmp_path):
         merge_from_list(cfg, ["TRAINER.PUBLIC.W", "x"])
     with pytest.raises(UserError, match="OPTIM.MAX_EPOCH: expected a whole number .* got 1.5"):
         merge_from_list(cfg, ["OPTIM.MAX_EPOCH", "1.5"])
+
+
+def test_what_no_file_could_hold_is_refused_where_nothing_is_declared():
+    cfg = get_cfg_default()
+    cfg.TRAINER.PUBLIC = type(cfg)({"ANY": None, "PAIRS": [(1, 2)]})
+    for word in ("{1, 2}", "{'a': 1}", "1j", "b'a'", "['a', {1}]", f"0x{5000 * 'f'}", "'\\ud800'"):
+        cfg.TRAINER.PUBLIC.ANY = None
+        merge_from_list(cfg, ["TRAINER.PUBLIC.ANY", word])
+        with pytest.raises(UserError, match=r"^TRAINER.PUBLIC.ANY: expected text in .*, got ") as e:
+            check_domains(cfg, section="TRAINER.PUBLIC")
+        assert str(e.value).isprintable()
+    cfg.TRAINER.PUBLIC.ANY = None
+    merge_from_list(cfg, ["TRAINER.PUBLIC.ANY", "[(1, 2.5), ('a', None, True)]"])
+    check_domains(cfg, section="TRAINER.PUBLIC")
+    plain = to_dict(cfg)["TRAINER"]["PUBLIC"]
+    assert plain == {"ANY": [[1, 2.5], ["a", None, True]], "PAIRS": [[1, 2]]}
+    assert yaml.safe_load(yaml.safe_dump(plain)) == plain
 
 
 # Files that share parts -------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_a_context_that_leaves_no_room_names_its_key_and_the_class(clip_model, m
         (
             HiCroPL,
             {"DESCRIPTIONS": "mine.json", **HICROPL},
-            r"DESCRIPTIONS: expected '.*{dataset}.json' with FROZEN_TEXT template, got 'mine.json'",
+            "DESCRIPTIONS: expected '' with FROZEN_TEXT template, got 'mine.json'",
         ),
         (
             HiCroPL,
