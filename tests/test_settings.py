@@ -186,6 +186,7 @@ def test_the_page_of_all_keys_is_current_and_complete():
         ("CoOp", "OPTIM.EPS", "-1e-8", "a number >= 0"),
         ("CoOp", "OPTIM.STEPSIZE", "()", "a list that is not empty, each a whole number >= -1"),
         ("CoOp", "OPTIM.LR", "1e400", "a number >= 0"),
+        ("CoOp", "OPTIM.WEIGHT_DECAY", "1e300", "a number >= 0"),
         ("CoOp", "OPTIM.LR", "1" + 400 * "0", "a number >= 0"),
         ("CoOp", "OPTIM.WEIGHT_DECAY", "-1e400", "a number >= 0"),
         ("CoOp", "SEED", "4294967296", "a whole number <= 4294967295"),
@@ -194,6 +195,7 @@ def test_the_page_of_all_keys_is_current_and_complete():
         ("CoOp", "INPUT.SIZE", "(224,)", "2 values, each a whole number in 1..10000"),
         ("CoOp", "INPUT.PIXEL_MEAN", "[0.5, 0.5]", "3 values, each a number in [0, 1]"),
         ("CoOp", "INPUT.PIXEL_STD", "[0.0, 0.0, 0.0]", "3 values, each a number > 0"),
+        ("CoOp", "INPUT.PIXEL_STD", "[1e-320, 1.0, 1.0]", "3 values, each a number > 0"),
         ("CoOp", "INPUT.PIXEL_STD", "[-1.0, 1.0, 1.0]", "3 values, each a number > 0"),
         ("CoOp", "INPUT.PIXEL_STD", "[1e400, 1.0, 1.0]", "3 values, each a number > 0"),
         ("CoOp", "INPUT.RRCROP_SCALE", "(0.0, 1.0)", "2 values, sorted, each a number in (0, 1]"),
@@ -343,7 +345,12 @@ def test_domains_say_what_they_allow():
     assert str(Float(above=0, max=1)) == "a number in (0, 1]" and str(Float()) == "a finite number"
     assert 1 in Float(min=0) and True not in Float() and True not in Int() and 1.0 not in Int()
     assert 2**63 not in Int() and 2**63 - 1 in Int()
-    assert 10**400 not in Float() and -math.inf not in Float() and math.nan not in Float()
+    assert (
+        1e300 not in Float()
+        and 10**400 not in Float()
+        and -math.inf not in Float()
+        and math.nan not in Float()
+    )
     layers = Layers(max=4)
     assert (1, 4) in layers and [2] in layers
     assert not any(value in layers for value in [(), (0, 1), (2, 2), (3, 1), (5,), 1, (1.0,)])

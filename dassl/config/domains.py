@@ -7,13 +7,13 @@ method; the config tree holds plain values. Numbers must be finite everywhere.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 from dassl.errors import UnknownNameError, UserError, is_control, shown, suggestion
 
+MOST, LEAST = 3.4e38, 1e-45  # size of a number in single precision, if it is not 0
 MOST_BITS = 10_000  # of a whole number: Python writes and reads a few more
 
 
@@ -119,7 +119,7 @@ class Int(Domain):
 
 
 class Float(Domain):
-    """A finite number.
+    """A finite number of single precision, which models and optimizers compute in.
 
     Args:
         default, help: as for every domain.
@@ -145,10 +145,10 @@ class Float(Domain):
             return False
         return (
             # compared, not converted: a whole number may be too large for a float
-            -sys.float_info.max <= value <= sys.float_info.max
+            -MOST <= value <= MOST
             and (self.min is None or value >= self.min)
             and (self.max is None or value <= self.max)
-            and (self.above is None or value > self.above)
+            and (self.above is None or value > self.above + LEAST)
             and (self.below is None or value < self.below)
         )
 

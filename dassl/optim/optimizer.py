@@ -65,7 +65,8 @@ def build_optimizer(
         return torch.optim.RMSprop(
             params, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common
         )
-    common |= {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2), "eps": optim_cfg.EPS}
+    betas = float(optim_cfg.ADAM_BETA1), float(optim_cfg.ADAM_BETA2)
+    common |= {"betas": betas, "eps": optim_cfg.EPS}
     if name == "adamw":
         return torch.optim.AdamW(params, **common)
     if name == "radam":

@@ -103,6 +103,11 @@ def test_each_optimizer_takes_the_settings(name):
     assert not torch.equal(model.weight, before)
 
 
+def test_betas_may_be_whole_numbers():
+    optim = build_optimizer(nn.Linear(1, 1), settings(ADAM_BETA1=0))
+    assert optim.defaults["betas"] == (0.0, 0.999)
+
+
 def test_staged_rates():
     model = nn.ModuleDict({"base": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
     cfg = settings(NAME="sgd", LR=0.1, STAGED_LR=True, NEW_LAYERS=("head",), BASE_LR_MULT=0.5)

@@ -36,6 +36,7 @@ from dassl.utils import (
     tolist_if_not,
     write_json,
 )
+from dassl.utils.descriptions import read_descriptions
 
 
 def test_registry_finds_and_suggests():
@@ -339,6 +340,32 @@ def test_a_damaged_json_file_is_one_line_that_names_it(tmp_path, content, messag
     with pytest.raises(UserError, match=message) as info:
         read_json(str(path))
     assert str(info.value).startswith(f"'{path}'") and "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not valid JSON"),
+        ("[]", "is not JSON {class name: \\[sentences\\]}"),
+        ('"cat"', "is not JSON {class name: \\[sentences\\]}"),
+        ('{"cat": "A cat."}', "has no list of sentences for 'cat'"),
+        ('{"cat": [1]}', "has no list of sentences for 'cat'"),
+        ('{"cat": null}', "has no list of sentences for 'cat'"),
+        ('{"cat": {"a": []}}', "has no list of sentences for 'cat'"),
+        ('{"c\\nat": [["A cat."]]}', r"has no list of sentences for 'c\\nat'"),
+        ('{"cat": ["A cat."],\n"cat": []}', '"cat" is there twice, again in line 2'),
+        ('{"cat": [NaN]}', "NaN is not a finite number"),
+        ('{"cat": ["\\ud800"]}', "surrogates not allowed"),
+        ("[" * 200_000, "it is nested too deeply"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_a_damaged_file_of_descriptions_is_one_line_that_names_it(tmp_path, content, message):
+    path = tmp_path / "cats.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as info:
+        read_descriptions(str(path))
+    assert str(info.value).startswith(f"'{path}'") and str(info.value).isprintable()
 
 
 def test_json_is_read_from_files_alone(tmp_path):
