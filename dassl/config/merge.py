@@ -115,14 +115,13 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     as in the nodes of public files, a whole number may become a fraction.
     """
     domains = domains_of(key)
+    words = next((domain for domain in domains if isinstance(domain, Words)), None)
     if isinstance(value, str):
-        is_text = isinstance(default, str)
-        if any(isinstance(domain, Words) for domain in domains):
-            is_text = value not in ("True", "False")
+        is_text = isinstance(default, str) if words is None else value not in ("True", "False")
         if _is_quoted(value) or not is_text:
             try:
                 value = literal_eval(value)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 pass
     if default is None or type(value) is type(default):
         return value
@@ -134,7 +133,7 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     undeclared_number = not domains and type(default) is int and isinstance(value, float)
     if undeclared_number or any(value in domain for domain in domains):
         return value
-    expected = f"a {_kind(default)} such as {default!r}"
+    expected = words or f"a {_kind(default)} such as {default!r}"
     raise UserError(f"{key}: expected {expected}, got {shown(value)}{where}")
 
 

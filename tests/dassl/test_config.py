@@ -217,7 +217,9 @@ def test_aliases_and_merged_sections_are_read(tmp_path):
     assert read_yaml(str(path)) == {"LR": math.inf}
 
 
-@pytest.mark.parametrize("text", ["\udcff", "\0", "a\nb", "\x1b[31m", "[" * 300, f"0x{5000 * 'f'}"])
+@pytest.mark.parametrize(
+    "text", ["\udcff", "\0", "a\nb", "\x1b[31m", "{[]}", "[" * 300, f"0x{5000 * 'f'}"]
+)
 def test_strange_words_on_the_command_line_are_shown_as_escapes(text):
     for key, value in (("OPTIM.LR", text), (f"OPTIM.{text}", "1"), (text, "1")):
         with pytest.raises(UserError) as info:
