@@ -430,12 +430,8 @@ def test_a_second_process_is_refused_until_the_first_one_dies(root, finished, tm
             ["INPUT.TRANSFORMS: expected a list of any of ", "got ('flip',)"],
         ),
         (
-            ["DATASET.NUM_SHOTS", "0"],
-            ["DATASET.NUM_SHOTS: expected a whole number >= 1, or -1, got 0"],
-        ),
-        (
             ["DATASET.NUM_SHOTS", "-2"],
-            ["DATASET.NUM_SHOTS: expected a whole number >= 1, or -1, got -2"],
+            ["DATASET.NUM_SHOTS: expected a whole number >= -1, got -2"],
         ),
         (
             ["DATASET.SUBSAMPLE_CLASSES", "novel"],

@@ -173,7 +173,12 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+SLOW = {"deep list"}  # 1 s
+
+
+@pytest.mark.parametrize(
+    "damage", [pytest.param(d, marks=pytest.mark.slow) if d in SLOW else d for d in DAMAGES]
+)
 def test_a_damaged_file_is_one_line_that_names_it(tmp_path, damage):
     content, message = DAMAGES[damage]
     path = tmp_path / "some.yaml"
