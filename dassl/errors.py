@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
+
+
+def is_control(character: str) -> bool:
+    """Return whether it is a control character, a line break or half of a surrogate pair."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def shown(value: object) -> str:
+    """Return the ``repr`` of a value for an error message, cut to 500 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        text = "a number of more than 4300 digits"
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 class UserError(ValueError):
     """Bad input by the user: a config value, a command-line argument or a file.
 
-    The message is one line; for a config key it is ``KEY: expected X, got V``.
+    The message is one line; for a config key it is ``KEY: expected X, got V``. Characters that a
+    terminal would obey or that no file could hold are shown as escapes.
     ``train.py`` prints it and exits with code 2; any other exception is a bug of ours.
     """
 
     def __init__(self, message: str = "") -> None:
+        line = str(message).strip()
         # A DataLoader worker re-raises an error with its whole traceback as the message; the last
         # line of that text is "dassl.errors.UserError: <our line>", and only that is for the user.
-        line = str(message).strip().rsplit("\n", 1)[-1]
+        if line.startswith("Caught "):
+            line = line.rsplit("\n", 1)[-1]
+        line = "".join(repr(c)[1:-1] if is_control(c) else c for c in line)
         super().__init__(re.sub(r"^dassl\.[\w.]*Error: ", "", line))
 
 
@@ -61,6 +80,6 @@ def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         hint = suggestion(value, allowed)
         raise UnknownNameError(
-            f"{key}: expected one of {', '.join(allowed)}, got {value!r}"
+            f"{key}: expected one of {', '.join(allowed)}, got {shown(value)}"
             + (f"; {hint}" if hint else "")
         )

@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from experiments.executors import Job, run_all
+from dassl.errors import UserError
+from experiments.executors import Job, make_folder, run_all
 from experiments.protocols import BASE2NEW
 from experiments.runs import runs_of
 from experiments.table import Scores, add_run_arguments, cell, render
@@ -176,7 +177,11 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = read_arguments(argv)
-    Path(arguments.root).mkdir(parents=True, exist_ok=True)
+    try:
+        make_folder(arguments.root)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     jobs: list[Job] = []
     for name in arguments.tables:
         if name == SEARCH:
@@ -196,5 +201,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             title, rows = TABLES[name]
             print(f"\n{title}\n\n{ablation_table(rows, arguments, scores)}")
-    scores.report()
-    return 0
+    return scores.report()

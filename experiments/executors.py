@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from dassl.errors import UserError
 from experiments.protocols import Protocol
 from experiments.runs import Run
 
@@ -72,6 +73,19 @@ def make_root(root: str) -> None:
     """
     if root == "data":
         Path(root).mkdir(exist_ok=True)
+
+
+def make_folder(root: str) -> None:
+    """Create the folder of the datasets where it is missing.
+
+    Raises:
+        UserError: it cannot be created, or is a file.
+    """
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--root: cannot make the folder '{root}': {reason}") from error
 
 
 def work(job: Job) -> float:

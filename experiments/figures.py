@@ -14,9 +14,7 @@ evolution.png or attention.png, unless --output names another file.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dassl.errors import UserError
+from dassl.json_file import parse_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,16 +100,19 @@ def read_evolution(path: Path) -> list[Evolution]:
 
 def evolution(line: str, place: str) -> Evolution:
     try:
-        record = json.loads(line)
+        record = parse_json(line, "it")
         steps = []
         for step in record["steps"]:
             label, name, confidence = step["top"][0]
             steps.append(Step(int(label), str(name), float(confidence), float(step["true"])))
         if not steps:
             raise ValueError("no steps")
-        return Evolution(record["path"], int(record["label"]), str(record["class_name"]), steps)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{place} is damaged: {type(error).__name__} {error}") from error
+        return Evolution(
+            str(record["path"]), int(record["label"]), str(record["class_name"]), steps
+        )
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error}"
+        raise UserError(f"{place} is damaged: {reason}") from error
 
 
 def groups_of(images: Sequence[Evolution]) -> list[Group]:
@@ -257,12 +259,14 @@ def read_attention(path: Path) -> Attention:
         raise UserError(
             f"'{path}' does not exist; HISF writes it with TEST.RECORD \"('attention',)\""
         ) from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy, zipfile and zlib raise many kinds for damaged files
         raise UserError(f"'{path}' is damaged or not an attention.npz: {error}") from error
     if not weights["text"] or weights["text"].keys() != weights["vision"].keys():
         raise UserError(f"'{path}' must have the same fusion layers for both towers")
     for tower, layers in weights.items():
         for layer, array in layers.items():
+            if array.dtype.kind != "f" or not np.isfinite(array).all():
+                raise UserError(f"'{path}': {tower}.{layer} must hold finite numbers")
             if array.ndim not in (2, 3) or array.shape[-1] != len(names) or array.size == 0:
                 raise UserError(
                     f"'{path}': {tower}.{layer} has shape {array.shape}; expected (tokens, "

@@ -6,15 +6,15 @@ for all. Overrides and an explicit backbone add one level below the config file'
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dassl.errors import UserError
+from dassl.config.domains import Float
+from dassl.errors import UserError, shown
+from dassl.json_file import read_json
 from experiments.configs import CLOSED_SET, CONFIGS, UNTRAINED, config_of, is_embedded
 from experiments.protocols import NOVEL_CLASSES, Protocol, Step
 
@@ -193,13 +193,22 @@ class Run:
         """
         path = self.place / RESULTS_FILE
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = read_json(str(path))
+        except UserError as error:
             raise UserError(f"{path}: expected results, got a damaged file: {error}") from error
         accuracy = found.get("accuracy") if isinstance(found, dict) else None
-        if not isinstance(accuracy, (int, float)) or not math.isfinite(accuracy):
-            raise UserError(f"{path}: expected a number under 'accuracy', got {accuracy!r}")
+        if accuracy not in Float(min=0, max=100):
+            got = shown(accuracy)
+            raise UserError(f"{path}: expected a number in [0, 100] under 'accuracy', got {got}")
         return found
+
+    @staticmethod
+    def backbone_in(results: dict[str, Any]) -> str:
+        """Return the name of the CLIP in the config of a run's results; "" where there is none."""
+        node: Any = results
+        for name in ("config", "MODEL", "BACKBONE", "NAME"):
+            node = node.get(name) if isinstance(node, dict) else None
+        return node if isinstance(node, str) else ""
 
 
 def _pairs(overrides: Sequence[str]) -> list[str]:

@@ -6,6 +6,8 @@
 Every run is one call of ``train.main``, as on the command line, in the folder that the scripts use.
 Finished runs are skipped and interrupted ones resumed, so the same command can be repeated. Damaged
 or missing results are skipped and counted.
+
+Exit codes: 0 done, 1 a run failed or a result is damaged, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from dassl.errors import UserError
 from dassl.table import aligned
 from experiments.configs import CONFIGS
-from experiments.executors import Job, run_all
+from experiments.executors import Job, make_folder, run_all
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
 from experiments.runs import Run, runs_of
 
@@ -50,8 +52,7 @@ class Scores:
             print(f"skipped: {error}", file=sys.stderr)
             self._damaged += 1
             return None
-        backbone = results.get("config", {}).get("MODEL", {}).get("BACKBONE", {}).get("NAME")
-        if backbone:
+        if backbone := run.backbone_in(results):
             self.backbones[backbone] = None
         return float(results["accuracy"])
 
@@ -69,13 +70,17 @@ class Scores:
             return []
         return [job.protocol.summary[1](steps)]
 
-    def report(self) -> None:
-        """Print a line that counts what was skipped, if anything was."""
+    def report(self) -> int:
+        """Print a line that counts what was skipped, if anything was; return the exit code.
+
+        It is 1 where a result is damaged: what is printed lacks a run that has finished.
+        """
         missing = sum(a is None for a in self._accuracies.values()) - self._damaged
         if missing or self._damaged:
             total = len(self._accuracies)
             skipped = f"{self._damaged} damaged and {missing} missing of {total} results"
             print(f"skipped: {skipped}", file=sys.stderr)
+        return 1 if self._damaged else 0
 
 
 def cell(values: Sequence[float]) -> str:
@@ -247,11 +252,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = read_arguments(argv)
     try:
         jobs = plan(arguments)
+        if not arguments.no_run:
+            make_folder(arguments.root)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not arguments.no_run:
-        Path(arguments.root).mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         # Methods are usually listed from the fastest to the slowest; the slowest start first, so
         # that no core is idle at the end.
@@ -269,5 +275,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = " ".join(map(str, arguments.seeds))
     spread = ", mean ± standard deviation" if len(arguments.seeds) > 1 else ""
     print(f"{', '.join(caption)}, seed {seeds}{spread}:\n\n{table}", flush=True)
-    scores.report()
-    return 0
+    return scores.report()

@@ -9,11 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import datasets
 import train
 import trainers
-from dassl.config import check_domains, get_cfg_default, merge_from_list, register_defaults
+from dassl.config import (
+    check_domains,
+    get_cfg_default,
+    merge_from_file,
+    merge_from_list,
+    register_defaults,
+)
 from dassl.config.defaults import declared, trainers_with_keys
 from dassl.config.domains import Domain, Float, Int, Layers, List, Names, Text, domain_of
 from dassl.utils import UserError
@@ -41,6 +48,12 @@ def put(cfg, key, value):
     for node in nodes:
         cfg = cfg[node]
     cfg[name] = value
+
+
+def at(cfg, key):
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
 
 
 def config(trainer: str = "CoOp"):
@@ -82,6 +95,52 @@ def test_every_key_takes_its_default_and_refuses_what_is_outside_its_domain(trai
             message = str(caught.value)
             assert message.startswith(f"{key}: expected {domain}, got {value!r}"), message
             assert "\n" not in message
+
+
+def bad_inputs(domain):
+    """Return what a domain refuses of texts, numbers, a section, and lists of them."""
+    values = ["\ud800", "\0", "1e400", "no such thing", math.inf, math.nan, 2**64, {"A": 1}]
+    length = domain.length or 1 if isinstance(domain, List) else 1
+    values += [[[math.inf]], *([value] * length for value in values)]
+    return [value for value in values if value not in domain]
+
+
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trainer", ["", *METHODS])
+def test_every_key_refuses_bad_files_and_command_lines_in_one_line(tmp_path, trainer, every):
+    path = tmp_path / "bad.yaml"
+    runs = trainer or "CoOp"
+    cfg = config(runs)
+    for key, domain in (own_keys(trainer) if trainer else COMMON).items():
+        before, is_text = at(cfg, key), isinstance(domain, Text)
+        for value in bad_inputs(domain)[::every]:
+            section = value
+            for part in reversed(key.split(".")):
+                section = {part: section}
+            path.write_text(yaml.safe_dump(section))
+            for from_file in (True, False):
+                if not from_file and is_text and not isinstance(value, str):
+                    continue  # on the command line all is text
+                with pytest.raises(UserError) as caught:
+                    if from_file:
+                        merge_from_file(cfg, str(path))
+                    else:
+                        merge_from_list(cfg, [key, str(value)])
+                    check_domains(cfg, runs, section=key)
+                message = str(caught.value)
+                assert message.startswith(f"{key}: expected "), (value, message)
+                assert ", got " in message and message.isprintable(), message
+                put(cfg, key, before)
+
+
+def test_every_fraction_may_be_written_as_a_whole_number():
+    for trainer in ["", *METHODS]:
+        cfg = config(trainer or "CoOp")
+        for key, domain in (own_keys(trainer) if trainer else COMMON).items():
+            if isinstance(domain, Float) and 1 in domain:
+                merge_from_list(cfg, [key, "1"])
+                check_domains(cfg, trainer or "CoOp", section=key)
+                assert at(cfg, key) == 1 and not isinstance(at(cfg, key), bool)
 
 
 def test_free_text_keys_are_few_and_named():
@@ -127,6 +186,7 @@ def test_the_page_of_all_keys_is_current_and_complete():
         ("CoOp", "OPTIM.EPS", "-1e-8", "a number >= 0"),
         ("CoOp", "OPTIM.STEPSIZE", "()", "a list that is not empty, each a whole number >= -1"),
         ("CoOp", "OPTIM.LR", "1e400", "a number >= 0"),
+        ("CoOp", "OPTIM.WEIGHT_DECAY", "1e300", "a number >= 0"),
         ("CoOp", "OPTIM.LR", "1" + 400 * "0", "a number >= 0"),
         ("CoOp", "OPTIM.WEIGHT_DECAY", "-1e400", "a number >= 0"),
         ("CoOp", "SEED", "4294967296", "a whole number <= 4294967295"),
@@ -135,6 +195,7 @@ def test_the_page_of_all_keys_is_current_and_complete():
         ("CoOp", "INPUT.SIZE", "(224,)", "2 values, each a whole number in 1..10000"),
         ("CoOp", "INPUT.PIXEL_MEAN", "[0.5, 0.5]", "3 values, each a number in [0, 1]"),
         ("CoOp", "INPUT.PIXEL_STD", "[0.0, 0.0, 0.0]", "3 values, each a number > 0"),
+        ("CoOp", "INPUT.PIXEL_STD", "[1e-320, 1.0, 1.0]", "3 values, each a number > 0"),
         ("CoOp", "INPUT.PIXEL_STD", "[-1.0, 1.0, 1.0]", "3 values, each a number > 0"),
         ("CoOp", "INPUT.PIXEL_STD", "[1e400, 1.0, 1.0]", "3 values, each a number > 0"),
         ("CoOp", "INPUT.RRCROP_SCALE", "(0.0, 1.0)", "2 values, sorted, each a number in (0, 1]"),
@@ -196,9 +257,21 @@ def test_code_sets_finite_numbers_even_where_nothing_is_declared():
             ["INPUT.TRANSFORMS", "('gaussian_blur',)", "INPUT.SIZE", "(8, 8)"],
             r"INPUT.GB_K: .*got 21",
         ),
+        (
+            ["DATASET.SOURCE_DOMAINS", "('a',)"],
+            r"DATASET.SOURCE_DOMAINS: expected \(\) for Shapes, ",
+        ),
+        (["DATASET.TARGET_DOMAINS", "('a',)"], r"TARGET_DOMAINS: .*has no domains, got \('a',\)"),
+        *(
+            (
+                ["OPTIM.LR_SCHEDULER", "multi_step", "OPTIM.STEPSIZE", steps],
+                "OPTIM.STEPSIZE: expected a list that is not empty, sorted, each a whole number",
+            )
+            for steps in ("(-1,)", "(3, 1)", "(0, 2)")
+        ),
     ],
 )
-def test_what_torch_refuses_of_two_keys_is_refused_before(tmp_path, capsys, pairs, message):
+def test_what_two_keys_together_exclude_is_refused_before(tmp_path, capsys, pairs, message):
     command = ["--trainer", "CoOp", "--root", str(tmp_path), "DATASET.NAME", "Shapes"]
     assert train.main([*command, *pairs]) == 2
     assert re.search(message, capsys.readouterr().err)
@@ -219,7 +292,10 @@ def test_coop_refuses_the_weight_of_kgcoop(tmp_path, capsys):
         ["--trainer", "KgCoOp", *arguments, "TRAINER.NAME", "CoOp"],
     ):
         assert train.main(chosen) == 2
-        assert "error: unknown config key TRAINER.COOP.W" in capsys.readouterr().err
+        assert (
+            "error: TRAINER.COOP.W: expected a known key, got an unknown one"
+            in capsys.readouterr().err
+        )
     cfg = get_cfg_default()
     check_domains(cfg, "CoOp", section="TRAINER.COOP.")
     cfg.TRAINER.COOP.W = 8.0
@@ -269,7 +345,12 @@ def test_domains_say_what_they_allow():
     assert str(Float(above=0, max=1)) == "a number in (0, 1]" and str(Float()) == "a finite number"
     assert 1 in Float(min=0) and True not in Float() and True not in Int() and 1.0 not in Int()
     assert 2**63 not in Int() and 2**63 - 1 in Int()
-    assert 10**400 not in Float() and -math.inf not in Float() and math.nan not in Float()
+    assert (
+        1e300 not in Float()
+        and 10**400 not in Float()
+        and -math.inf not in Float()
+        and math.nan not in Float()
+    )
     layers = Layers(max=4)
     assert (1, 4) in layers and [2] in layers
     assert not any(value in layers for value in [(), (0, 1), (2, 2), (3, 1), (5,), 1, (1.0,)])

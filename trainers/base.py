@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import clip
 from clip import CLIP, Layer, PromptTokens
 from clip.layer import Layers
+from clip.tokens import tokenizer
 from dassl.optim import build_lr_scheduler
 from dassl.utils import UserError
 
@@ -261,6 +262,8 @@ class Method(nn.Module):
         self._kept = None
         try:
             tokens = self.tokenize_classes(self.class_names)
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"prompt and class name do not fit: {error}") from error
         self.tokens: Any = (
@@ -270,12 +273,32 @@ class Method(nn.Module):
         )
 
     def prompt_tokens(
-        self, class_names: Sequence[str], context: str, n_prompts: int, position: str = "end"
+        self,
+        class_names: Sequence[str],
+        context: str,
+        n_prompts: int,
+        position: str = "end",
+        key: str = "",
     ) -> PromptTokens:
-        """Tokenize "<context> <class name>.", whose first context tokens are prompts."""
-        return PromptTokens.from_names(
-            class_names, context, n_prompts, position, self.clip.context_length
-        )
+        """Tokenize "<context> <class name>.", whose first context tokens are prompts.
+
+        Raises:
+            ValueError: that is longer than the model's context; a ``UserError`` where ``key`` names
+                the setting that says how long the prompts are.
+        """
+        length = self.clip.context_length
+        try:
+            return PromptTokens.from_names(class_names, context, n_prompts, position, length)
+        except ValueError as error:
+            encode = tokenizer().encode
+            longest = max(class_names, key=lambda name: len(encode(name)))
+            got = 2 + len(encode(f"{context} {longest}."))
+            if not key or got <= length:
+                raise
+            raise UserError(
+                f"TRAINER.{self.config_node}.{key}: expected a context that leaves room for "
+                f"'{longest}', got {got} tokens with it, but the model takes {length}"
+            ) from error
 
     def plain_tokens(self, texts: Any) -> PromptTokens:
         """Tokenize texts without prompts."""

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from clip import PromptTokens
-from dassl.config.domains import Int, Text
+from dassl.config.domains import Int, Words
 
 from .base import Method, Towers
-from .context import context_of_all_words
+from .context import chosen_words, context_of_all_words
 from .settings import MOST_PROMPTS
 from .trainer import register_method
 
@@ -42,7 +42,7 @@ class ConditionalContextLearner(nn.Module):
 @register_method(
     "COCOOP",
     N_CTX=Int(16, min=1, max=MOST_PROMPTS, help="context tokens, where CTX_INIT has no words"),
-    CTX_INIT=Text("", help="words that the context starts from, and that say its length"),
+    CTX_INIT=Words("", help="words that the context starts from, and that say its length"),
 )
 class CoCoOp(Method):
     """Every image is compared with text features of its own.
@@ -56,12 +56,16 @@ class CoCoOp(Method):
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
-        self.context = context_of_all_words(self.clip, settings.CTX_INIT, settings.N_CTX)
+        self.context = context_of_all_words(
+            self.clip, chosen_words(settings.CTX_INIT), settings.N_CTX
+        )
         ctx = self.context.start(self.clip.config.text_width)
         self.prompt_learner = ConditionalContextLearner(ctx, self.clip.config.embed_dim)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
+        words, n_prompts, init = self.context
+        key = "N_CTX" if init is None else "CTX_INIT"
+        return self.prompt_tokens(class_names, words, n_prompts, key=key)
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         return Towers(text=[self.prompt_learner(condition)])

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from clip import CLIP
 from clip.tokens import tokenizer
-from dassl.utils import log
+from dassl.utils import UserError, log
+
+MOST_FROM_WORDS = 4  # prompts of MaPLe and the methods after it
 
 
 class Context(NamedTuple):
@@ -26,6 +28,38 @@ class Context(NamedTuple):
         return random_prompts(*leading, self.n_prompts, text_width).data
 
 
+OWN_WORDS = "a photo of a"  # of every method, where CTX_INIT is True
+
+
+def chosen_words(setting: str | bool) -> str:
+    """Return the words of a ``CTX_INIT``, which is text, True for ``OWN_WORDS`` or False for none.
+
+    Public files use True and False as well as text.
+    """
+    if isinstance(setting, bool):
+        return OWN_WORDS if setting else ""
+    return setting.replace("_", " ").strip()
+
+
+def count_tokens(words: str) -> int:
+    """Return how many tokens words are."""
+    return len(tokenizer().encode(words))
+
+
+def check_few_words(node: str, setting: str | bool, n_prompts: int) -> None:
+    """Check that ``context_of_few_words`` finds a token for each prompt.
+
+    Raises:
+        UserError: the words that it uses have fewer tokens.
+    """
+    words = chosen_words(setting)
+    if words and n_prompts <= MOST_FROM_WORDS and (count := count_tokens(words)) < n_prompts:
+        raise UserError(
+            f"{node}.CTX_INIT: expected '' or words of at least {n_prompts} tokens, one for each "
+            f"prompt, got {setting!r} of {count}"
+        )
+
+
 class ContextLearner(nn.Module):
     """Owns the context, under the name that published checkpoints give it."""
 
@@ -38,7 +72,6 @@ def context_from_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
     """Start from the first ``n_prompts`` tokens of ``words``; without words "X" placeholders."""
     if not words:
         return Context(" ".join(["X"] * n_prompts), n_prompts, None)
-    words = words.replace("_", " ")
     ids = tokenizer().encode(words)[:n_prompts]
     weight = clip_model.token_embedding.weight
     return Context(words, n_prompts, weight[torch.tensor(ids, device=weight.device)].float())
@@ -47,14 +80,15 @@ def context_from_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
 def context_of_all_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
     """Start as ``context_from_words``, but as many prompts as the words have (CoOp, CoCoOp)."""
     if words:
-        n_prompts = len(tokenizer().encode(words.replace("_", " ")))
+        n_prompts = count_tokens(words)
     return context_from_words(clip_model, words, n_prompts)
 
 
 def context_of_few_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
     """Start as ``context_from_words``, but use words for at most four prompts (MaPLe and later)."""
-    if words and n_prompts > 4:
-        log.info(f'CTX_INIT "{words}" is ignored: {n_prompts} context tokens > 4, random context')
+    most = MOST_FROM_WORDS
+    if words and n_prompts > most:
+        log.info(f'CTX_INIT "{words}" is ignored: {n_prompts} context tokens > {most}, random')
         words = ""
     return context_from_words(clip_model, words, n_prompts)
 

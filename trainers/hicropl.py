@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
 from clip.blocks import QuickGELU
-from dassl.config.domains import Choice, Float, Int, Text
+from dassl.config.domains import Choice, Float, Int, Text, Words
 
 from .base import Batch, Features, Method, Towers
-from .context import Context, context_of_few_words, random_prompts
+from .context import Context, check_few_words, chosen_words, context_of_few_words, random_prompts
 from .descriptions import cut_to_context, descriptions_of
-from .settings import MOST_PROMPTS, deepest_layer
+from .settings import MOST_PROMPTS, check_unread, deepest_layer
 from .trainer import load_frozen, register_method
 
+DESCRIPTIONS = "datasets/descriptions/{dataset}.json"
 HEADS = 8  # of the proxies' and the mappers' attention
 
 
@@ -208,7 +209,7 @@ class CrossModalPromptLearner(nn.Module):
     N_CTX=Int(16, min=1, max=MOST_PROMPTS, help="prompts of a layer, in each tower"),
     PROMPT_DEPTH=Int(12, min=1, help="first layers that have prompts"),
     CROSS_LAYER=Int(6, min=1, help="k, the last layer of the first direction (Table 5)"),
-    CTX_INIT=Text("a photo of a", help="words that the text prompts start from where N_CTX <= 4"),
+    CTX_INIT=Words("a photo of a", help="words that the text prompts start from where N_CTX <= 4"),
     LAMBD=Float(12.0, min=0, help="weight of the consistency loss"),
     TEACHER_NAME=Text("", help='CLIP of the frozen image features ("": the backbone itself)'),
     FLOW=Choice(
@@ -234,9 +235,7 @@ class CrossModalPromptLearner(nn.Module):
         *("descriptions", "template", "templates"),
         help="texts of the frozen features: of DESCRIPTIONS, or the dataset's template(s)",
     ),
-    DESCRIPTIONS=Text(
-        "datasets/descriptions/{dataset}.json", help="JSON file {class name: [sentences]}"
-    ),
+    DESCRIPTIONS=Text(DESCRIPTIONS, help="JSON file {class name: [sentences]}"),
 )
 class HiCroPL(Method):
     """Prediction with the renormalized sum of unit prompted and unit frozen features."""
@@ -246,11 +245,21 @@ class HiCroPL(Method):
         node, depth = "TRAINER.HICROPL", settings.PROMPT_DEPTH
         Int(min=1, max=deepest_layer(clip_model)).check(f"{node}.PROMPT_DEPTH", depth)
         if "_" in settings.FLOW:  # both directions
+            # a layer of each direction
+            Int(min=2).check(f"{node}.PROMPT_DEPTH", depth)
             Int(min=1, max=depth - 1).check(f"{node}.CROSS_LAYER", settings.CROSS_LAYER)
+        check_few_words(node, settings.CTX_INIT, settings.N_CTX)
+        if settings.FROZEN_TEXT != "descriptions":
+            usual = DESCRIPTIONS if settings.DESCRIPTIONS == DESCRIPTIONS else ""
+            check_unread(node, settings, f"FROZEN_TEXT {settings.FROZEN_TEXT}", DESCRIPTIONS=usual)
+        if settings.LAMBD == 0:
+            check_unread(node, settings, "LAMBD 0", CONS_ANCHOR="prompted", CRITERION="cosine")
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
-        self.context = context_of_few_words(self.clip, settings.CTX_INIT, settings.N_CTX)
+        self.context = context_of_few_words(
+            self.clip, chosen_words(settings.CTX_INIT), settings.N_CTX
+        )
         self.prompt_learner = CrossModalPromptLearner(
             settings, self.context, config.text_width, config.vision_width
         )
@@ -263,7 +272,9 @@ class HiCroPL(Method):
             self.teacher.to(self.device, self.clip.dtype)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
+        words, n_prompts, init = self.context
+        key = "N_CTX" if init is None else "CTX_INIT"
+        return self.prompt_tokens(class_names, words, n_prompts, key=key)
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)

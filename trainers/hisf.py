@@ -202,7 +202,7 @@ class HISF(Method):
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
         m = self.settings.N_CTX
-        return self.prompt_tokens(class_names, " ".join(["X"] * m), m)
+        return self.prompt_tokens(class_names, " ".join(["X"] * m), m, key="N_CTX")
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)

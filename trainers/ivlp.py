@@ -10,10 +10,16 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
-from dassl.config.domains import Int, Text
+from dassl.config.domains import Int, Words
 
 from .base import Method, Towers
-from .context import ContextLearner, context_of_few_words, random_prompts
+from .context import (
+    ContextLearner,
+    check_few_words,
+    chosen_words,
+    context_of_few_words,
+    random_prompts,
+)
 from .settings import MOST_PROMPTS, check_vit
 from .trainer import register_method
 
@@ -50,7 +56,7 @@ def ivlp_settings(n_ctx: int) -> dict[str, Any]:
     return {
         "N_CTX_VISION": Int(n_ctx, min=0, max=MOST_PROMPTS, help="prompts of a vision layer"),
         "N_CTX_TEXT": Int(n_ctx, min=1, max=MOST_PROMPTS, help="prompts of a text layer"),
-        "CTX_INIT": Text(
+        "CTX_INIT": Words(
             "a photo of a", help="words that the text prompts start from where N_CTX_TEXT <= 4"
         ),
         "PROMPT_DEPTH_VISION": Int(9, min=0, help="first vision layers that have prompts"),
@@ -73,11 +79,12 @@ class IVLP(Method):
         if (depth := settings.PROMPT_DEPTH_VISION) > 0:  # 0: text prompts only, for a ResNet, too
             Int(min=0, max=check_vit(clip_model)).check(f"{node}.PROMPT_DEPTH_VISION", depth)
             Int(min=1).check(f"{node}.N_CTX_VISION", settings.N_CTX_VISION)
+        check_few_words(node, settings.CTX_INIT, settings.N_CTX_TEXT)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
         m = settings.N_CTX_TEXT
-        self.context = context_of_few_words(self.clip, settings.CTX_INIT, m)
+        self.context = context_of_few_words(self.clip, chosen_words(settings.CTX_INIT), m)
         self.prompt_learner = ContextLearner(self.context.start(config.text_width))
         self.text_encoder = TowerPrompts(
             settings.PROMPT_DEPTH_TEXT, m, config.text_width, first_layer=False
@@ -90,7 +97,9 @@ class IVLP(Method):
         )
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
+        words, n_prompts, init = self.context
+        key = "N_CTX_TEXT" if init is None else "CTX_INIT"
+        return self.prompt_tokens(class_names, words, n_prompts, key=key)
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         text = [self.prompt_learner.ctx, *self.text_encoder.prompts()]

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
-from dassl.config.domains import Int, Text
+from dassl.config.domains import Int, Words
 
 from .base import Method, Towers
-from .context import context_of_few_words, random_prompts
+from .context import check_few_words, chosen_words, context_of_few_words, random_prompts
 from .settings import MOST_PROMPTS, deepest_layer
 from .trainer import register_method
 
@@ -56,7 +56,7 @@ class MultiModalPromptLearner(nn.Module):
 @register_method(
     "MAPLE",
     N_CTX=Int(2, min=1, max=MOST_PROMPTS, help="prompts of a layer, in each tower"),
-    CTX_INIT=Text("a photo of a", help="words that the prompts start from where N_CTX <= 4"),
+    CTX_INIT=Words("a photo of a", help="words that the prompts start from where N_CTX <= 4"),
     PROMPT_DEPTH=Int(9, min=1, help="first layers that have prompts"),
 )
 class MaPLe(Method):
@@ -72,17 +72,22 @@ class MaPLe(Method):
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         deepest = deepest_layer(clip_model)
         Int(min=1, max=deepest).check("TRAINER.MAPLE.PROMPT_DEPTH", settings.PROMPT_DEPTH)
+        check_few_words("TRAINER.MAPLE", settings.CTX_INIT, settings.N_CTX)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
-        self.context = context_of_few_words(self.clip, settings.CTX_INIT, settings.N_CTX)
+        self.context = context_of_few_words(
+            self.clip, chosen_words(settings.CTX_INIT), settings.N_CTX
+        )
         ctx = self.context.start(config.text_width)
         self.prompt_learner = MultiModalPromptLearner(
             ctx, settings.PROMPT_DEPTH, config.vision_width
         )
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
+        words, n_prompts, init = self.context
+        key = "N_CTX" if init is None else "CTX_INIT"
+        return self.prompt_tokens(class_names, words, n_prompts, key=key)
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         return self.prompt_learner()

@@ -77,7 +77,8 @@ class MMA(Method):
         )
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        return self.prompt_tokens(class_names, self.settings.TEXT_CTX_INIT.replace("_", " "), 0)
+        words = self.settings.TEXT_CTX_INIT.replace("_", " ")
+        return self.prompt_tokens(class_names, words, 0, key="TEXT_CTX_INIT")
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         learner, scale = self.adapter_learner, self.settings.ADAPTER_SCALE

@@ -12,15 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
-from clip.tokens import tokenizer
 from dassl.config import register_defaults
-from dassl.config.domains import Bool, Float, Int, Text
+from dassl.config.domains import Bool, Float, Int, Words
 from dassl.engine.recorders import RECORDER_REGISTRY, Recorder
 from dassl.utils import atomic_write, log
 
 from .base import Batch, Features, Method, Towers
-from .context import Context, context_from_words, random_prompts
-from .settings import MOST_PROMPTS, check_vit
+from .context import Context, chosen_words, context_from_words, count_tokens, random_prompts
+from .settings import MOST_PROMPTS, check_unread, check_vit
 from .trainer import register_method
 
 REDUCTION = 16  # of the generators' hidden layer, d -> d/16
@@ -84,8 +83,7 @@ class ProgressivePromptLearner(nn.Module):
 
 def padded_context(clip_model: CLIP, words: str, n_prompts: int) -> Context:
     """Start as ``context_from_words``, with randomly started "X" for missing words."""
-    words = words.replace("_", " ")
-    missing = n_prompts - len(tokenizer().encode(words))
+    missing = n_prompts - count_tokens(words)
     if not words or missing <= 0:
         return context_from_words(clip_model, words, n_prompts)
     init = context_from_words(clip_model, words, n_prompts - missing).init
@@ -101,7 +99,7 @@ def padded_context(clip_model: CLIP, words: str, n_prompts: int) -> Context:
         8, min=1, max=MOST_PROMPTS, help="a: text features that the filter keeps, vision prompts"
     ),
     N_CTX_TEXT=Int(5, min=1, max=MOST_PROMPTS, help="b: context tokens"),
-    CTX_INIT=Text("a photo of a", help="words that P^0 starts from"),
+    CTX_INIT=Words("a photo of a", help="words that P^0 starts from"),
     PROMPT_DEPTH_VISION=Int(9, min=1, help="J: first vision layers that have prompts"),
     LAMBD=Float(1.0, min=0, help="factor of the loss of each earlier iteration"),
     VISION_GENERATOR=Bool(True, help="G_V, which makes vision prompts of text features"),
@@ -132,17 +130,28 @@ class ProMPT(Method):
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         layers, depth = check_vit(clip_model), settings.PROMPT_DEPTH_VISION
-        Int(min=1, max=layers).check("TRAINER.PROMPT.PROMPT_DEPTH_VISION", depth)
+        node = "TRAINER.PROMPT"
+        Int(min=1, max=layers).check(f"{node}.PROMPT_DEPTH_VISION", depth)
+        if settings.ITERATIONS == 0:
+            parts = {"VISION_GENERATOR": True, "TEXT_GENERATOR": True}
+            check_unread(node, settings, "ITERATIONS 0", **parts, FEATURE_FILTER=True)
+        if not settings.VISION_GENERATOR:
+            check_unread(node, settings, "VISION_GENERATOR False", FEATURE_FILTER=True)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
-        self.context = padded_context(self.clip, settings.CTX_INIT, settings.N_CTX_TEXT)
+        self.context = padded_context(
+            self.clip, chosen_words(settings.CTX_INIT), settings.N_CTX_TEXT
+        )
         if settings.ITERATIONS > 0:
             self.prompt_learner = ProgressivePromptLearner(settings, self.context, self.clip)
         self.conditional = settings.ITERATIONS > 0 and settings.TEXT_GENERATOR
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        return self.prompt_tokens(class_names, self.context.words, self.context.n_prompts)
+        words, n_prompts, _ = self.context
+        n_words = count_tokens(chosen_words(self.settings.CTX_INIT))
+        key = "CTX_INIT" if n_words > n_prompts else "N_CTX_TEXT"
+        return self.prompt_tokens(class_names, words, n_prompts, key=key)
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)

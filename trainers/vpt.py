@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from clip import CLIP, PromptTokens
-from dassl.config.domains import Int, Text
+from dassl.config.domains import Int, Words
 
 from .base import Features, Method, Towers
+from .context import chosen_words
 from .ivlp import TowerPrompts
 from .settings import MOST_PROMPTS, check_vit
 from .trainer import register_method
@@ -19,7 +20,7 @@ from .trainer import register_method
 @register_method(
     "VPT",
     N_CTX_VISION=Int(2, min=1, max=MOST_PROMPTS, help="prompts of a vision layer"),
-    CTX_INIT=Text("a photo of a", help="words in front of the class name"),
+    CTX_INIT=Words("a photo of a", help="words in front of the class name"),
     PROMPT_DEPTH_VISION=Int(1, min=1, help="first vision layers that have prompts"),
 )
 class VPT(Method):
@@ -39,8 +40,8 @@ class VPT(Method):
         )
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        words = self.settings.CTX_INIT.replace("_", " ")
-        return self.prompt_tokens(class_names, words, 0)
+        words = chosen_words(self.settings.CTX_INIT)
+        return self.prompt_tokens(class_names, words, 0, key="CTX_INIT")
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)

@@ -2,6 +2,7 @@
 
 from dassl.compat import clean_cfg
 from dassl.config.defaults import check_domains, get_cfg_default, register_defaults
+from dassl.config.files import read_yaml
 from dassl.config.merge import (
     first_difference,
     merge_from_file,
@@ -19,6 +20,7 @@ __all__ = [
     "get_cfg_default",
     "merge_from_file",
     "merge_from_list",
+    "read_yaml",
     "register_defaults",
     "set_key",
     "set_keys",

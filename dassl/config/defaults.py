@@ -16,8 +16,19 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
-from dassl.config.domains import Bool, Choice, Domain, Float, Int, List, Names, Text, domain_of
-from dassl.errors import UserError
+from dassl.config.domains import (
+    Bool,
+    Choice,
+    Domain,
+    Float,
+    Int,
+    List,
+    Names,
+    Text,
+    domain_of,
+    is_storable,
+)
+from dassl.errors import UserError, shown
 
 
 def _cores() -> int:
@@ -102,7 +113,7 @@ _C: dict[str, Domain] = {
     "DATASET.TARGET_DOMAINS": List(
         (), Text(), help="names of test domains, for datasets that have several"
     ),
-    "DATASET.NUM_SHOTS": Int(-1, min=1, also=-1, help="training images of each class (-1: all)"),
+    "DATASET.NUM_SHOTS": Int(-1, min=-1, help="training images of each class (0 or -1: all)"),
     "DATASET.SUBSAMPLE_CLASSES": Choice(
         "all",
         *("all", "base", "new"),
@@ -171,7 +182,7 @@ _C: dict[str, Domain] = {
     "OPTIM.LR": Float(0.0003, min=0, help="learning rate"),
     "OPTIM.WEIGHT_DECAY": Float(5e-4, min=0, help="weight decay"),
     "OPTIM.MOMENTUM": Float(0.9, min=0, max=1, help="sgd and rmsprop: momentum"),
-    "OPTIM.SGD_DAMPNING": Float(0.0, min=0, max=1, help="sgd: dampening of the momentum"),
+    "OPTIM.SGD_DAMPNING": Float(0, min=0, max=1, help="sgd: dampening of the momentum"),
     "OPTIM.SGD_NESTEROV": Bool(
         False, help="sgd: Nesterov momentum, which needs MOMENTUM and no SGD_DAMPNING"
     ),
@@ -282,6 +293,11 @@ def declared(trainer: str = "") -> dict[str, Domain]:
     return {**_C, **_KEYS.get(trainer, {})}
 
 
+def domains_of(key: str) -> list[Domain]:
+    """Return the domains that a key has, one for each declaration."""
+    return [keys[key] for keys in _KEYS.values() if key in keys]
+
+
 def _foreign(trainer: str) -> dict[str, Domain]:
     """Return the keys that other trainers declare and ``trainer`` does not; the first counts."""
     others = {key: domain for keys in reversed(_KEYS.values()) for key, domain in keys.items()}
@@ -331,10 +347,13 @@ def check_domains(cfg: CN, trainer: str = "", section: str = "") -> None:
     for key, value in _leaves(cfg):
         if not key.startswith(section):
             continue
+        if not is_storable(value):
+            kinds = "text in Unicode, a number, True, False, None or a list of them"
+            raise UserError(f"{key}: expected {kinds}, got {shown(value)}")
         known.get(key, Domain()).check(key, value)
         if key in foreign and _shared(key, trainer) and value != foreign[key].default:
             raise UserError(
-                f"{key}: expected no value, as {trainer} has no such key, got {value!r}"
+                f"{key}: expected no value, as {trainer} has no such key, got {shown(value)}"
             )
 
 

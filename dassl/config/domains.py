@@ -7,12 +7,14 @@ method; the config tree holds plain values. Numbers must be finite everywhere.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from dassl.errors import UnknownNameError, UserError, suggestion
+from dassl.errors import UnknownNameError, UserError, is_control, shown, suggestion
+
+MOST, LEAST = 3.4e38, 1e-45  # size of a number in single precision, if it is not 0
+MOST_BITS = 10_000  # of a whole number: Python writes and reads a few more
 
 
 class Domain:
@@ -36,7 +38,7 @@ class Domain:
     def check(self, key: str, value: Any) -> None:
         """Raise ``UserError`` with one line unless the domain contains ``value``."""
         if value not in self:
-            raise UserError(f"{key}: expected {self}, got {value!r}")
+            raise UserError(f"{key}: expected {self}, got {shown(value)}")
 
 
 class Bool(Domain):
@@ -51,10 +53,23 @@ class Text(Domain):
     """Free text in one line: words, a path, a name that only somebody else's code knows."""
 
     def __contains__(self, value: object) -> bool:
-        return isinstance(value, str) and not set(value) & set("\0\r\n")
+        return isinstance(value, str) and not any(map(is_control, value))
 
     def __str__(self) -> str:
         return "text in one line"
+
+
+class Words(Text):
+    """Words that prompts start from, or as public files say it: True for the method's own words.
+
+    False, like no words, is a random start.
+    """
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, bool) or super().__contains__(value)
+
+    def __str__(self) -> str:
+        return "text in one line, True or False"
 
 
 class Int(Domain):
@@ -104,7 +119,7 @@ class Int(Domain):
 
 
 class Float(Domain):
-    """A finite number.
+    """A finite number of single precision, which models and optimizers compute in.
 
     Args:
         default, help: as for every domain.
@@ -130,10 +145,10 @@ class Float(Domain):
             return False
         return (
             # compared, not converted: a whole number may be too large for a float
-            -sys.float_info.max <= value <= sys.float_info.max
+            -MOST <= value <= MOST
             and (self.min is None or value >= self.min)
             and (self.max is None or value <= self.max)
-            and (self.above is None or value > self.above)
+            and (self.above is None or value > self.above + LEAST)
             and (self.below is None or value < self.below)
         )
 
@@ -179,7 +194,7 @@ class _Named(Domain):
             names = (name for name in strange if isinstance(name, str) and name not in self.names)
             hint = suggestion(next(names, ""), self.names)
             raise UnknownNameError(
-                f"{key}: expected {self}, got {value!r}" + (f"; {hint}" if hint else "")
+                f"{key}: expected {self}, got {shown(value)}" + (f"; {hint}" if hint else "")
             )
 
 
@@ -292,6 +307,17 @@ def domain_of(value: Any) -> Domain:
     if isinstance(value, (list, tuple)):
         return List(value, Domain())
     return Domain(value)
+
+
+def is_storable(value: object) -> bool:
+    """Return whether config.yaml and results.json can hold a value and give it back."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_storable, value))
+    if isinstance(value, str):
+        return not any("\ud800" <= c <= "\udfff" for c in value)  # no half of a surrogate pair
+    if isinstance(value, int):
+        return value.bit_length() <= MOST_BITS
+    return value is None or isinstance(value, float)
 
 
 def is_finite(value: object) -> bool:

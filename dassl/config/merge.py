@@ -7,10 +7,12 @@ import sys
 from ast import literal_eval
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode as CN
 
-from dassl.errors import UnknownNameError, UserError, nearest
+from dassl.config.defaults import domains_of
+from dassl.config.domains import Words
+from dassl.config.files import read_yaml
+from dassl.errors import UnknownNameError, UserError, nearest, shown
 
 
 def merge_from_file(cfg: CN, path: str) -> None:
@@ -23,17 +25,15 @@ def merge_from_file(cfg: CN, path: str) -> None:
         UserError: the file or one of its bases is missing or not a YAML mapping, ``BASE`` is not a
             list of texts or leads back to the file, or a key or the type of a value is wrong.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"config file '{path}' does not exist")
     _merge_file(cfg, path, ())
 
 
 def _merge_file(cfg: CN, path: str, above: tuple[str, ...]) -> None:
-    """Merge a file that exists; ``above`` are the real paths of the files that it is a base of."""
-    tree = _read(path)
+    """Merge a file; ``above`` are the real paths of the files that it is a base of."""
+    tree = read_yaml(path)
     bases = tree.pop("BASE", [])
     if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
-        raise UserError(f"BASE in '{path}': expected a list of file names, got {bases!r}")
+        raise UserError(f"BASE in '{path}': expected a list of file names, got {shown(bases)}")
     above = (*above, os.path.realpath(path))
     for base in bases:
         base_path = os.path.normpath(os.path.join(os.path.dirname(path), base))
@@ -47,23 +47,9 @@ def _merge_file(cfg: CN, path: str, above: tuple[str, ...]) -> None:
 
 def trainer_in_file(path: str) -> str:
     """Return the TRAINER.NAME that a YAML file itself sets; "" if none, or without such a file."""
-    node = _read(path).get("TRAINER") if os.path.isfile(path) else None
+    node = read_yaml(path).get("TRAINER") if os.path.isfile(path) else None
     name = node.get("NAME") if isinstance(node, dict) else None
     return name if isinstance(name, str) else ""
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            tree = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"config file '{path}' cannot be read: {reason}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"config file '{path}': expected a mapping of keys, got a {_kind(tree)}")
-    return tree
 
 
 def merge_from_list(cfg: CN, options: list[str] | None) -> None:
@@ -109,11 +95,13 @@ def _merge(cfg: CN, tree: dict[str, Any], prefix: str, where: str, recorded: set
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if name not in cfg:
-            known = nearest(str(name), cfg)
-            raise UnknownNameError(f"unknown config key {key}{where}; {known}")
+            known = nearest(name, cfg)
+            raise UnknownNameError(
+                f"{key}: expected a known key, got an unknown one{where}; {known}"
+            )
         if isinstance(cfg[name], CN):
             if not isinstance(value, dict):
-                raise UserError(f"{key}{where}: expected a section of keys, got {value!r}")
+                raise UserError(f"{key}: expected a section of keys, got {shown(value)}{where}")
             _merge(cfg[name], value, key + ".", where, recorded)
         else:
             cfg[name] = _coerce(key, value, cfg[name], where)
@@ -121,12 +109,20 @@ def _merge(cfg: CN, tree: dict[str, Any], prefix: str, where: str, recorded: set
 
 
 def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
-    """Convert a value to the type of the default; a str that is a Python literal is read as one."""
-    if isinstance(value, str) and not (isinstance(default, str) and not _is_quoted(value)):
-        try:
-            value = literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            pass
+    """Convert a value to the type of the default; a str that is a Python literal is read as one.
+
+    What a declared domain of the key takes may be of another type; where nobody declared the key,
+    as in the nodes of public files, a whole number may become a fraction.
+    """
+    domains = domains_of(key)
+    words = next((domain for domain in domains if isinstance(domain, Words)), None)
+    if isinstance(value, str):
+        is_text = isinstance(default, str) if words is None else value not in ("True", "False")
+        if _is_quoted(value) or not is_text:
+            try:
+                value = literal_eval(value)
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                pass
     if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:
@@ -134,7 +130,11 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
         return float(value) if abs(value) <= sys.float_info.max else value
     if isinstance(default, (tuple, list)) and isinstance(value, (tuple, list)):
         return type(default)(value)
-    raise UserError(f"{key}{where}: expected a {_kind(default)} such as {default!r}, got {value!r}")
+    undeclared_number = not domains and type(default) is int and isinstance(value, float)
+    if undeclared_number or any(value in domain for domain in domains):
+        return value
+    expected = words or f"a {_kind(default)} such as {default!r}"
+    raise UserError(f"{key}: expected {expected}, got {shown(value)}{where}")
 
 
 def _is_quoted(value: str) -> bool:
@@ -154,8 +154,13 @@ def to_dict(cfg: CN) -> dict[str, Any]:
         if isinstance(value, CN):
             plain[key] = to_dict(value)
         else:
-            plain[key] = list(value) if isinstance(value, tuple) else value
+            plain[key] = _with_lists(value)
     return plain
+
+
+def _with_lists(value: Any) -> Any:
+    """Return a value with lists in place of tuples, wherever they are in it."""
+    return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def first_difference(

@@ -7,9 +7,10 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.config import check_domains
-from dassl.data.datasets import check_dataset_cfg, other_test_classes
+from dassl.config.domains import Int, List
+from dassl.data.datasets import DATASET_REGISTRY, check_dataset_cfg, other_test_classes
 from dassl.engine.recorders import chosen_recorders
-from dassl.errors import UserError
+from dassl.errors import UserError, shown
 from dassl.evaluation import check_metrics
 from dassl.utils.logger import log
 from dassl.utils.registry import Registry
@@ -27,7 +28,18 @@ def check_cfg(cfg: CfgNode) -> None:
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     check_dataset_cfg(cfg)
     check_metrics(cfg)
+    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    for key in ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
+        if cfg.DATASET[key] and not getattr(dataset, "domains", ()):
+            name, got = cfg.DATASET.NAME, shown(cfg.DATASET[key])
+            raise UserError(
+                f"DATASET.{key}: expected () for {name}, which has no domains, got {got}"
+            )
     optim, data = cfg.OPTIM, cfg.INPUT
+    steps = List((), Int(min=1), some=True, rising=True)
+    if optim.LR_SCHEDULER == "multi_step" and optim.STEPSIZE not in steps:
+        got = shown(optim.STEPSIZE)
+        raise UserError(f"OPTIM.STEPSIZE: expected {steps}, for multi_step, got {got}")
     nesterov = optim.NAME == "sgd" and optim.SGD_NESTEROV
     if nesterov and (optim.MOMENTUM == 0 or optim.SGD_DAMPNING != 0):
         raise UserError(

@@ -9,6 +9,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from yacs.config import CfgNode
 
 from dassl.errors import check_choice
+from dassl.optim.optimizer import complete
+from dassl.utils.logger import log
 
 SCHEDULERS = ("single_step", "multi_step", "cosine")
 WARMUPS = ("linear", "constant")
@@ -102,9 +104,14 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode) -> 
     The rates are the public toolbox's, epoch by epoch: with a warm-up of w epochs a cosine over
     MAX_EPOCH starts at epoch w from its beginning (WARMUP_RECOUNT) or from its own epoch w.
 
+    Args:
+        optimizer: whose rates it sets.
+        optim_cfg: ``cfg.OPTIM``, or another such node; keys that it lacks have their defaults.
+
     Raises:
         UserError: a name is unknown.
     """
+    optim_cfg = complete(optim_cfg)
     name = optim_cfg.LR_SCHEDULER
     check_choice("OPTIM.LR_SCHEDULER", name, SCHEDULERS)
     stepsize = optim_cfg.STEPSIZE
@@ -122,6 +129,11 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, optim_cfg: CfgNode) -> 
     warmup_epoch = optim_cfg.WARMUP_EPOCH
     if warmup_epoch <= 0:
         return scheduler
+    if warmup_epoch >= optim_cfg.MAX_EPOCH:
+        log.warning(
+            f"OPTIM.WARMUP_EPOCH: {warmup_epoch} is not less than OPTIM.MAX_EPOCH "
+            f"{optim_cfg.MAX_EPOCH}, so the whole training is warm-up"
+        )
     check_choice("OPTIM.WARMUP_TYPE", optim_cfg.WARMUP_TYPE, WARMUPS)
     if not optim_cfg.WARMUP_RECOUNT:
         scheduler.last_epoch = warmup_epoch

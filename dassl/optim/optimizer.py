@@ -9,9 +9,20 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from dassl.config import get_cfg_default
 from dassl.errors import check_choice
 
 OPTIMIZERS = ("adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw")
+
+
+def complete(optim_cfg: CfgNode) -> CfgNode:
+    """Return a node like ``cfg.OPTIM`` with the defaults of the keys that it lacks.
+
+    Public trainers make such nodes for a second optimizer, of the keys that the public toolbox has.
+    """
+    node = get_cfg_default().OPTIM
+    node.update(optim_cfg)
+    return node
 
 
 def build_optimizer(
@@ -21,13 +32,15 @@ def build_optimizer(
 
     Args:
         model: a module, or an iterable of parameters or of parameter groups.
-        optim_cfg: ``cfg.OPTIM``. EPS goes to the adam family.
+        optim_cfg: ``cfg.OPTIM``, or another such node; keys that it lacks have their defaults. EPS
+            goes to the adam family.
         param_groups: parameter groups to use instead of the model.
 
     Raises:
         UserError: the name is unknown.
         TypeError: STAGED_LR is set and ``model`` is not a module.
     """
+    optim_cfg = complete(optim_cfg)
     name = optim_cfg.NAME
     check_choice("OPTIM.NAME", name, OPTIMIZERS)
     if param_groups is not None:
@@ -52,7 +65,8 @@ def build_optimizer(
         return torch.optim.RMSprop(
             params, momentum=optim_cfg.MOMENTUM, alpha=optim_cfg.RMSPROP_ALPHA, **common
         )
-    common |= {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2), "eps": optim_cfg.EPS}
+    betas = float(optim_cfg.ADAM_BETA1), float(optim_cfg.ADAM_BETA2)
+    common |= {"betas": betas, "eps": optim_cfg.EPS}
     if name == "adamw":
         return torch.optim.AdamW(params, **common)
     if name == "radam":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import random
@@ -18,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from dassl.errors import UserError
+from dassl.json_file import read_json as read_json  # as in the public toolbox, also from here
 
 
 def mkdir_if_missing(dirname: str) -> None:
@@ -68,26 +70,29 @@ def atomic_write(path: str, mode: str = "w") -> Iterator[IO[Any]]:
         raise
 
 
-def read_json(path: str) -> Any:
-    """Return the contents of a JSON file; a byte-order mark, as Windows writes it, is skipped.
+def write_json(obj: Any, path: str) -> None:
+    """Write a JSON file, whole or not at all; missing folders are made.
+
+    JSON has no numbers that are infinite or not a number: they become null.
 
     Raises:
-        UserError: the file is missing or not JSON.
+        UserError: it cannot be written, or a text in it is not Unicode.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.load(file)
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"'{path}' is not valid JSON: {error}") from error
-
-
-def write_json(obj: Any, path: str) -> None:
-    """Write a JSON file, whole or not at all; missing folders are made."""
     with atomic_write(path) as file:
-        json.dump(obj, file, indent=4, ensure_ascii=False)
+        try:
+            json.dump(_null_for_not_finite(obj), file, indent=4, ensure_ascii=False)
+        except UnicodeEncodeError as error:
+            text = error.object[error.start : error.end]
+            raise UserError(f"cannot write '{path}': {text!r} is not Unicode text") from error
         file.write("\n")
+
+
+def _null_for_not_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _null_for_not_finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_null_for_not_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def set_random_seed(seed: int) -> None:

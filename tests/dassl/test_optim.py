@@ -67,6 +67,14 @@ def test_linear_warm_up():
     assert found == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_warm_up_of_all_epochs_is_allowed_with_a_warning(capsys):
+    found = rates(2, **{**COSINE, "MAX_EPOCH": 2}, WARMUP_EPOCH=2, WARMUP_TYPE="constant")
+    assert found == [1e-5, 1e-5]
+    assert "OPTIM.WARMUP_EPOCH: 2 is not less than OPTIM.MAX_EPOCH 2" in capsys.readouterr().out
+    rates(2, **{**COSINE, "MAX_EPOCH": 2}, WARMUP_EPOCH=1, WARMUP_TYPE="constant")
+    assert "WARMUP" not in capsys.readouterr().out
+
+
 def test_step_schedules():
     step = {"LR": 1.0, "MAX_EPOCH": 4, "GAMMA": 0.1}
     single = {"LR_SCHEDULER": "single_step", **step}
@@ -93,6 +101,11 @@ def test_each_optimizer_takes_the_settings(name):
     model(torch.ones(1, 2)).sum().backward()
     optim.step()
     assert not torch.equal(model.weight, before)
+
+
+def test_betas_may_be_whole_numbers():
+    optim = build_optimizer(nn.Linear(1, 1), settings(ADAM_BETA1=0))
+    assert optim.defaults["betas"] == (0.0, 0.999)
 
 
 def test_staged_rates():

@@ -1,4 +1,6 @@
 import json
+import math
+import os
 import random
 import sys
 
@@ -34,6 +36,7 @@ from dassl.utils import (
     tolist_if_not,
     write_json,
 )
+from dassl.utils.descriptions import read_descriptions
 
 
 def test_registry_finds_and_suggests():
@@ -74,6 +77,10 @@ def test_nearest_without_anything_near():
 def test_user_error_keeps_the_line_out_of_a_workers_traceback():
     text = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback\n  File x\n"
     assert str(UserError(text + "dassl.errors.UserError: image 'a' is bad\n")) == "image 'a' is bad"
+    # what is not a worker's is shown whole, and nothing reaches a terminal that it would obey
+    assert str(UserError("a\nb\r\0\x1b[31m\udcff\u2028é '\n")) == (
+        r"a\nb\r\x00\x1b[31m\udcff\u2028é '"
+    )
     assert issubclass(LossError, UserError) and issubclass(LossError, FloatingPointError)
 
 
@@ -303,6 +310,79 @@ def test_number_of_parameters():
     assert count_num_param(model) == 8
     assert count_num_param(params=[model.weight]) == 6
     assert count_num_param(params=[{"params": [model.weight]}, {"params": [model.bias]}]) == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1,\n"b": {"c": "a"},\n"a": 2}', "'.*file.json': \"a\" is there twice, .* line 3$"),
+        ('[{"a": 1}, {"a": 1, "b": [{}],\n "\\u0061": 2}]', "is there twice, again in line 2$"),
+        ('{"a:": {"a": 1}, "a": [1, "a", "a"], "a:": 2}', '"a:" is there twice, again in line 1$'),
+        ("[" * 200_000, "is not valid JSON: it is nested too deeply$"),
+        ('{"a":' * 200_000, "is not valid JSON: it is nested too deeply$"),
+        ("[NaN]", "is not valid JSON: NaN is not a finite number$"),
+        ("[-Infinity]", "is not valid JSON: -Infinity is not a finite number$"),
+        ("[1e400]", "is not valid JSON: 1e400 is not a finite number$"),
+        (f"[{5000 * '9'}]", "is not valid JSON: Exceeds the limit"),
+        ('["\\ud800"]', "is not valid JSON: .* surrogates not allowed$"),
+        ("", "is not valid JSON: Expecting value"),
+        ('["a', "is not valid JSON: Unterminated string"),
+        ("[1] 2", "is not valid JSON: Extra data: line 1"),
+        ('["\1"]', "is not valid JSON: Invalid control character"),
+        (b"\xff\xfe[\0", "is not valid JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b'["caf\xe9"]', "is not valid JSON: 'utf-8' codec can't decode byte 0xe9"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_a_damaged_json_file_is_one_line_that_names_it(tmp_path, content, message):
+    path = tmp_path / "file.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as info:
+        read_json(str(path))
+    assert str(info.value).startswith(f"'{path}'") and "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not valid JSON"),
+        ("[]", "is not JSON {class name: \\[sentences\\]}"),
+        ('"cat"', "is not JSON {class name: \\[sentences\\]}"),
+        ('{"cat": "A cat."}', "has no list of sentences for 'cat'"),
+        ('{"cat": [1]}', "has no list of sentences for 'cat'"),
+        ('{"cat": null}', "has no list of sentences for 'cat'"),
+        ('{"cat": {"a": []}}', "has no list of sentences for 'cat'"),
+        ('{"c\\nat": [["A cat."]]}', r"has no list of sentences for 'c\\nat'"),
+        ('{"cat": ["A cat."],\n"cat": []}', '"cat" is there twice, again in line 2'),
+        ('{"cat": [NaN]}', "NaN is not a finite number"),
+        ('{"cat": ["\\ud800"]}', "surrogates not allowed"),
+        ("[" * 200_000, "it is nested too deeply"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_a_damaged_file_of_descriptions_is_one_line_that_names_it(tmp_path, content, message):
+    path = tmp_path / "cats.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as info:
+        read_descriptions(str(path))
+    assert str(info.value).startswith(f"'{path}'") and str(info.value).isprintable()
+
+
+def test_json_is_read_from_files_alone(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for name in (tmp_path, tmp_path / "fifo"):
+        with pytest.raises(UserError, match=f"^cannot read '{name}': it is not a file$"):
+            read_json(str(name))
+
+
+def test_json_that_is_written_is_valid(tmp_path):
+    path = tmp_path / "file.json"
+    figures = {"a": math.nan, "b": [1.5, math.inf], "c": {"d": (-math.inf, np.float64("nan"))}}
+    write_json(figures, str(path))
+    assert json.loads(path.read_text()) == {"a": None, "b": [1.5, None], "c": {"d": [None, None]}}
+    with pytest.raises(UserError, match=r"cannot write '.*file.json': '\\udcff' is not Unicode"):
+        write_json(["caf\udcff"], str(path))
+    assert "1.5" in path.read_text() and list(tmp_path.iterdir()) == [path]
 
 
 def test_write_json_is_readable_by_others(tmp_path):

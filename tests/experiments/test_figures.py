@@ -164,6 +164,12 @@ def test_missing_files_say_what_leaves_them(tmp_path, capsys):
     [
         (lambda lines: [lines[0], lines[1][:40]], "line 2 of"),
         (lambda lines: [lines[0], "[1, 2]"], "line 2 of"),
+        (lambda lines: [lines[0], "[" * 200_000], "line 2 of"),
+        (lambda lines: [lines[0], lines[1].replace('"true"', '"true": 1, "true"')], "twice"),
+        (
+            lambda lines: [lines[0], lines[1].replace('"label": ', '"label": 1e400, "x": ')],
+            "line 2",
+        ),
         (lambda lines: [lines[0], lines[1].replace('"true"', '"own"')], "line 2 of"),
         (lambda lines: [lines[0], json.dumps(record("0.png", 0))], "line 2 of"),
         (
@@ -194,6 +200,14 @@ def test_attention_files_that_do_not_fit_are_refused(tmp_path, capsys):
     assert "same fusion layers for both towers" in error_of(capsys, "attention", tmp_path)
     np.savez(path, **{**arrays, "text.1": np.ones((2, 4))})
     assert "text.1 has shape (2, 4)" in error_of(capsys, "attention", tmp_path)
+    for wrong in (np.full((2, 3), np.nan), np.full((2, 3), "a")):
+        np.savez(path, **{**arrays, "text.1": wrong})
+        assert "text.1 must hold finite numbers" in error_of(capsys, "attention", tmp_path)
+    np.savez_compressed(path, **arrays)
+    content = bytearray(path.read_bytes())
+    content[60:90] = bytes(30)
+    path.write_bytes(content)
+    assert "damaged" in error_of(capsys, "attention", tmp_path)
 
 
 @pytest.mark.parametrize("options", [["--images", "0"], ["--output", "sheet.pdf"]])

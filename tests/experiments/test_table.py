@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import table
+from experiments import ablations, table
 from experiments.executors import Job
 from experiments.protocols import BASE2NEW, DOMAIN_GENERALIZATION, FEW_SHOT, harmonic_mean
 from experiments.runs import Run, runs_of
@@ -179,9 +179,9 @@ def leave(run: Run, accuracy: float, backbone: str = "ViT-B/16") -> None:
     (run.folder / "results.json").write_text(json.dumps(results))
 
 
-def printed(capsys, *arguments: object) -> tuple[str, list[list[str]], str]:
+def printed(capsys, *arguments: object, code: int = 0) -> tuple[str, list[list[str]], str]:
     """Return the caption, the table's cells and the errors of a command that runs nothing."""
-    assert table.main(["--no-run", *map(str, arguments)]) == 0
+    assert table.main(["--no-run", *map(str, arguments)]) == code
     out, errors = capsys.readouterr()
     lines = out.splitlines()
     cells = [[text.strip() for text in line.split("|")[1:-1]] for line in lines if "|" in line]
@@ -234,7 +234,13 @@ def test_cross_dataset_has_a_column_for_each_target_and_their_average(
 
 
 @pytest.mark.parametrize(
-    "damage", ['{"accuracy": 8', "[]", '{"accuracy": null}', '{"accuracy": NaN}']
+    "damage",
+    [
+        *('{"accuracy": 8', "", "[]", "[" * 200_000, '"text"', '{"accuracy": 8, "accuracy": 80}'),
+        *(f'{{"accuracy": {n}}}' for n in ("null", "NaN", "1e400", '"80"', "true", "-1")),
+        f'{{"accuracy": 1{400 * "0"}}}',
+    ],
+    ids=lambda value: value[:20],
 )
 def test_damaged_results_are_named_skipped_and_counted(tmp_path, capsys, monkeypatch, damage):
     monkeypatch.chdir(REPOSITORY)
@@ -244,11 +250,34 @@ def test_damaged_results_are_named_skipped_and_counted(tmp_path, capsys, monkeyp
         leave(test, 50.0)
     (train.folder / "results.json").write_text(damage)
     where = ("--output-dir", tmp_path, "--methods", "CoOp", "--seeds", 1, 2)
-    _, rows, errors = printed(capsys, *where)
+    _, rows, errors = printed(capsys, *where, code=1)
     assert rows[1] == ["shapes", "CoOp", "61.0", "50.0 ± 0.0", "55.0", "-"]
     first, last = errors.splitlines()
     assert first.startswith(f"skipped: {train.folder}/results.json: expected ")
     assert last == "skipped: 1 damaged and 0 missing of 4 results"
+
+
+def test_results_without_a_config_are_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    (run,) = runs_of(FEW_SHOT, "ZeroshotCLIP", "dtd", output_dir=tmp_path)
+    leave(run, 44.0)
+    for config in ({}, [], {"MODEL": 3}, {"MODEL": {"BACKBONE": {"NAME": ["ViT-B/16"]}}}):
+        content = {"accuracy": 44, "config": config}
+        (run.folder / "results.json").write_text(json.dumps(content))
+        where = ("--output-dir", tmp_path, "--protocol", "few_shot", "--datasets", "dtd")
+        caption, rows, _ = printed(capsys, *where, "--methods", "ZeroshotCLIP", "--seeds", 1)
+        assert caption.startswith("Accuracy in percent, 1, 2, 4") and rows[1][2] == "44.0"
+
+
+def test_a_file_as_root_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "file").touch()
+    for command in (table, ablations):
+        for name in ("file", "file/below"):
+            assert command.main(["--root", str(tmp_path / name)]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith("error: --root: cannot make the folder ")
+            assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("below", ["", "table"])

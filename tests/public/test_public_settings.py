@@ -6,11 +6,15 @@ What those files set is recorded here as facts; the files differ in a few values
 from __future__ import annotations
 
 import pytest
+import torch
 import yaml
+from yacs.config import CfgNode
 
 import datasets
 import trainers
-from dassl.config import check_domains, get_cfg_default, merge_from_file
+from dassl.config import check_domains, get_cfg_default, merge_from_file, merge_from_list
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError
 
 assert datasets and trainers  # they register their keys and names
 
@@ -64,9 +68,9 @@ FILES = {
     "CoCoOp/vit_b16_c4_ep10_batch1_ctxv1": ("CoCoOp", cocoop(4, "a photo of a")),
     "CoCoOp/vit_b16_c8_ep10_batch1": ("CoCoOp", cocoop(8)),
     "CoCoOp/vit_b16_c16_ep10_batch1": ("CoCoOp", cocoop(16)),
-    # except their CTX_INIT: True, which is not text here
-    "KgCoOp/vit_b16_ep100_ctxv1": ("KgCoOp", coop("ViT-B/16", 100, batch=128)),
-    "KgCoOp/rn50_ep100": ("KgCoOp", coop("RN50", 100, batch=128)),
+    "CoCoOp/vit_b16_c16_ep10_batch1_random": ("CoCoOp", cocoop(16, words=False)),
+    "KgCoOp/vit_b16_ep100_ctxv1": ("KgCoOp", coop("ViT-B/16", 100, words=True, batch=128)),
+    "KgCoOp/rn50_ep100": ("KgCoOp", coop("RN50", 100, words=True, batch=128)),
     "MaPLe/vit_b16_c2_ep5_batch4_2ctx": (
         "MaPLe",
         deep("MAPLE", 0.0035, 5, N_CTX=2, PROMPT_DEPTH=9),
@@ -161,3 +165,33 @@ def test_a_public_config_file_merges_and_is_in_the_domains(tmp_path, name):
         node, settings = facts[0], facts[7]
         for key, value in settings.items():
             assert cfg.TRAINER[node][key] == value, key
+
+
+def test_a_second_optimizer_has_a_node_of_its_own(tmp_path):
+    """ProMetaR's, whose node has the keys of the public toolbox alone."""
+    cfg = get_cfg_default()
+    cfg.OPTIM_VNET = CfgNode({"NAME": "adam", "LR": 0.0003, "MAX_EPOCH": 10, "SGD_DAMPNING": 0})
+    cfg.OPTIM_VNET.LR_SCHEDULER, cfg.OPTIM_VNET.WARMUP_EPOCH = "single_step", -1
+    cfg.OPTIM_VNET.WARMUP_TYPE, cfg.OPTIM_VNET.WARMUP_CONS_LR = "linear", 1e-5
+    path = tmp_path / "public.yaml"
+    path.write_text(
+        "OPTIM_VNET:\n  NAME: sgd\n  LR: 0.5\n  MAX_EPOCH: 4\n  LR_SCHEDULER: cosine\n"
+        "  WARMUP_EPOCH: 1\n  WARMUP_TYPE: constant\n  WARMUP_CONS_LR: 1e-6\n"
+    )
+    merge_from_file(cfg, str(path))
+    merge_from_list(cfg, ["OPTIM_VNET.SGD_DAMPNING", "0.25"])
+    check_domains(cfg, "CoOp", section="OPTIM_VNET")
+    optimizer = build_optimizer(torch.nn.Linear(1, 1), cfg.OPTIM_VNET)
+    schedule = build_lr_scheduler(optimizer, cfg.OPTIM_VNET)
+    (group,) = optimizer.param_groups
+    assert (group["momentum"], group["dampening"], group["weight_decay"]) == (0.9, 0.25, 5e-4)
+    rates = []
+    for _ in range(3):
+        rates.append(group["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1e-6, 0.5, 0.5 * (1 + 2**-0.5) / 2])
+    assert build_optimizer(torch.nn.Linear(1, 1), CfgNode({"LR": 1})).defaults["eps"] == 1e-8
+    with pytest.raises(UserError, match="OPTIM_VNET.LR: expected a finite value, got inf"):
+        merge_from_list(cfg, ["OPTIM_VNET.LR", "1e400"])
+        check_domains(cfg, "CoOp", section="OPTIM_VNET")

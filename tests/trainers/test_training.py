@@ -223,6 +223,12 @@ def test_a_nan_loss_stops_and_names_the_batch(run, tmp_path, monkeypatch):
     assert torch.equal(checkpoint(tmp_path / "nan", "CoOp", 1)["ctx"], good["ctx"])
 
 
+@pytest.mark.parametrize(("shots", "images"), [("0", 16), ("-1", 16), ("1", 4)])
+def test_no_shots_are_all_images(run, shots, images):
+    code, output = run("CoOp", "out", "DATASET.NUM_SHOTS", shots, flags=["--no-train"])
+    assert code == 0 and f"# train_x  {images}\n" in output
+
+
 @pytest.mark.parametrize(
     ("trainer", "arguments", "message"),
     [
@@ -247,7 +253,8 @@ def test_a_nan_loss_stops_and_names_the_batch(run, tmp_path, monkeypatch):
         ("HiCroPL", ["TRAINER.HICROPL.FROZEN_TEXT", "descriptions"], "ColourPatches.json"),
         ("CoOp", ["DATASET.NAME", "ColorPatches"], "did you mean 'ColourPatches'"),
         ("CoOp", ["TRAINER.COOP.NCTX", "4"], "did you mean 'N_CTX'"),
-        ("CoOp", ["DATASET.NUM_SHOTS", "0"], "NUM_SHOTS"),
+        ("CoOp", ["DATASET.NUM_SHOTS", "-2"], "NUM_SHOTS"),
+        ("CoOp", ["INPUT.NO_TRANSFORM", "True"], "INPUT.NO_TRANSFORM: expected False for CoOp"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, trainer, arguments, message):
