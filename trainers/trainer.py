@@ -163,8 +163,6 @@ class MethodTrainer(TrainerX):
     def check_input(self, cfg: Any) -> None:
         """Refuse images of another size than the backbone's; warn of other preprocessing."""
         backbone = cfg.MODEL.BACKBONE.NAME
-        if cfg.INPUT.NO_TRANSFORM:
-            raise UserError(f"INPUT.NO_TRANSFORM: expected False for {cfg.TRAINER.NAME}, got True")
         expected = input_of(self.clip_model.preprocess)
         size, resolution = tuple(cfg.INPUT.SIZE), expected.pop("SIZE")
         if size != resolution:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from dassl.config.merge import _read as read_yaml
+from dassl.config import read_yaml
 from dassl.errors import UserError
 from dassl.evaluation.predictions import PREDICTIONS_FILE
 from dassl.metrics import BUILT_IN

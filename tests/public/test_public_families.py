@@ -117,15 +117,9 @@ def check_prometar(trainer, folder):
 
 
 CHECKS = {"PublicDePT": check_dept, "PublicProMetaR": check_prometar}
-NEEDS_EPS = pytest.mark.xfail(
-    raises=AttributeError, strict=True, reason="build_optimizer reads OPTIM_VNET.EPS"
-)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[NEEDS_EPS] if "ProMetaR" in name else []) for name in LEARNED],
-)
+@pytest.mark.parametrize("name", LEARNED)
 def test_a_trainer_of_a_public_family_trains_and_reloads(run, tmp_path, name):
     results, trainer, start = run(name, "run")
     learned, frozen = learned_and_frozen(name, trainer.model)

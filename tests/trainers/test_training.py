@@ -254,7 +254,6 @@ def test_no_shots_are_all_images(run, shots, images):
         ("CoOp", ["DATASET.NAME", "ColorPatches"], "did you mean 'ColourPatches'"),
         ("CoOp", ["TRAINER.COOP.NCTX", "4"], "did you mean 'N_CTX'"),
         ("CoOp", ["DATASET.NUM_SHOTS", "-2"], "NUM_SHOTS"),
-        ("CoOp", ["INPUT.NO_TRANSFORM", "True"], "INPUT.NO_TRANSFORM: expected False for CoOp"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, trainer, arguments, message):
