@@ -254,14 +254,6 @@ def is_archive(path: Path) -> bool:
         return any("/code/" in n or n.endswith("/constants.pkl") for n in file.namelist())
 
 
-def check_sums(path: Path) -> None:
-    """Raise ``ValueError`` where a zip file's checksums do not fit; torch does not look at them."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            if damaged := file.testzip():
-                raise ValueError(f"it is damaged: the checksum of its member '{damaged}' differs")
-
-
 def read_archive(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Return what ``torch.jit.load(path).state_dict()`` does, without running the archive's code.
 

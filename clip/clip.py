@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from dassl.utils import UserError, load_checkpoint
+from dassl.utils.checksums import check_sums
 from dassl.utils.data_parallel import strip_module
 from dassl.utils.download import check_file, download
 
-from .archive import check_sums, is_archive, read_archive
+from .archive import is_archive, read_archive
 from .model import CLIP, CLIPConfig, Preprocess, convert_weights
 from .tokens import tokenize, tokenizer
 
@@ -132,6 +133,8 @@ def _read_state_dict(path: Path, device: str = "cpu") -> dict[str, Tensor]:
             if device != "meta":
                 check_sums(path)
             content = load_checkpoint(str(path), device)
+    except UserError as error:  # names the file
+        raise ClipError(str(error)) from error
     except Exception as error:  # each format has its own family of errors
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ClipError(f"cannot read CLIP weights from {path}: {reason}") from error
