@@ -69,18 +69,14 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any, *others: Any) -> _V
     return _View(storage, offset, size, stride)
 
 
-def _parameter(view: Any, *others: Any) -> Any:
-    return view
-
-
-def _first(value: Any, *type_name: Any) -> Any:
+def _first(value: Any, *others: Any) -> Any:
     return value
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _view,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): _first,
     ("torch.jit._pickle", "restore_type_tag"): _first,
     **{
         ("torch.jit._pickle", f"build_{kind}list"): _first
@@ -126,11 +122,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(data: bytes) -> Any:
-    # the memo is a table that grows to the largest index, which one damaged byte makes 64 GB
-    for opcode, argument, _ in pickletools.genops(data):
-        if "PUT" in opcode.name and isinstance(argument, int) and argument > len(data):
-            raise ValueError("the pickle is damaged")
-    return _Unpickler(io.BytesIO(data)).load()
+    try:
+        # the memo grows to the largest index: one damaged byte would make it 64 GB
+        for opcode, argument, _ in pickletools.genops(data):
+            if "PUT" in opcode.name and isinstance(argument, int) and argument > len(data):
+                raise ValueError("an index is too large")
+        return _Unpickler(io.BytesIO(data)).load()
+    except Exception as error:  # pickle raises errors of many kinds
+        raise ValueError(f"its data.pkl cannot be read: {error}") from error
 
 
 class _Archive:
@@ -138,6 +137,7 @@ class _Archive:
 
     def __init__(self, path: Path, device: str):
         self.zip = zipfile.ZipFile(path)
+        self.members = {info.filename: info for info in self.zip.infolist()}
         self.folder = self.zip.namelist()[0].partition("/")[0]
         self.device = device
         self.unread = os.path.getsize(path)
@@ -147,10 +147,10 @@ class _Archive:
 
     def member(self, name: str) -> zipfile.ZipInfo:
         """Find an uncompressed member, as torch writes all but the code."""
-        try:
-            info = self.zip.getinfo(f"{self.folder}/{name}")
-        except KeyError:
-            raise ValueError(f"it has no member '{name}'") from None
+        file = f"{self.folder}/{name}"
+        if file not in self.members:
+            raise ValueError(f"it has no member '{name}'")
+        info = self.members[file]
         # each is read once, so together they are no larger than the file
         self.unread -= info.file_size
         if info.compress_type != zipfile.ZIP_STORED or self.unread < 0:
@@ -159,7 +159,7 @@ class _Archive:
 
     def check_byte_order(self) -> None:
         """Raise ``ValueError`` where the numbers are in the other byte order."""
-        if f"{self.folder}/byteorder" in self.zip.namelist():  # older files do not say
+        if f"{self.folder}/byteorder" in self.members:  # older files do not say
             order = self.zip.read(self.member("byteorder")).decode("ascii", "replace")
             if order != sys.byteorder:
                 raise ValueError(f"its byte order is '{order}', and the machine's {sys.byteorder}")
@@ -195,7 +195,10 @@ class _Archive:
             return _NO_MODULE
         place, _, name = module.qualified_name.rpartition(".")
         if place not in self.classes:
-            info = self.zip.getinfo(f"{self.folder}/code/{place.replace('.', '/')}.py")
+            file = f"{self.folder}/code/{place.replace('.', '/')}.py"
+            if file not in self.members:
+                raise ValueError(f"it has no code of {module.qualified_name}")
+            info = self.members[file]
             self.unread_code -= info.file_size
             if self.unread_code < 0:
                 raise ValueError("its code is too long")

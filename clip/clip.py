@@ -199,7 +199,7 @@ def _config_from(state: Mapping[str, Tensor], quick_gelu: bool) -> CLIPConfig:
         ClipError: tensors that tell are missing or have other dimensions than a CLIP's.
     """
     layers: int | tuple[int, int, int, int]
-    if "visual.proj" in state:
+    if "visual.layer1.0.conv1.weight" not in state:
         layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
         width, _, _, patch_size = _shape(state, "visual.conv1.weight", 4)
         patches = _shape(state, "visual.positional_embedding", 2)[0] - 1

@@ -185,10 +185,11 @@ HOSTILE = {
     "attribute": (b"\x80\x04\x8c\x05torch\x8c\x08hub.load\x93.", "torch.hub.load"),
     "instance": (b"(S'true'\nios\nsystem\n.", "os.system"),
     "extension": (b"\x80\x02\x82\x01.", "unregistered extension"),
-    "memo of 64 GB": (b"\x80\x02Nr\xff\xff\xff\xff.", "the pickle is damaged"),
+    "memo of 64 GB": (b"\x80\x02Nr\xff\xff\xff\xff.", "an index is too large"),
     "endless": (b"\x80\x02\x8a\xffN.", "not enough data"),
     "no module": (b"\x80\x02}.", "holds no module"),
     "tensor": (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00))tR.", "holds no module"),
+    "no code": (b"\x80\x02c__torch__\nNone\n)\x81}b.", "no code of __torch__.None"),
     "foreign storage": (b"\x80\x02X\x01\x00\x00\x00xQ.", "storage is not described"),
 }
 
