@@ -324,8 +324,8 @@ def _load_open_clip(pair: str) -> CLIP:
     name, _, tag = pair.partition("/")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
-        known = ", ".join(tags) if tags else "no such model; see open_clip.list_pretrained()"
-        raise ClipError(f"unknown open_clip pair '{pair}' (known for {name}: {known})")
+        known = f"known for {name}: {', '.join(tags)}" if tags else f"no model '{name}' has weights"
+        raise ClipError(f"unknown open_clip pair '{pair}' ({known})")
     try:
         reference = open_clip.create_model(name, pretrained=tag)
     except Exception as error:  # the hub's client has its own family of errors

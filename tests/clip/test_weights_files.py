@@ -91,6 +91,18 @@ def test_what_is_not_the_weights_of_a_clip(tmp_path, kind):
     assert known in (None, clip.Preprocess(16)) or kind == "patches that are not square"
 
 
+class Settings(dict):
+    """An object of the code that trained the model."""
+
+
+def test_pickled_objects_are_refused_without_advice_to_run_them(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"state_dict": STATE, "args": Settings()}, path)
+    line = one_line(path)
+    assert "Settings" in line and "holds a pickled object" in line
+    assert line.endswith(f"python -m dassl.utils.convert_checkpoint {path} NEW_FILE")
+
+
 @pytest.mark.parametrize("damage", mostly_slow(damaged_files(plain())))
 @pytest.mark.parametrize("make", [plain, archive])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
