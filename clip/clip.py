@@ -2,15 +2,14 @@
 
 A model is named ``ViT-B/16``, ``RN50``, ... (OpenAI's published files), ``ViT-Mini`` (in this
 repository), ``open_clip:ViT-B-16/laion2b_s34b_b88k`` (open_clip's registry), or is a path to a
-weights file: OpenAI's JIT archive, a plain PyTorch state dict, or safetensors.
+weights file: OpenAI's JIT archive (read as data, see ``archive``), a plain PyTorch state dict, or
+safetensors.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,13 @@ import torch
 from torch import Tensor
 
 from dassl.utils import UserError, load_checkpoint
+from dassl.utils.checksums import check_sums
+from dassl.utils.data_parallel import strip_module
 from dassl.utils.download import check_file, download
 
+from .archive import is_archive, read_archive
 from .model import CLIP, CLIPConfig, Preprocess, convert_weights
-from .tokens import tokenize
+from .tokens import tokenize, tokenizer
 
 __all__ = [
     "ClipError",
@@ -54,7 +56,7 @@ OPEN_CLIP = "open_clip:"
 _SCALARS = ("input_resolution", "context_length", "vocab_size", "head_width")
 
 
-class ClipError(ValueError):
+class ClipError(UserError):
     """A model that cannot be loaded; the message is one line that says which and why."""
 
 
@@ -71,11 +73,18 @@ def _openai_url(name: str) -> str:
 
 
 def __getattr__(attribute: str) -> Any:
-    # Trainers written for OpenAI's package look their model up as clip._MODELS[name].  The
-    # addresses are in open_clip's registry, whose import takes seconds, so only on demand.
+    # Trainers written for OpenAI's package use clip._MODELS[name] and clip._tokenizer.  Both need
+    # open_clip, whose import takes seconds, so only on demand.
     if attribute == "_MODELS":
         return {"ViT-Mini": str(VIT_MINI), **{n: _openai_url(n) for n in OPENAI_MODELS}}
+    if attribute == "_tokenizer":
+        return tokenizer()
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+
+
+def _transform(n_px: int) -> Preprocess:
+    """Return OpenAI's transform for images of ``n_px`` pixels a side, under OpenAI's name."""
+    return Preprocess(n_px)
 
 
 def _cache_folder() -> Path:
@@ -112,72 +121,163 @@ def _download(url: str, root: str | os.PathLike | None = None) -> str:
     return str(target)
 
 
-def _is_jit(path: Path) -> bool:
-    return zipfile.is_zipfile(path) and any(
-        "/code/" in name for name in zipfile.ZipFile(path).namelist()
-    )
-
-
 def _read_state_dict(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Read the tensors of a weights file; on the device "meta" only their shapes and types."""
+    content: Any
     try:
         if path.suffix == ".safetensors":
-            from safetensors import safe_open
-            from safetensors.torch import load_file
-
+            content = _read_safetensors(path, device)
+        elif is_archive(path):
+            content = read_archive(path, device)
+        else:
             if device != "meta":
-                return load_file(path, device)
-            with safe_open(path, "pt") as file:
-                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
-            return {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
-        if _is_jit(path):
-            with warnings.catch_warnings():  # OpenAI's files are archives, deprecated or not
-                warnings.simplefilter("ignore", FutureWarning)
-                return torch.jit.load(str(path), map_location=device).state_dict()
-        content = load_checkpoint(str(path), device)
+                check_sums(path)
+            content = load_checkpoint(str(path), device)
+    except UserError as error:  # names the file
+        raise ClipError(str(error)) from error
     except Exception as error:  # each format has its own family of errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ClipError(f"cannot read CLIP weights from {path}: {reason}") from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping):
+    if isinstance(content, Mapping):
+        if "state_dict" in content:
+            content = content["state_dict"]
+        elif isinstance(content.get("model"), Mapping):
+            content = content["model"]
+    if not isinstance(content, Mapping):
         raise ClipError(f"{path} holds no state dict")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    return strip_module(content)
+
+
+def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    if device != "meta":
+        return load_file(path, device)
+    with safe_open(path, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+    return {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return len({m.group(1) for key in state if (m := re.match(pattern, key))})
 
 
+def _shape(state: Mapping[str, Tensor], name: str, n_dims: int) -> tuple[int, ...]:
+    if name not in state:
+        raise ClipError(f"it lacks '{name}'")
+    shape = tuple(state[name].shape)
+    if len(shape) != n_dims or 0 in shape:
+        raise ClipError(f"'{name}' has the shape {shape}, not one of {n_dims} dimensions")
+    return shape
+
+
+def _head_width(state: Mapping[str, Any]) -> int:
+    """Read the scalar of that name, which files of other models than OpenAI's have."""
+    value = state.get("head_width", 64)
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
+        value = value.item()
+    if not isinstance(value, int) or value < 1:
+        raise ClipError(f"head_width: expected a whole number above 0, got {_described(value)}")
+    return value
+
+
+def _described(value: Any) -> str:
+    """Say in a few words what a value is that is not a tensor of weights."""
+    if not isinstance(value, Tensor):
+        return repr(value)[:50] if isinstance(value, int | float | str) else type(value).__name__
+    kind = "quantized" if value.is_quantized else str(value.layout).removeprefix("torch.")
+    if value.is_meta:
+        kind = "meta"
+    return f"a {kind} tensor of {str(value.dtype).removeprefix('torch.')}"
+
+
 def _config_from(state: Mapping[str, Tensor], quick_gelu: bool) -> CLIPConfig:
-    """Read the architecture off the tensors' shapes."""
-    head_width = int(state["head_width"]) if "head_width" in state else 64
-    width = state["visual.conv1.weight"].shape[0]
+    """Read the architecture off the tensors' shapes.
+
+    Raises:
+        ClipError: tensors that tell are missing or have other dimensions than a CLIP's.
+    """
     layers: int | tuple[int, int, int, int]
-    if "visual.proj" in state:
+    if "visual.layer1.0.conv1.weight" not in state:
         layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
-        patch_size = state["visual.conv1.weight"].shape[-1]
-        patches = state["visual.positional_embedding"].shape[0] - 1
+        width, _, _, patch_size = _shape(state, "visual.conv1.weight", 4)
+        patches = _shape(state, "visual.positional_embedding", 2)[0] - 1
         resolution = patch_size * round(patches**0.5)
     else:
         stages = [_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in range(1, 5)]
         layers = (stages[0], stages[1], stages[2], stages[3])
         patch_size = None
-        patches = state["visual.attnpool.positional_embedding"].shape[0] - 1
+        patches = _shape(state, "visual.attnpool.positional_embedding", 2)[0] - 1
         resolution = 32 * round(patches**0.5)
-        width = state["visual.layer1.0.conv1.weight"].shape[0]
+        width = _shape(state, "visual.layer1.0.conv1.weight", 4)[0]
+    context_length, text_width = _shape(state, "positional_embedding", 2)
+    text_layers = _count(state, r"transformer\.resblocks\.(\d+)\.")
+    if 0 in (layers, text_layers) or resolution == 0:
+        raise ClipError("a tower has no layers, or takes no patches")
     return CLIPConfig(
-        embed_dim=state["text_projection"].shape[1],
+        embed_dim=_shape(state, "text_projection", 2)[1],
         image_resolution=resolution,
         vision_layers=layers,
         vision_width=width,
         vision_patch_size=patch_size,
-        context_length=state["positional_embedding"].shape[0],
-        vocab_size=state["token_embedding.weight"].shape[0],
-        text_width=state["ln_final.weight"].shape[0],
-        text_layers=_count(state, r"transformer\.resblocks\.(\d+)\."),
-        head_width=head_width,
+        context_length=context_length,
+        vocab_size=_shape(state, "token_embedding.weight", 2)[0],
+        text_width=text_width,
+        text_layers=text_layers,
         quick_gelu=quick_gelu,
     )
+
+
+def _check_kinds(state: Mapping[str, Any]) -> None:
+    """Raise ``ClipError`` for a value that is not a tensor of floating-point numbers in memory."""
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise ClipError(f"a tensor has the name {name!r}, which is not text")
+        usable = (
+            isinstance(value, Tensor)
+            and value.layout == torch.strided
+            and not (value.is_quantized or value.is_meta or value.is_nested)
+            # a count of batches, which BatchNorm keeps
+            and (value.is_floating_point() or name.endswith(".num_batches_tracked"))
+        )
+        if not usable:
+            raise ClipError(
+                f"'{name}': expected a dense tensor of floating-point numbers, "
+                f"got {_described(value)}"
+            )
+        # a few bytes may be expanded to any size, which would be allocated
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise ClipError(f"'{name}' repeats the same numbers: {tuple(value.shape)}")
+
+
+def _check_shapes(state: Mapping[str, Tensor], config: CLIPConfig) -> None:
+    """Raise ``ClipError`` where the tensors are not those of the architecture."""
+    vision_width = config.vision_width * (1 if isinstance(config.vision_layers, int) else 32)
+    for tower, width, head_width in (
+        ("text", config.text_width, config.head_width),
+        ("vision", vision_width, config.vision_head_width or config.head_width),
+    ):
+        if width % head_width:
+            raise ClipError(
+                f"head_width: the {tower} tower's width {width} is not a multiple of {head_width}"
+            )
+    with torch.device("meta"):  # takes no memory
+        expected = CLIP(config).state_dict()
+    if missing := [name for name in expected if name not in state]:
+        raise ClipError(f"it lacks '{missing[0]}'" + _and_others(missing))
+    if unexpected := [name for name in state if name not in expected]:
+        raise ClipError(f"it has {unexpected[0]!r}" + _and_others(unexpected))
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:
+            raise ClipError(
+                f"'{name}': expected the shape {tuple(tensor.shape)}, "
+                f"got {tuple(state[name].shape)}"
+            )
+
+
+def _and_others(names: list[str]) -> str:
+    return f" and {len(names) - 1} other tensors" if len(names) > 1 else ""
 
 
 def build_model(
@@ -191,13 +291,28 @@ def build_model(
     64 wide unless the state dict has a scalar ``head_width``.
 
     Raises:
-        ClipError: tensors are missing, unexpected or of another shape.
+        ClipError: tensors are missing, unexpected, of another kind or shape, or not finite; or
+            ``config`` is something else, such as the design details of other packages.
     """
+    if not isinstance(config, CLIPConfig | None):
+        raise ClipError(
+            f"build_model: expected no second argument, got {_described(config)}: design details "
+            "are not used here, prompts are given to each forward call as clip.Layer"
+        )
+    state = {name: value for name, value in state_dict.items() if name not in _SCALARS}
     try:
-        model = CLIP(config or _config_from(state_dict, quick_gelu=True), preprocess)
-        parameters = {k: v.float() for k, v in state_dict.items() if k not in _SCALARS}
+        _check_kinds(state)
+        if config is None:
+            config = _config_from(state, quick_gelu=True)
+            config = replace(config, head_width=_head_width(state_dict))
+        _check_shapes(state, config)
+        parameters = {name: value.float() for name, value in state.items()}
+        for name, value in parameters.items():
+            if not value.isfinite().all():
+                raise ClipError(f"'{name}' has values that are infinite or not numbers")
+        model = CLIP(config, preprocess)
         model.load_state_dict(parameters)
-    except (KeyError, RuntimeError) as error:
+    except (ClipError, RuntimeError) as error:  # torch's: sizes that no tensor can have
         reason = " ".join(str(error).split())
         raise ClipError(f"not the state dict of a CLIP model: {reason[:300]}") from error
     return model.eval()
@@ -209,14 +324,17 @@ def _load_open_clip(pair: str) -> CLIP:
     name, _, tag = pair.partition("/")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
-        known = ", ".join(tags) if tags else "no such model; see open_clip.list_pretrained()"
-        raise ClipError(f"unknown open_clip pair '{pair}' (known for {name}: {known})")
+        known = f"known for {name}: {', '.join(tags)}" if tags else f"no model '{name}' has weights"
+        raise ClipError(f"unknown open_clip pair '{pair}' ({known})")
     try:
         reference = open_clip.create_model(name, pretrained=tag)
     except Exception as error:  # the hub's client has its own family of errors
         reason = " ".join(str(error).split())
         raise ClipError(f"open_clip cannot load '{pair}': {reason[:300]}") from error
-    return from_open_clip(reference)
+    try:
+        return from_open_clip(reference)
+    except ClipError as error:
+        raise ClipError(f"'{pair}': {error}") from error
 
 
 def from_open_clip(reference: torch.nn.Module) -> CLIP:
@@ -242,7 +360,7 @@ def from_open_clip(reference: torch.nn.Module) -> CLIP:
             head_width=config.text_width // block.attn.num_heads,
             vision_head_width=vision_head_width,
         )
-    except (KeyError, AttributeError) as error:
+    except (ClipError, AttributeError) as error:
         raise ClipError(f"unsupported open_clip architecture: {error}") from error
     # open_clip puts both on the tower of a model that it created with weights
     mean, std = (getattr(visual, f"image_{name}", None) for name in ("mean", "std"))
@@ -270,13 +388,13 @@ def preprocess_of(name: str) -> Preprocess | None:
         return Preprocess(OPENAI_MODELS[name])
     if name.startswith(OPEN_CLIP):
         return _open_clip_preprocess(name.removeprefix(OPEN_CLIP))
-    if not Path(name).is_file():
+    if not os.path.isfile(name):
         return None
     try:
-        shapes = _read_state_dict(Path(name), "meta")
-        tensors = {key: tensor for key, tensor in shapes.items() if key not in _SCALARS}
+        shapes = _read_state_dict(Path(name), "meta").items()
+        tensors = {k: v for k, v in shapes if isinstance(k, str) and isinstance(v, Tensor)}
         return Preprocess(_config_from(tensors, quick_gelu=True).image_resolution)
-    except (ClipError, KeyError, AttributeError, IndexError):  # not the weights of a CLIP
+    except ClipError:
         return None
 
 
@@ -335,7 +453,7 @@ def load_model(
         path = VIT_MINI
     elif name in OPENAI_MODELS:
         path = Path(_download(_openai_url(name), download_root))
-    elif Path(name).is_file():
+    elif os.path.isfile(name):
         path = Path(name)
     else:
         raise ClipError(

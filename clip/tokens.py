@@ -15,8 +15,8 @@ CONTEXT_LENGTH = 77  # of OpenAI's models; callers that hold a model pass the mo
 
 @lru_cache
 def tokenizer() -> Any:
-    """Return open_clip's byte-pair tokenizer (imported here because that takes seconds)."""
-    from open_clip.tokenizer import SimpleTokenizer
+    """Return the byte-pair tokenizer (imported here because that takes seconds)."""
+    from .simple_tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
 

@@ -16,6 +16,7 @@ import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -126,11 +127,31 @@ def render(header: tuple[str, ...], table: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned(header, table))
 
 
+def check_output_dir(folder: str, written: bool) -> None:
+    """Make the folder of the runs, if it will be written.
+
+    Raises:
+        UserError: it is not a folder, or cannot be written.
+    """
+    try:
+        if written:
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        elif os.path.lexists(folder):
+            os.listdir(folder)
+    except OSError as error:
+        kind = "a folder that can be written" if written else "a folder"
+        raise UserError(
+            f"--output-dir: expected {kind}, got '{folder}' ({error.strerror})"
+        ) from error
+
+
 def plan(arguments: argparse.Namespace) -> list[Job]:
     """List the jobs that the command line asks for, dataset by dataset and method by method.
 
     Raises:
-        UserError: ``runs_of`` raises it, or a config file does not exist.
+        UserError: ``runs_of`` raises it, a config file does not exist, or a folder cannot be used.
     """
     protocol = PROTOCOLS[arguments.protocol]
     jobs: dict[Job, None] = {}
@@ -154,6 +175,9 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
     for path in {run.config_file: None for job in jobs for run in job.runs}:
         if not path.is_file():
             raise UserError(f"config: expected a config file, got {path}, which does not exist")
+    if os.path.lexists(arguments.root) and not os.path.isdir(arguments.root):
+        raise UserError(f"--root: expected a folder, got '{arguments.root}'")
+    check_output_dir(arguments.output_dir, written=not arguments.no_run)
     return list(jobs)
 
 

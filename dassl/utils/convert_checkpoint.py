@@ -2,7 +2,8 @@
 
     python -m dassl.utils.convert_checkpoint OLD_FILE NEW_FILE
 
-The new file holds state_dict, epoch and val_result, and is read like any other checkpoint.
+The new file holds state_dict, epoch and val_result, and is read like any other checkpoint. It must
+not exist: nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 
 from dassl.errors import UserError
+from dassl.utils.checksums import check_sums
+from dassl.utils.data_parallel import strip_module
 from dassl.utils.torchtools import (
     NotRead,
     checkpoint_types,
@@ -53,7 +56,9 @@ def read_without_objects(path: str) -> Any:
         UserError: the file is missing, corrupt, or names what cannot be replaced.
     """
     if not os.path.isfile(path):
-        raise UserError(f"checkpoint '{path}' does not exist")
+        problem = "is not a file" if os.path.lexists(path) else "does not exist"
+        raise UserError(f"checkpoint '{path}' {problem}")
+    check_sums(path)  # a converted file would hide the damage
     for stand_in in (NotRead, _Items):
         try:
             return _read_without_objects(path, stand_in)
@@ -63,17 +68,31 @@ def read_without_objects(path: str) -> Any:
     raise UserError(f"checkpoint '{path}' cannot be converted: {reason}")
 
 
+def state_of(content: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint, or of a file that holds nothing else, by their names."""
+    if not isinstance(content, Mapping):
+        return {}
+    for key in ("state_dict", "model"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    return strip_module(tensors)
+
+
 def convert(old: str, new: str) -> None:
     """Write what ``old`` holds of state_dict, epoch and val_result to ``new``.
 
     Raises:
-        UserError: there is no state_dict with tensors in ``old``.
+        UserError: ``new`` exists or cannot be written, or there is no state_dict with tensors in
+            ``old``.
     """
+    if not os.path.basename(new):
+        raise UserError(f"NEW_FILE: expected the name of a file, got '{new}'")
+    if os.path.lexists(new):
+        raise UserError(f"NEW_FILE: expected a file that does not exist, got '{new}'")
     content = read_without_objects(old)
-    state = content.get("state_dict") if isinstance(content, Mapping) else None
-    tensors = {}
-    if isinstance(state, Mapping):
-        tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    tensors = state_of(content)
     if not tensors:
         raise UserError(f"checkpoint '{old}' cannot be converted: it holds no state_dict")
     numbers = {k: v for k, v in content.items() if k in ("epoch", "val_result")}

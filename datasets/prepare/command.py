@@ -11,6 +11,7 @@ from typing import Any
 from dassl.errors import UserError, check_choice
 from dassl.utils.download import NetworkError
 
+from . import descriptions
 from .descriptions import prepare_descriptions, report_descriptions
 from .downloads import prepare
 from .sources import DESCRIPTIONS, PUBLIC_SETS
@@ -48,12 +49,27 @@ def run(names: Sequence[str], root: str, check_only: bool) -> bool:
         raise UserError("--root: expected the folder of the datasets, got none")
     root = os.path.abspath(os.path.expanduser(root))
     described = "descriptions" in names
+    if datasets:
+        _check_folder("--root", root, written=not check_only)
+    if described and not check_only:
+        _check_folder("descriptions", descriptions.DESCRIPTIONS_DIR, written=True)
     if not check_only:
         _fetch_all(datasets, root, list(DESCRIPTIONS) if described else [])
     complete = [report(datasets, root)] if datasets else []
     if described:
         complete.append(report_descriptions())
     return all(complete)
+
+
+def _check_folder(what: str, folder: str, written: bool) -> None:
+    """Raise ``UserError`` where a folder is something else, or could not be made or written."""
+    place = folder
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not os.path.isdir(place):
+        raise UserError(f"{what}: expected a folder, got '{folder}' ('{place}' is not a folder)")
+    if written and not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{what}: expected a folder that can be written, got '{folder}'")
 
 
 def _fetch_all(datasets: Sequence[str], root: str, described: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from dassl.utils.descriptions import read_descriptions
 from dassl.utils.download import download
 
 from .sources import DESCRIPTIONS, DESCRIPTIONS_URL
+from .status import shown
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DESCRIPTIONS_DIR = os.path.join(os.path.dirname(HERE), "descriptions")
@@ -29,7 +30,7 @@ def prepare_descriptions(name: str, fetched: list[str]) -> None:
     """
     path = os.path.join(DESCRIPTIONS_DIR, f"{name}.json")
     if os.path.exists(path):
-        print(f"{path} exists")
+        print(f"{shown(path)} exists")
         return
     url = DESCRIPTIONS_URL.format(DESCRIPTIONS[name])
     with tempfile.TemporaryDirectory() as temporary:
@@ -48,23 +49,23 @@ def prepare_descriptions(name: str, fetched: list[str]) -> None:
             ) from error
     write_json(content, path)
     fetched.append(path)
-    print(f"Saved {path}")
+    print(f"Saved {shown(path)}")
 
 
 def report_descriptions() -> bool:
     """Print a table of the descriptions; return whether all public ones are present."""
-    names = listdir_nohidden(DESCRIPTIONS_DIR)
+    names = listdir_nohidden(DESCRIPTIONS_DIR) if os.path.isdir(DESCRIPTIONS_DIR) else []
     files = {name.removesuffix(".json") for name in names if name.endswith(".json")}
     rows, complete = [], True
     for name in sorted({*DESCRIPTIONS, *files}):
-        row = (name, "-", "-", "absent")
+        row = (shown(name), "-", "-", "absent")
         if name in files:
             try:
                 content = read_descriptions(os.path.join(DESCRIPTIONS_DIR, f"{name}.json"))
                 sentences = sum(map(len, content.values()))
-                row = (name, f"{len(content):,}", f"{sentences:,}", "present")
+                row = (shown(name), f"{len(content):,}", f"{sentences:,}", "present")
             except UserError as error:
-                row = (name, "-", "-", str(error))
+                row = (shown(name), "-", "-", str(error))
         complete = complete and row[-1] == "present"
         rows.append(row)
     print_table(("descriptions", "classes", "sentences", "file"), rows)

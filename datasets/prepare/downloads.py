@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dassl.errors import UserError
 from dassl.utils import read_json
 from dassl.utils.download import check_file, download, extract_archive
 
 from .sources import PUBLIC_SETS, Source
-from .status import check, exists
+from .status import check, exists, shown
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
+UNPACKING = ".unpacking"  # how the names of temporary folders begin
 
 
 def prepare(name: str, root: str, fetched: list[str]) -> None:
@@ -32,18 +41,18 @@ def prepare(name: str, root: str, fetched: list[str]) -> None:
     if not check(entry, folder).missing:
         print(f"{name}: complete")
         return
-    print(f"{name}: into {folder}")
+    print(f"{name}: into {shown(folder)}")
     sources = [
         source for source in entry.sources if not all(exists(folder, path) for path in source.gives)
     ]
     by_hand = [s for s in sources if not s.url and not exists(folder, s.file)]
     if by_hand or not entry.sources:
         for line in entry.by_hand:
-            print(line.format(folder=folder))
+            print(line.format(folder=shown(folder)))
     for source in by_hand:
         print(
-            f"  {source.file} (SHA-256 {source.checksum}): place it in {folder} and run the same "
-            f"command to unpack it. Or provide {', '.join(source.gives)} in {folder}."
+            f"  {source.file} (SHA-256 {source.checksum}): place it in {shown(folder)} and run "
+            f"the same command to unpack it. Or provide {', '.join(source.gives)} in it."
         )
     for source in sources:
         path = os.path.join(folder, source.file)
@@ -82,33 +91,61 @@ def _fetch(source: Source, path: str, fetched: list[str]) -> None:
     fetched.append(path)
 
 
+@contextmanager
+def _unpacking(folder: str) -> Iterator[str]:
+    """Make a temporary folder in the dataset's folder, in which no other process unpacks meanwhile.
+
+    Raises:
+        UserError: another process does, or the folder cannot be written.
+    """
+    lock = None
+    try:
+        if fcntl is not None:
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process unpacks in '{folder}' at this moment") from None
+        for name in os.listdir(folder):
+            if name.startswith(UNPACKING):  # left by a run that was killed; rmtree follows no link
+                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+        temporary = tempfile.mkdtemp(prefix=f"{UNPACKING}-", dir=folder)
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot unpack in '{folder}': {error.strerror}") from error
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
 def _unpack(source: Source, path: str, folder: str, was_fetched: bool) -> None:
     """Move those members of an archive that are missing into the dataset's folder."""
-    temporary = os.path.join(folder, ".unpacking")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed
     try:
         if not was_fetched:
             check_file(path, source.checksum)
-        extract_archive(path, temporary)
-        moves = []
-        for inside, target in source.unpack.items():
-            member = os.path.join(temporary, inside)
-            if inside.endswith(ARCHIVES) and os.path.isfile(member):
-                extract_archive(member, os.path.join(temporary, ".inner"))
-                member = os.path.join(temporary, ".inner", target)
-            if not os.path.exists(member):
-                raise UserError(f"archive '{path}' has no '{inside}'")
-            moves.append((member, os.path.join(folder, target)))
-        for member, moved in moves:
-            if not os.path.exists(moved):
-                os.replace(member, moved)
+        with _unpacking(folder) as temporary:
+            extract_archive(path, temporary)
+            moves = []
+            for inside, target in source.unpack.items():
+                member = os.path.join(temporary, inside)
+                if inside.endswith(ARCHIVES) and os.path.isfile(member):
+                    inner = tempfile.mkdtemp(dir=temporary)
+                    extract_archive(member, inner)
+                    member = os.path.join(inner, target)
+                if not os.path.exists(member):
+                    raise UserError(f"archive '{path}' has no '{inside}'")
+                moves.append((member, os.path.join(folder, target)))
+            for member, moved in moves:
+                if not os.path.exists(moved):
+                    os.replace(member, moved)
     except UserError as error:
         raise UserError(
             f"{error}; if the file is damaged, delete it and run the same command again"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     if was_fetched:
         os.unlink(path)
     else:
-        print(f"'{path}' has been unpacked and is no longer needed")
+        print(f"'{shown(path)}' has been unpacked and is no longer needed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -233,7 +234,7 @@ def test_a_download_that_was_whole_when_it_was_killed(tmp_path, server, table) -
     serve("oxford_pets", server, table, tmp_path / "made")
     part = tmp_path / "root" / "oxford_pets" / "images.tar.gz.part"
     miniatures.put(part, server.files["images.tar.gz"])
-    miniatures.put(part.parent / ".unpacking" / "images" / "half", b"")  # while unpacking, too
+    miniatures.put(part.parent / ".unpacking-x" / "images" / "half", b"")  # while unpacking, too
     assert command("oxford_pets", "--root", tmp_path / "root") == 0
     assert names_in(part.parent) == {"images", "annotations", "split_zhou_OxfordPets.json"}
     assert not (part.parent / "images" / "half").exists()
@@ -246,6 +247,46 @@ def test_another_file_than_it_should_be(tmp_path, server, table, capsys) -> None
     assert command("oxford_pets", "--root", tmp_path / "root") == 2
     one_error(capsys, "annotations.tar.gz is not the expected file", "MD5", "removed")
     assert names_in(folder) == {"images", "split_zhou_OxfordPets.json"}
+
+
+def test_a_planted_link_is_not_followed(tmp_path, server, table) -> None:
+    serve("oxford_pets", server, table, tmp_path / "made")
+    folder = tmp_path / "root" / "oxford_pets"
+    miniatures.put(tmp_path / "victim" / "images" / "mine", b"mine")
+    folder.mkdir(parents=True)
+    (folder / ".unpacking").symlink_to(tmp_path / "victim")
+    (folder / "split_zhou_OxfordPets.json.new").symlink_to(tmp_path / "victim" / "images" / "mine")
+    assert command("oxford_pets", "--root", tmp_path / "root") == 0
+    assert [path.name for path in (tmp_path / "victim").rglob("*")] == ["images", "mine"]
+    assert (tmp_path / "victim" / "images" / "mine").read_bytes() == b"mine"
+    assert (folder / "images").is_dir() and not (folder / "images").is_symlink()
+
+
+def test_one_process_unpacks_in_a_folder(tmp_path, server, table, capsys) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    serve("oxford_pets", server, table, tmp_path / "made")
+    folder = tmp_path / "root" / "oxford_pets"
+    miniatures.put(folder / ".unpacking-other" / "half", b"")
+    other = os.open(folder, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert command("oxford_pets", "--root", tmp_path / "root") == 2
+    one_error(capsys, f"another process unpacks in '{folder}'")
+    assert (folder / ".unpacking-other" / "half").exists()
+    os.close(other)
+    assert command("oxford_pets", "--root", tmp_path / "root") == 0
+    assert not (folder / ".unpacking-other").exists()
+
+
+def test_a_target_of_another_kind(tmp_path, server, table, capsys) -> None:
+    serve("oxford_pets", server, table, tmp_path / "made")
+    folder = tmp_path / "root" / "oxford_pets"
+    miniatures.put(folder / "images.tar.gz" / "x", b"")  # a folder where the archive goes
+    assert command("oxford_pets", "--root", tmp_path / "root") == 2
+    one_error(capsys, f"'{folder}/images.tar.gz' is not a file")
+    shutil.rmtree(folder / "images.tar.gz")
+    (folder / "annotations").symlink_to("nothing")  # a link where its content goes
+    assert command("oxford_pets", "--root", tmp_path / "root") == 2
+    one_error(capsys, f"cannot unpack in '{folder}': Not a directory")
 
 
 def damaged(members: dict[str, Path | bytes]) -> bytes:
@@ -461,11 +502,30 @@ def test_check_of_a_half_filled_root(tmp_path, server, table, capsys) -> None:
     [
         (["oxford_pet", "--root", "data"], "got 'oxford_pet'; did you mean 'oxford_pets'"),
         (["all"], "--root: expected the folder of the datasets, got none"),
+        (["dtd", "--root", "README.md"], "--root: expected a folder, got '"),
+        (["dtd", "--root", "README.md", "--check"], "README.md' is not a folder)"),
+        (["imagenet", "--root", "README.md/below"], "README.md' is not a folder)"),
+        (["dtd", "--root", "/dev/null"], "'/dev/null' is not a folder)"),
     ],
 )
-def test_bad_arguments(capsys, arguments, words) -> None:
+def test_bad_arguments(capsys, monkeypatch, arguments, words) -> None:
+    monkeypatch.chdir(CHECKOUT)
     assert command(*arguments) == 2
     one_error(capsys, words)
+
+
+def test_a_root_that_cannot_be_written(tmp_path, capsys, monkeypatch, server) -> None:
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    assert command("dtd", "--root", tmp_path / "root") == 2
+    one_error(capsys, f"--root: expected a folder that can be written, got '{tmp_path}/root'")
+    assert command("dtd", "--root", tmp_path / "root", "--check") == 1
+    assert server.asked == [] and not (tmp_path / "root").exists()
+
+
+def test_a_root_is_printed_without_its_escape_sequences(tmp_path, capsys) -> None:
+    assert command("imagenet", "--root", tmp_path / "red\x1b[31m") == 1
+    printed = capsys.readouterr().out
+    assert r"red\x1b[31m" in printed and "\x1b" not in printed
 
 
 def test_the_table_is_of_the_fifteen_datasets_and_the_papers_counts() -> None:
@@ -533,6 +593,25 @@ def test_descriptions_without_a_network(described, capsys, monkeypatch) -> None:
     assert command("descriptions") == 2
     one_error(capsys, "cannot reach http://127.0.0.1:9/caltech_prompt.json", "Caltech101.json'")
     assert names_in(described) == set()
+
+
+def test_descriptions_that_cannot_be_written(described, server, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(descriptions, "DESCRIPTIONS_DIR", str(described / "file" / "below"))
+    (described / "file").write_text("")
+    assert command("descriptions") == 2
+    one_error(capsys, f"descriptions: expected a folder, got '{described}/file/below'")
+    monkeypatch.setattr(descriptions, "DESCRIPTIONS_DIR", str(described))
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    assert command("descriptions") == 2
+    one_error(capsys, f"expected a folder that can be written, got '{described}'")
+    assert server.asked == []
+
+
+def test_names_of_descriptions_are_printed_without_escape_sequences(described, capsys) -> None:
+    (described / "red\x1b[31m\n.json").write_text('{"leaf": ["Green."]}')
+    assert command("descriptions", "--check") == 1
+    printed = capsys.readouterr().out
+    assert r"red\x1b[31m\n" in printed and "\x1b" not in printed
 
 
 def test_descriptions_are_where_the_config_looks() -> None:

@@ -336,3 +336,42 @@ def test_former_command_lines_still_do_the_same(checkout):
         command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
         assert done.stdout.startswith(f"usage: python -m experiments {name} ")
+
+
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [("file", []), ("file", ["--no-run"]), ("file/below", []), ("file/two/below", [])],
+)
+def test_an_output_dir_that_is_a_file(tmp_path, capsys, place, options):
+    (tmp_path / "file").write_text("mine")
+    where = ["--methods", "ZeroshotCLIP", "--root", str(tmp_path / "data")]
+    arguments = [*where, "--output-dir", str(tmp_path / place), *options]
+    assert table.main(arguments) == 2
+    out, errors = capsys.readouterr()
+    (line,) = errors.splitlines()
+    assert out == "" and line.startswith("error: --output-dir: expected a folder")
+    assert f"got '{tmp_path / place}'" in line
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--no-run"]])
+def test_a_root_that_is_a_file(tmp_path, capsys, options):
+    (tmp_path / "file").write_text("mine")
+    where = ["--root", str(tmp_path / "file"), "--output-dir", str(tmp_path / "out")]
+    assert table.main(["--methods", "ZeroshotCLIP", *where, *options]) == 2
+    expected = f"error: --root: expected a folder, got '{tmp_path / 'file'}'\n"
+    assert capsys.readouterr().err == expected
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_dir_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    def refuse(**options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(table.tempfile, "TemporaryFile", refuse)
+    where = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
+    assert table.main(["--methods", "ZeroshotCLIP", *where]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --output-dir: expected a folder that can be written, got '{tmp_path / 'out'}' "
+        "(Read-only file system)\n"
+    )

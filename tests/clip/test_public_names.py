@@ -1,0 +1,142 @@
+"""What code written for OpenAI's package finds under its names, and how it drives the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer as OpenTokenizer
+from torch import Tensor, nn
+
+import clip
+from clip import ClipError, Layer, Preprocess, PromptTokens
+from clip.clip import _tokenizer, _transform
+from clip.simple_tokenizer import SimpleTokenizer as _Tokenizer
+from tests.clip.weights_files import TINY, tiny_clip
+
+NAMES = ["red apple", "leaf", "deep blue sky"]
+
+
+def test_an_adapter_script_starts():
+    """Follow the first lines of scripts that keep features of a whole dataset."""
+    assert {"RN50", "ViT-B/16", "ViT-L/14@336px"} <= set(clip.available_models())
+    model, preprocess = clip.load("ViT-Mini", device="cpu")
+    assert preprocess == _transform(32) == Preprocess(32)
+    texts = clip.tokenize([f"a photo of a {name}." for name in NAMES], truncate=True)
+    with torch.no_grad():
+        weights = F.normalize(model.encode_text(texts), dim=-1).t()
+        features = F.normalize(model.encode_image(torch.randn(2, 3, 32, 32)), dim=-1)
+    assert (features @ weights).shape == (2, 3)
+    with pytest.raises(ValueError, match="tokens long"):
+        clip.tokenize("a " * 100)
+    assert clip.tokenize("a " * 100, truncate=True)[0, -1] == 49407
+
+
+def test_the_tokenizer_has_openai_s_names():
+    assert isinstance(_tokenizer, _Tokenizer) and clip.clip._tokenizer is _tokenizer
+    assert _tokenizer.encoder["<|startoftext|>"] == 49406
+    assert _tokenizer.encoder["<|endoftext|>"] == 49407
+    assert _tokenizer.decoder[49407] == "<|endoftext|>"
+    assert _tokenizer.decode(_tokenizer.encode("A red apple.")) == "a red apple . "
+    assert len(_tokenizer.decoder) == _tokenizer.vocab_size == 49408
+    theirs = OpenTokenizer()
+    for text in ("naïve café", "it's 12:30", "<start_of_text> x", "日本", ""):
+        assert _tokenizer.encode(text) == theirs.encode(text)
+
+
+@pytest.mark.parametrize(
+    "details",
+    [{"trainer": "MaPLe", "vision_depth": 0, "language_depth": 0, "maple_length": 2}, 224],
+)
+def test_design_details_are_refused_in_a_sentence(details):
+    with pytest.raises(ClipError) as info:
+        clip.build_model(tiny_clip().state_dict(), details)
+    line = str(info.value)
+    assert "design details are not used here" in line and "clip.Layer" in line
+    assert "\n" not in line
+
+
+class Walks(nn.Module):
+    """Drives the pieces of a CLIP by hand: prompts appended to patches, or put behind [SOS].
+
+    Tokens come first in the blocks, (T, N, width), and from the second layer on the prompts
+    before are replaced.
+    """
+
+    def __init__(self, model: clip.CLIP, names: list[str], text: Tensor, vision: Tensor):
+        super().__init__()
+        self.visual, self.text_blocks = model.visual, model.transformer.resblocks
+        self.model, self.text, self.vision = model, text, vision
+        n = text.shape[1]
+        self.ids = torch.cat([tiny_tokens(" ".join(["X"] * n) + f" {name}.") for name in names])
+        self.embedded = model.token_embedding(self.ids)
+
+    def image(self, x: Tensor) -> Tensor:
+        visual = self.visual
+        x = visual.conv1(x).flatten(2).permute(0, 2, 1)
+        start = visual.class_embedding + torch.zeros(len(x), 1, x.shape[-1])
+        x = torch.cat([start, x], dim=1) + visual.positional_embedding
+        x = torch.cat([x, self.vision[0].expand(len(x), -1, -1)], dim=1)
+        x = visual.ln_pre(x).permute(1, 0, 2)
+        for i, block in enumerate(visual.transformer.resblocks):
+            if 0 < i < len(self.vision):
+                own = self.vision[i][:, None].expand(-1, x.shape[1], -1)
+                x = torch.cat([x[: -len(own)], own])
+            x = block(x)
+        return visual.ln_post(x[0]) @ visual.proj
+
+    def texts(self) -> Tensor:
+        n = self.text.shape[1]
+        first = self.text[0].expand(len(self.ids), -1, -1)
+        x = torch.cat([self.embedded[:, :1], first, self.embedded[:, 1 + n :]], dim=1)
+        x = (x + self.model.positional_embedding).permute(1, 0, 2)
+        for i, block in enumerate(self.text_blocks):
+            if 0 < i < len(self.text):
+                own = self.text[i][:, None].expand(-1, x.shape[1], -1)
+                x = torch.cat([x[:1], own, x[1 + n :]])
+            x = block(x)
+        x = self.model.ln_final(x.permute(1, 0, 2))
+        return x[torch.arange(len(x)), self.ids.argmax(-1)] @ self.model.text_projection
+
+    def forward(self, images: Tensor) -> Tensor:
+        image, text = F.normalize(self.image(images), dim=-1), F.normalize(self.texts(), dim=-1)
+        return self.model.logit_scale.exp() * image @ text.t()
+
+
+def tiny_tokens(text: str) -> Tensor:
+    """Tokenize for the vocabulary of 100: the start is 98, the end 99."""
+    ids = clip.tokenize(text, context_length=12)
+    words = torch.where(ids >= 49406, ids - 49406 + 98, ids % 98)
+    return words.where(ids > 0, 0)
+
+
+@pytest.fixture
+def model() -> clip.CLIP:
+    torch.manual_seed(0)
+    return clip.CLIP(replace(TINY, context_length=12, text_layers=3, vision_layers=3)).eval()
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_a_trainer_that_walks_the_blocks_gets_the_logits_of_the_forward_call(model, n_layers):
+    text, vision = torch.randn(n_layers, 2, 64), torch.randn(n_layers, 4, 64)
+    images = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        walker = Walks(model, NAMES, text, vision)
+        slots = torch.arange(1, 3).repeat(len(NAMES), 1)
+        expected = model.similarity(
+            model.encode_image(images, [Layer(prompts) for prompts in vision]),
+            model.encode_text(
+                PromptTokens.of(walker.ids, slots), [Layer(prompts) for prompts in text]
+            ),
+        )
+        torch.testing.assert_close(walker(images), expected, rtol=0, atol=1e-5)
+
+
+def test_a_trainer_that_walks_the_blocks_without_prompts_gets_the_plain_logits(model):
+    images = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        walker = Walks(model, NAMES, torch.zeros(1, 0, 64), torch.zeros(1, 0, 64))
+        plain, _ = model(images, walker.ids)
+        torch.testing.assert_close(walker(images), plain, rtol=0, atol=1e-5)
