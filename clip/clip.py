@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from dassl.utils import UserError, load_checkpoint
-from dassl.utils.checksums import check_sums
 from dassl.utils.data_parallel import strip_module
 from dassl.utils.download import check_file, download
 
@@ -130,8 +129,6 @@ def _read_state_dict(path: Path, device: str = "cpu") -> dict[str, Tensor]:
         elif is_archive(path):
             content = read_archive(path, device)
         else:
-            if device != "meta":
-                check_sums(path)
             content = load_checkpoint(str(path), device)
     except UserError as error:  # names the file
         raise ClipError(str(error)) from error

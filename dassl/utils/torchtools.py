@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 
 from dassl.compat import __getattr__  # noqa: F401
 from dassl.errors import UserError
+from dassl.utils.checksums import check_sums
+from dassl.utils.data_parallel import PREFIX, strip_module
 from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write, mkdir_if_missing
 
@@ -121,23 +122,6 @@ def plain_reason(error: Exception) -> str:
     return text[:200]
 
 
-def check_archive(path: str) -> None:
-    """Compare the members of a file of ``torch.save`` with their checksums, as torch does not.
-
-    Files of torch before 1.6 are no archives and have no checksums.
-
-    Raises:
-        UserError: one differs.
-        OSError, zipfile.BadZipFile: the file cannot be read.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise UserError(f"the checksum of '{damaged}' in it is wrong")
-
-
 def load_checkpoint(path: str, device: str = "cpu") -> Any:
     """Read a checkpoint onto the CPU; nothing but tensors and plain values is unpickled.
 
@@ -150,9 +134,9 @@ def load_checkpoint(path: str, device: str = "cpu") -> Any:
         raise UserError("no checkpoint file was named")
     if not os.path.isfile(path):
         raise UserError(f"checkpoint '{path}' does not exist")
+    if device != "meta":
+        check_sums(path)
     try:
-        if device != "meta":
-            check_archive(path)
         with torch.serialization.safe_globals(checkpoint_types()):
             return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file raises errors of many kinds
@@ -167,9 +151,7 @@ def load_checkpoint(path: str, device: str = "cpu") -> Any:
 
 
 def state_of(checkpoint: Any, path: str) -> dict[str, Any]:
-    """Return the state_dict of a checkpoint, or a state_dict itself, by name.
-
-    DataParallel puts "module." before the names, which is left out.
+    """Return the state_dict of a checkpoint, or a state_dict itself, without DataParallel's names.
 
     Raises:
         UserError: there is none.
@@ -177,7 +159,7 @@ def state_of(checkpoint: Any, path: str) -> dict[str, Any]:
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(state, Mapping):
         raise UserError(f"checkpoint '{path}' holds no state_dict")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    return strip_module({str(key): value for key, value in state.items()})
 
 
 def flaw_of(value: Any, own: Tensor) -> str:
@@ -213,6 +195,7 @@ def load_pretrained_weights(model: nn.Module, weight_path: str) -> Any:
     own = model.state_dict()
     fitting, discarded = {}, []
     for key, value in state_of(checkpoint, weight_path).items():
+        key = key if key in own else key.removeprefix(PREFIX)
         if key in own and own[key].shape == getattr(value, "shape", None):
             if flaw := flaw_of(value, own[key]):
                 raise UserError(f"weights '{weight_path}': tensor '{key}' {flaw}")

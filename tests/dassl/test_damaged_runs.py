@@ -150,7 +150,7 @@ def test_every_flipped_bit_is_found_or_harmless(trainer, tmp_path):
             assert all(torch.equal(state[name], expected[name]) for name in expected)
     values = data.index(expected["weight"].numpy().tobytes())
     path.write_bytes(data[:values] + b"\1" + data[values + 1 :])
-    with pytest.raises(UserError, match="the checksum of '.*' in it is wrong"):
+    with pytest.raises(UserError, match=f"'{path}' is damaged: the checksum of"):
         load_checkpoint(str(path))
     assert found > 20
 
