@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dassl.errors import UserError
-from experiments.executors import Job, make_folder, run_all
+from experiments.executors import Job, check_folders, run_all
 from experiments.protocols import BASE2NEW
 from experiments.runs import runs_of
 from experiments.table import Scores, add_run_arguments, cell, render
@@ -178,7 +178,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = read_arguments(argv)
     try:
-        make_folder(arguments.root)
+        check_folders(arguments.root, arguments.output_dir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -75,17 +76,27 @@ def make_root(root: str) -> None:
         Path(root).mkdir(exist_ok=True)
 
 
-def make_folder(root: str) -> None:
-    """Create the folder of the datasets where it is missing.
+def check_folders(root: str, output_dir: str, written: bool = True) -> None:
+    """Make the folders of the datasets and of the runs; if nothing is written, only look at them.
 
     Raises:
-        UserError: it cannot be created, or is a file.
+        UserError: one is no folder, or cannot be made; or that of the runs cannot be written.
     """
-    try:
-        Path(root).mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--root: cannot make the folder '{root}': {reason}") from error
+    folders = {"--output-dir": output_dir, "--root": root}
+    for option, folder in folders.items():
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            raise UserError(f"{option}: expected a folder, got '{folder}'")
+    for option, folder in folders.items() if written else ():
+        try:
+            os.makedirs(folder, exist_ok=True)
+            if folder == output_dir:  # complete datasets are only read
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(
+                f"{option}: expected a folder that can be written, got '{folder}' ({reason})"
+            ) from error
 
 
 def work(job: Job) -> float:

@@ -16,7 +16,6 @@ import argparse
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 from dassl.errors import UserError
 from dassl.table import aligned
 from experiments.configs import CONFIGS
-from experiments.executors import Job, make_folder, run_all
+from experiments.executors import Job, check_folders, run_all
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
 from experiments.runs import Run, runs_of
 
@@ -127,31 +126,11 @@ def render(header: tuple[str, ...], table: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned(header, table))
 
 
-def check_output_dir(folder: str, written: bool) -> None:
-    """Make the folder of the runs, if it will be written.
-
-    Raises:
-        UserError: it is not a folder, or cannot be written.
-    """
-    try:
-        if written:
-            os.makedirs(folder, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        elif os.path.lexists(folder):
-            os.listdir(folder)
-    except OSError as error:
-        kind = "a folder that can be written" if written else "a folder"
-        raise UserError(
-            f"--output-dir: expected {kind}, got '{folder}' ({error.strerror})"
-        ) from error
-
-
 def plan(arguments: argparse.Namespace) -> list[Job]:
     """List the jobs that the command line asks for, dataset by dataset and method by method.
 
     Raises:
-        UserError: ``runs_of`` raises it, a config file does not exist, or a folder cannot be used.
+        UserError: ``runs_of`` raises it, or a config file does not exist.
     """
     protocol = PROTOCOLS[arguments.protocol]
     jobs: dict[Job, None] = {}
@@ -175,9 +154,6 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
     for path in {run.config_file: None for job in jobs for run in job.runs}:
         if not path.is_file():
             raise UserError(f"config: expected a config file, got {path}, which does not exist")
-    if os.path.lexists(arguments.root) and not os.path.isdir(arguments.root):
-        raise UserError(f"--root: expected a folder, got '{arguments.root}'")
-    check_output_dir(arguments.output_dir, written=not arguments.no_run)
     return list(jobs)
 
 
@@ -276,8 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = read_arguments(argv)
     try:
         jobs = plan(arguments)
-        if not arguments.no_run:
-            make_folder(arguments.root)
+        check_folders(arguments.root, arguments.output_dir, written=not arguments.no_run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
