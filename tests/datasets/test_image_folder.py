@@ -312,7 +312,7 @@ def test_one_line_for_folders(tmp_path: Path) -> None:
         ("alone", "only the class folder 'a'; a classifier needs two"),
         ("alone_in_part", "train' contains only the class folder 'a'"),
         ("called", "folders 'Valid', 'train': parts must be named 'train', 'val' and 'test'"),
-        ("no_utf_8", r"b/\\udce9.jpg' is not UTF-8; rename it"),
+        ("no_utf_8", r"b/\\udce9.jpg': its name has control characters or is not UTF-8"),
     ):
         with pytest.raises(UserError, match=message):
             build(tmp_path / name)
