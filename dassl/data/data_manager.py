@@ -22,6 +22,7 @@ from dassl.compat import PublicDataManager
 from dassl.config import check_domains
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import ImageCache
+from dassl.data.loader import Loader
 from dassl.data.samplers import DOMAIN_SAMPLERS, SeededIndex, SeededSampler, build_sampler
 from dassl.data.transforms import build_transform
 from dassl.data.transforms.transforms import plain_transform
@@ -70,7 +71,7 @@ def build_data_loader(
         sampler = SeededSampler(sampler)
     drops = is_train and cfg.DATALOADER.TRAIN_X.DROP_LAST and len(data_source) >= batch_size
     workers = min(cfg.DATALOADER.NUM_WORKERS, math.ceil(len(data_source) / batch_size))
-    loader = DataLoader(
+    loader = Loader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
         sampler=sampler,

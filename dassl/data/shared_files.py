@@ -27,7 +27,8 @@ def read_or_make(
 ) -> Content:
     """Return what a JSON file holds, or make it: of several processes one does, the others read.
 
-    Where the file cannot be written, what ``make`` returns is used and not kept.
+    Where the file cannot be written, what ``make`` returns is used and not kept. On a file system
+    without locks a new file is still made by one process alone; replacing an outdated one is not.
 
     Args:
         path: of the file.
@@ -41,9 +42,10 @@ def read_or_make(
         kept = read()  # another process may have been first
         if kept is not None:
             return kept
+        outdated = os.path.lexists(path)
         record, content = make()
         try:
-            if os.path.lexists(path):
+            if outdated:
                 write_json(record, path)
             elif not _create(record, path):  # a process was first in spite of the lock
                 return read_or_make(path, read, make)
