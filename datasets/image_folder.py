@@ -6,6 +6,7 @@ import errno
 import os
 import posixpath
 import random
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -163,7 +164,7 @@ class ImageFolder(DatasetBase):
             for folder, name in content.items():
                 check_text(name, f"'{path}': class")
                 if given.setdefault(composed(folder), name.strip()) != name.strip():
-                    raise UserError(f"'{path}' names the folder {folder!r} twice")
+                    raise UserError(f"'{path}' names the folder {composed(folder)!r} twice")
         names = {folder: composed(given.pop(composed(folder), folder)) for folder in folders}
         if given:
             raise UserError(
@@ -310,24 +311,23 @@ def files_below(
                 path = os.path.join(place, name)
                 if name.startswith("._"):
                     left_out["._*"] += 1
-                elif not name.startswith("."):
-                    if _leads_somewhere(path, left_out, unreadable):
-                        yield path
+                elif not name.startswith(".") and _is_file(path, left_out, unreadable):
+                    yield path
 
 
-def _leads_somewhere(
-    path: str, left_out: Counter[str], unreadable: Callable[[OSError], Any]
-) -> bool:
-    """Return whether a path is not a link or its target exists; report it otherwise."""
+def _is_file(path: str, left_out: Counter[str], unreadable: Callable[[OSError], Any]) -> bool:
+    """Return whether a path is a regular file or a link to one; report it otherwise."""
     try:
-        os.stat(path)
+        regular = stat.S_ISREG(os.stat(path).st_mode)
     except OSError as error:
         if error.errno == errno.ELOOP:
             left_out["links to themselves"] += 1
         else:
             unreadable(error)
         return False
-    return True
+    if not regular:
+        left_out["pipes, sockets and devices"] += 1
+    return regular
 
 
 def _identity(folder: str) -> tuple[int, int]:
