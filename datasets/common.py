@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import reprlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.data.datasets.base_dataset import Split, check_text, leaves_folder, shown
+from dassl.data.datasets.base_dataset import Split, check_text, leaves_folder
 from dassl.data.shared_files import read_or_make
 from dassl.errors import UserError
 from dassl.utils import listdir_nohidden, log, read_json, write_json
@@ -182,7 +183,8 @@ def read_rows(filepath: str) -> dict[str, list[Row]]:
         for row in rows:
             if not (isinstance(row, list) and [type(value) for value in row] == [str, int, str]):
                 raise UserError(
-                    f"{damaged}: expected [path, label, class name] in '{part}', got {shown(row)}"
+                    f"{damaged}: expected [path, label, class name] in '{part}', got "
+                    f"{reprlib.repr(row)}"
                 )
             path, _, name = row
             check_text(path, f"{damaged}: image")
@@ -372,19 +374,21 @@ def class_folders(image_dir: str) -> list[str]:
     """Return the sorted names of the folders in ``image_dir``.
 
     Raises:
-        UserError: ``image_dir`` is missing or contains no folders.
+        UserError: ``image_dir`` is missing, cannot be read or contains no folders, a link in it
+            leads nowhere, or a folder's name cannot be shown.
     """
     if not os.path.isdir(image_dir):
         raise UserError(f"image folder '{image_dir}' is missing")
-    folders = [
-        name
-        for name in list_folder(image_dir)
-        if name.lower() not in LEFTOVERS and os.path.isdir(os.path.join(image_dir, name))
-    ]
+    folders = []
+    for name in list_folder(image_dir):
+        path = os.path.join(image_dir, name)
+        if os.path.isdir(path) and name.lower() not in LEFTOVERS:
+            check_text(name, f"image folder '{image_dir}' has the class folder")
+            folders.append(name)
+        elif os.path.islink(path) and not os.path.exists(path):
+            raise UserError(f"cannot read {path!r}: the link leads nowhere")
     if not folders:
         raise UserError(f"image folder '{image_dir}' contains no class folders")
-    for name in folders:
-        check_text(name, f"image folder '{image_dir}' has the class folder")
     return sorted(folders)
 
 

@@ -360,6 +360,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch, capsys) -> No
     with pytest.raises(UserError, match="cannot read '.*b/drive': No such file or directory"):
         build(tmp_path)
     (tmp_path / "b" / "drive").unlink()
+    (tmp_path / "c").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match=f"cannot read '{tmp_path}/c': the link leads nowhere"):
+        build(tmp_path)
+    (tmp_path / "c").unlink()
     (tmp_path / "b" / "lost.png").symlink_to(tmp_path / "lost.png")
     with pytest.raises(UserError, match="cannot read '.*b/lost.png': No such file or directory"):
         build(tmp_path)

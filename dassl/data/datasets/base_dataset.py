@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from numbers import Integral
@@ -379,7 +380,7 @@ def _read_few_shot(
         if not (isinstance(row, list) and [type(value) for value in row] == [str, int]):
             raise UserError(
                 f"few-shot file '{path}' is damaged: expected [path, label] in '{part}', got "
-                f"{shown(row)}; delete it"
+                f"{reprlib.repr(row)}; delete it"
             )
         if row[0] not in images and leaves_folder(row[0]) and not any(map(leaves_folder, images)):
             raise UserError(
@@ -411,12 +412,6 @@ def leaves_folder(path: str) -> bool:
     """Return whether a path that is to be relative to a folder leads out of it."""
     parts = os.path.normpath(path.replace("\\", "/")).split(os.sep)
     return os.path.isabs(path) or os.pardir in parts
-
-
-def shown(value: Any) -> str:
-    """Return a value as in Python, in at most 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def class_subset(labels: Sequence[int], subset: str) -> list[int]:
