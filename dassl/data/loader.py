@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -26,18 +26,39 @@ class Loader(DataLoader[Any]):
         self.worker_init_fn = _end_without_files
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches: Any = None
         try:
-            yield from super().__iter__()
+            batches = super().__iter__()
+            yield from batches
             return
         except (OSError, EOFError, RuntimeError) as error:
-            if not isinstance(error, EOFError) and not _tells_of_files(error):
+            if not _tells_of_files(error) and not _lost(error, getattr(batches, "_workers", ())):
                 raise
         # Raised without the other error, which would keep the workers.
-        self._iterator = None
+        self._iterator = batches = None
         raise UserError(
             "DATALOADER.NUM_WORKERS: expected as many as the limit of open files (ulimit -n) "
             f"allows, got {self.num_workers}"
         )
+
+
+def _lost(error: Exception, workers: Sequence[Any]) -> bool:
+    """Return whether a batch did not arrive because a worker has too many files open.
+
+    Raises:
+        RuntimeError: torch's, if a worker was killed.
+    """
+    if not isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+        return False
+    try:
+        for worker in workers:
+            worker.join(1)  # as one ends, torch raises an error with its exit code
+    except RuntimeError as ended:
+        if not _tells_of_files(ended):
+            raise
+        return True
+    ends = [worker.exitcode for worker in workers]
+    return errno.EMFILE in ends or isinstance(error, EOFError)
 
 
 def _tells_of_files(error: BaseException) -> bool:
@@ -54,7 +75,8 @@ def _end_without_files(number: int) -> None:
     def uncaught(kind: Any, error: Any, traceback: Any) -> None:
         if _tells_of_files(error):
             os._exit(errno.EMFILE)
-        others(kind, error, traceback)
+        if not isinstance(error, ConnectionError):  # the loading process has given up, and says so
+            others(kind, error, traceback)
 
     def unsent(error: Exception, batch: Any) -> None:
         if _tells_of_files(error):

@@ -3,6 +3,8 @@ import json
 import os
 import pickle
 import random
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import Counter
@@ -178,8 +180,10 @@ def test_a_sample_of_other_images_is_replaced(pool, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: None, "damaged: no list 'train'"),
-        (lambda rows: {}, "damaged: no list 'train'"),
+        (lambda rows: None, "damaged: no images in 'train'"),
+        (lambda rows: {}, "damaged: no images in 'train'"),
+        (lambda rows: [], "damaged: no images in 'train'"),
+        (lambda rows: [["a\x1b[2J.png", 0], *rows], r"image 'a\\x1b\[2J.png': its name has"),
         (lambda rows: [None, *rows], "expected .path, label. in 'train', got None"),
         (lambda rows: [[rows[0][0], True], *rows[1:]], r"got \['.*', True\]"),
         (lambda rows: [[rows[0][0], 1.7], *rows[1:]], r"got \['.*', 1.7\]"),
@@ -423,6 +427,32 @@ def test_the_limit_of_open_files_is_one_line(cfg, pool, monkeypatch, error):
     loader = build_data_loader(cfg, data_source=pool, tfm=build_transform(cfg), is_train=False)
     with pytest.raises(UserError, match="DATALOADER.NUM_WORKERS: expected .*ulimit -n.*, got 0"):
         next(iter(loader))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [28, 100, 256])
+def test_workers_that_run_out_of_files_are_one_line(root, limit):
+    program = f"""
+import resource, sys
+from dassl.config import get_cfg_default
+from dassl.data import DataManager
+from dassl.errors import UserError
+from tests.dassl import toys
+cfg = get_cfg_default()
+cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.INPUT.SIZE = "Toys", {str(root)!r}, (8, 8)
+cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.K_TRANSFORMS = 2, 100
+cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 2
+loader = DataManager(cfg).train_loader_x
+resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
+try:
+    print(len(list(loader)))
+except UserError as error:
+    sys.exit(f"error: {{error}}")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: DATALOADER.NUM_WORKERS: expected") and line.endswith("got 2")
 
 
 def test_an_image_is_not_to_blame_for_the_limit_of_open_files(cfg, monkeypatch):

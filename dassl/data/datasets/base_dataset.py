@@ -371,8 +371,8 @@ def _read_few_shot(
         UserError: the file is damaged, or names a file outside of the dataset.
     """
     rows = record.get(part) if isinstance(record, dict) else None
-    if not isinstance(rows, list):
-        raise UserError(f"few-shot file '{path}' is damaged: no list '{part}'; delete it")
+    if not isinstance(rows, list) or (pool and not rows):
+        raise UserError(f"few-shot file '{path}' is damaged: no images in '{part}'; delete it")
     known = {(os.path.relpath(item.impath, folder), item.label): item for item in pool}
     images = {impath for impath, _ in known}
     sample = {}
@@ -382,6 +382,7 @@ def _read_few_shot(
                 f"few-shot file '{path}' is damaged: expected [path, label] in '{part}', got "
                 f"{reprlib.repr(row)}; delete it"
             )
+        check_text(row[0], f"few-shot file '{path}' is damaged: image")
         if row[0] not in images and leaves_folder(row[0]) and not any(map(leaves_folder, images)):
             raise UserError(
                 f"few-shot file '{path}' names {row[0]!r}, which is outside of its folder; "
