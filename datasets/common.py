@@ -11,16 +11,35 @@ from __future__ import annotations
 
 import os
 import random
+import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.data.datasets.base_dataset import Split
+from dassl.data.datasets.base_dataset import Split, check_text, leaves_folder
+from dassl.data.shared_files import read_or_make
 from dassl.errors import UserError
 from dassl.utils import listdir_nohidden, log, read_json, write_json
 
+# Folders (and files without a picture's suffix) that systems, cameras' programs and network drives
+# leave among pictures, in lower case. Names that begin with a dot are hidden, and ignored anyway.
+LEFTOVERS = (
+    "@eadir",
+    "__macosx",
+    "#recycle",
+    "@recycle",
+    "@recently-snapshot",
+    "#snapshot",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+)
 SPLITS = ("train", "val", "test")
 Splits = tuple[Split, Split, Split]
 Row = tuple[str, int, str]  # path, label, class name
@@ -58,17 +77,24 @@ class PublicDataset(DatasetBase):
         if not self.split_file:
             return self.make_split()
         self.split_file = os.path.join(self.dataset_dir, self.split_file)
-        if os.path.exists(self.split_file):
-            return read_split(self.split_file, self.image_dir)
-        splits = self.make_split()
-        try:
-            save_split(*splits, self.split_file, self.image_dir)
-        except (
-            OSError,
-            UserError,
-        ) as error:  # a read-only folder; the same seed gives the same split
-            log.info(f"The split was not saved: {error}")
+        return read_or_make(self.split_file, self._read_split, self._make_split)
+
+    def _read_split(self) -> Splits | None:
+        if not os.path.exists(self.split_file):
+            return None
+        splits = read_split(self.split_file, self.image_dir)
+        if not splits[0]:
+            raise UserError(f"split file '{self.split_file}' is damaged: 'train' is empty")
         return splits
+
+    def _make_split(self) -> tuple[dict[str, list[Row]], Splits]:
+        splits = self.make_split()
+        record = split_record(*splits, self.image_dir)
+        for rows in record.values():
+            for path, _, _ in rows:
+                if leaves_folder(path):
+                    raise UserError(f"image {path!r} is outside of the folder '{self.image_dir}'")
+        return record, splits
 
 
 def dataset_folder(cfg: CfgNode, dataset: type[DatasetBase]) -> str:
@@ -91,7 +117,7 @@ def image(path: str, label: int, classname: str, named_by: str) -> Datum:
         UserError: the image is missing.
     """
     if not os.path.isfile(path):
-        raise UserError(f"image '{path}', listed in '{named_by}', is missing")
+        raise UserError(f"image {path!r}, listed in '{named_by}', is missing")
     return Datum(impath=path, label=label, classname=classname)
 
 
@@ -101,6 +127,8 @@ def read_fields(path: str, count: int, separator: str | None = None) -> Iterator
     Raises:
         UserError: the file cannot be read, or a line has fewer fields.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a named pipe would hang
+        raise UserError(f"cannot read '{path}': it is not a file")
     try:
         with open(path, encoding="utf-8-sig") as file:  # some editors write a byte order mark
             lines = file.read().splitlines()
@@ -112,7 +140,7 @@ def read_fields(path: str, count: int, separator: str | None = None) -> Iterator
             continue
         fields = line.strip().split(separator, count - 1)
         if len(fields) < count:
-            raise UserError(f"'{path}', line {number}: '{line}' has fewer than {count} fields")
+            raise UserError(f"'{path}', line {number}: {line!r} has fewer than {count} fields")
         yield fields
 
 
@@ -123,7 +151,7 @@ def label_from_1(text: str, path: str) -> int:
         UserError: ``text`` is not a whole number above 0.
     """
     if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"'{path}': expected a class number, from 1, got '{text}'")
+        raise UserError(f"'{path}': expected a class number, from 1, got {text!r}")
     return int(text) - 1
 
 
@@ -134,7 +162,7 @@ def label_of(classname: str, labels: Mapping[str, int], path: str) -> int:
         UserError: the class is unknown.
     """
     if classname not in labels:
-        raise UserError(f"'{path}' names the unknown class '{classname}'")
+        raise UserError(f"'{path}' names the unknown class {classname!r}")
     return labels[classname]
 
 
@@ -142,19 +170,39 @@ def read_rows(filepath: str) -> dict[str, list[Row]]:
     """Return the rows of each part of a split file, without checking that the images exist.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, lists an image outside of its folder, or one
+            twice in a part or both for training and for validation or test.
     """
     content = read_json(filepath)
+    damaged = f"split file '{filepath}' is damaged"
     parts: dict[str, list[Row]] = {}
     for part in SPLITS:
-        try:
-            rows = content[part]
-            parts[part] = [(str(path), int(label), str(name)) for path, label, name in rows]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"split file '{filepath}' is damaged: '{part}' is not a list of "
-                "[path, label, class name]"
-            ) from error
+        rows = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(rows, list):
+            raise UserError(f"{damaged}: '{part}' is not a list of [path, label, class name]")
+        for row in rows:
+            if not (isinstance(row, list) and [type(value) for value in row] == [str, int, str]):
+                raise UserError(
+                    f"{damaged}: expected [path, label, class name] in '{part}', got "
+                    f"{reprlib.repr(row)}"
+                )
+            path, _, name = row
+            check_text(path, f"{damaged}: image")
+            check_text(name, f"{damaged}: class")
+            if not name.strip():
+                raise UserError(f"{damaged}: no class name for '{path}'")
+            if leaves_folder(path):
+                raise UserError(f"{damaged}: '{path}' is outside of the folder of the images")
+        parts[part] = [tuple(row) for row in rows]
+    paths = {part: [os.path.normpath(row[0]) for row in rows] for part, rows in parts.items()}
+    for part, listed in paths.items():
+        if len(set(listed)) < len(listed):
+            twice, _ = Counter(listed).most_common(1)[0]
+            raise UserError(f"{damaged}: '{part}' lists '{twice}' twice")
+        # validation images that are test images are usual, and known as such
+        both = set(paths["train"]) & set(listed) if part != "train" else None
+        if both:
+            raise UserError(f"{damaged}: 'train' and '{part}' both list '{min(both)}'")
     return parts
 
 
@@ -162,22 +210,34 @@ def read_split(filepath: str, path_prefix: str) -> Splits:
     """Return the parts of a split file, whose paths are relative to ``path_prefix``.
 
     Raises:
-        UserError: the file is damaged or lists missing images, or its labels are not 0..n-1 with
-            one name each, all different.
+        UserError: the file is damaged or lists missing images, a class has no training image though
+            others have, there is no test image, or the labels are not 0..n-1 with one name each,
+            all different.
     """
     log.info(f"Reading split from {filepath}")
     names: dict[int, str] = {}
-    parts: list[list[Row]] = []
-    for rows in read_rows(filepath).values():
+    parts = read_rows(filepath)
+    for rows in parts.values():
         for _, label, name in rows:
             if names.setdefault(label, name) != name:
                 raise UserError(
                     f"split file '{filepath}' is damaged: label {label} is named both "
                     f"'{names[label]}' and '{name}'"
                 )
-        parts.append([(os.path.join(path_prefix, path), label, name) for path, label, name in rows])
     _check_labels(names, filepath)
-    missing = [path for rows in parts for path, _, _ in rows if not os.path.isfile(path)]
+    if not parts["test"]:
+        raise UserError(f"split file '{filepath}' is damaged: 'test' is empty")
+    untrained = names.keys() - {label for _, label, _ in parts["train"]}
+    if parts["train"] and untrained:
+        raise UserError(
+            f"split file '{filepath}' is damaged: class '{names[min(untrained)]}' has no training "
+            "image"
+        )
+    found = [
+        [(os.path.join(path_prefix, path), label, name) for path, label, name in rows]
+        for rows in parts.values()
+    ]
+    missing = [path for rows in found for path, _, _ in rows if not os.path.isfile(path)]
     if missing:
         raise UserError(
             f"split file '{filepath}' lists missing images ({len(missing)} in all); the first is "
@@ -185,7 +245,7 @@ def read_split(filepath: str, path_prefix: str) -> Splits:
         )
     train, val, test = (
         [Datum(impath=path, label=label, classname=name) for path, label, name in rows]
-        for rows in parts
+        for rows in found
     )
     return train, val, test
 
@@ -206,6 +266,21 @@ def _check_labels(names: Mapping[int, str], filepath: str) -> None:
             )
 
 
+def split_record(
+    train: Sequence[Datum], val: Sequence[Datum], test: Sequence[Datum], path_prefix: str
+) -> dict[str, list[Row]]:
+    """Return what a split file holds, with paths relative to ``path_prefix``."""
+    return {
+        part: [(relative(item.impath, path_prefix), item.label, item.classname) for item in items]
+        for part, items in zip(SPLITS, (train, val, test), strict=True)
+    }
+
+
+def relative(path: str, folder: str) -> str:
+    """Return a path relative to a folder, with slashes on every system."""
+    return os.path.relpath(path, folder).replace(os.sep, "/")
+
+
 def save_split(
     train: Sequence[Datum],
     val: Sequence[Datum],
@@ -214,18 +289,7 @@ def save_split(
     path_prefix: str,
 ) -> None:
     """Write a split file with paths relative to ``path_prefix``."""
-    content = {
-        part: [
-            (
-                os.path.relpath(item.impath, path_prefix).replace(os.sep, "/"),
-                item.label,
-                item.classname,
-            )
-            for item in items
-        ]
-        for part, items in zip(SPLITS, (train, val, test), strict=True)
-    }
-    write_json(content, filepath)
+    write_json(split_record(train, val, test, path_prefix), filepath)
     log.info(f"Saved split to {filepath}")
 
 
@@ -310,15 +374,34 @@ def class_folders(image_dir: str) -> list[str]:
     """Return the sorted names of the folders in ``image_dir``.
 
     Raises:
-        UserError: ``image_dir`` is missing or contains no folders.
+        UserError: ``image_dir`` is missing, cannot be read or contains no folders, a link in it
+            leads nowhere, or a folder's name cannot be shown.
     """
     if not os.path.isdir(image_dir):
         raise UserError(f"image folder '{image_dir}' is missing")
-    with os.scandir(image_dir) as entries:
-        folders = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    folders = []
+    for name in list_folder(image_dir):
+        path = os.path.join(image_dir, name)
+        if os.path.isdir(path) and name.lower() not in LEFTOVERS:
+            check_text(name, f"image folder '{image_dir}' has the class folder")
+            folders.append(name)
+        elif os.path.islink(path) and not os.path.exists(path):
+            raise UserError(f"cannot read {path!r}: the link leads nowhere")
     if not folders:
         raise UserError(f"image folder '{image_dir}' contains no class folders")
     return sorted(folders)
+
+
+def list_folder(folder: str) -> list[str]:
+    """Return the names in a folder that are not hidden, in directory order.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        return listdir_nohidden(folder)
+    except OSError as error:
+        raise UserError(f"cannot read the folder '{folder}': {error.strerror}") from error
 
 
 def list_images(folder: str, label: int, classname: str | None = None) -> Split:
@@ -326,7 +409,8 @@ def list_images(folder: str, label: int, classname: str | None = None) -> Split:
     classname = classname or os.path.basename(folder)
     return [
         Datum(impath=os.path.join(folder, name), label=label, classname=classname)
-        for name in listdir_nohidden(folder)
+        for name in list_folder(folder)
+        if name.lower() not in LEFTOVERS
     ]
 
 

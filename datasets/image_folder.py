@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import posixpath
 import random
+import stat
 import unicodedata
 from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
 from dassl.data.data_manager import leave_out_broken
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
-from dassl.data.datasets.base_dataset import Split
+from dassl.data.datasets.base_dataset import Split, check_text
+from dassl.data.shared_files import read_or_make
 from dassl.errors import UserError
 from dassl.utils import log, read_json
 
-from .common import SPLITS, class_folders, read_fields, read_rows, save_split
+from .common import (
+    LEFTOVERS,
+    SPLITS,
+    Row,
+    class_folders,
+    read_fields,
+    read_rows,
+    relative,
+    split_record,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TEST_SHARE = 0.2
@@ -28,17 +44,20 @@ class ImageFolder(DatasetBase):
     """``DATASET.ROOT/<class>/...``, or the same below ``train``, ``val`` and ``test``.
 
     If all folders of the root have the names of parts, they are the parts; otherwise they are the
-    classes. Folders within a class folder belong to the class. Labels follow the sorted class
-    folders. Two files next to the folders are optional:
+    classes. Folders within a class folder belong to the class, linked ones too, each of them once;
+    links that lead back to a folder above are not followed. Hidden files and what systems leave
+    among pictures (``@eaDir``, ``__MACOSX``, ``._*``) are not pictures. Labels follow the sorted
+    class folders. Two files next to the folders are optional:
 
     - ``classnames.json``, {folder: class name}; a folder not listed keeps its own name;
     - ``templates.txt``, a prompt template with "{}" in each line; the first is the default one.
 
     A part without a folder is split off from the training images, class by class: a fifth of them
     for testing, ``DATASET.VAL_PERCENT`` of the rest for validation, at least one each. The split
-    depends on ``SEED`` alone and is saved in ``split_image_folder.json``, which later runs read
-    whatever their seed, so no model is tested on images it was trained on. Images added later are
-    training images, unless their class is new.
+    depends on ``SEED`` alone and is saved in ``split_image_folder.json``, which later runs, and
+    others that start at the same time, read whatever their seed, so no model is tested on images it
+    was trained on. An image in the file keeps its part for good, even while it is missing. Images
+    added later are training images, unless their class is new.
 
     Args:
         cfg: the config; ``DATASET.ROOT``, ``DATASET.VAL_PERCENT`` and ``DATALOADER.ON_ERROR`` are
@@ -46,7 +65,7 @@ class ImageFolder(DatasetBase):
 
     Raises:
         UserError: a folder, file or share is malformed, there is only one class, two classes have
-            the same name, a class has too few images, or an image cannot be read and
+            the same name, a class has too few images, or an image or a folder cannot be read and
             ``DATALOADER.ON_ERROR`` is "stop".
     """
 
@@ -68,16 +87,17 @@ class ImageFolder(DatasetBase):
             )
         names = self._class_names(classes)
 
-        items = {"train": self._images(train_dir, classes, names)}
+        skip = cfg.DATALOADER.ON_ERROR == "skip"
+        items = {"train": self._images(train_dir, classes, names, skip)}
         for part in ("val", "test"):
             if in_parts and part in folders:
                 place = os.path.join(self.dataset_dir, part)
                 for name in class_folders(place):
                     if name not in classes:
                         raise UserError(f"class folder '{name}' is in '{place}' but not in 'train'")
-                items[part] = self._images(place, classes, names)
+                items[part] = self._images(place, classes, names, skip)
         everything = [item for split in items.values() for item in split]
-        whole = {item.impath for item in leave_out_broken(everything, cfg.DATALOADER.ON_ERROR)}
+        whole = {item.impath for item in leave_out_broken(everything, cfg, self.dataset_dir)}
         splits = {
             part: [item for item in split if item.impath in whole] for part, split in items.items()
         }
@@ -123,9 +143,12 @@ class ImageFolder(DatasetBase):
         if not os.path.exists(path):
             return list(DatasetBase.templates)
         templates = [line for (line,) in read_fields(path, 1)]
-        for template in templates:
+        for template, count in Counter(templates).items():
+            check_text(template, f"'{path}': template")
             if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
                 raise UserError(f"'{path}': '{template}' must have one {{}} and no other braces")
+            if count > 1:
+                raise UserError(f"'{path}': '{template}' is there {count} times")
         if not templates:
             raise UserError(f"'{path}' has no template")
         return templates
@@ -140,11 +163,14 @@ class ImageFolder(DatasetBase):
                 isinstance(name, str) and name.strip() for name in content.values()
             ):
                 raise UserError(f"'{path}' is not {{folder: class name}}")
-            given = {composed(folder): name.strip() for folder, name in content.items()}
+            for folder, name in content.items():
+                check_text(name, f"'{path}': class")
+                if given.setdefault(composed(folder), name.strip()) != name.strip():
+                    raise UserError(f"'{path}' names the folder {composed(folder)!r} twice")
         names = {folder: composed(given.pop(composed(folder), folder)) for folder in folders}
         if given:
             raise UserError(
-                f"'{path}' names the folder '{next(iter(given))}', which does not exist"
+                f"'{path}' names the folder {next(iter(given))!r}, which does not exist"
             )
         by_name: dict[str, str] = {}
         for folder, name in names.items():
@@ -157,27 +183,37 @@ class ImageFolder(DatasetBase):
                 )
         return names
 
-    def _images(self, folder: str, classes: list[str], names: dict[str, str]) -> Split:
+    def _images(self, folder: str, classes: list[str], names: dict[str, str], skip: bool) -> Split:
         """Return the images of a folder of class folders, sorted by path within a class."""
         items = []
         unused: Counter[str] = Counter()
+        left_out: Counter[str] = Counter()
+
+        def unreadable(error: OSError) -> None:
+            message = f"cannot read {error.filename!r}: {error.strerror}"
+            if not skip:
+                raise UserError(
+                    f"{message}; make it readable, or set DATALOADER.ON_ERROR skip to leave it out"
+                )
+            log.info(f"Left out: {message}")
+
         for label, name in enumerate(classes):
             paths = []
-            for place, below, files in os.walk(os.path.join(folder, name)):
-                below[:] = [other for other in below if not other.startswith(".")]
-                for file in files:
-                    suffix = os.path.splitext(file)[1].lower()
-                    if suffix in SUFFIXES and not file.startswith("."):
-                        paths.append(os.path.join(place, file))
-                    elif not file.startswith("."):
-                        unused[suffix or "no suffix"] += 1
+            for path in files_below(os.path.join(folder, name), left_out, unreadable):
+                suffix = os.path.splitext(path)[1].lower()
+                if suffix in SUFFIXES:
+                    paths.append(path)
+                else:
+                    unused[repr(suffix)[1:-1] or "no suffix"] += 1
             for path in sorted(paths):
-                if path.encode(errors="replace").decode() != path:
-                    raise UserError(f"the name of the image {path!a} is not UTF-8; rename it")
+                check_text(path, "image")
                 items.append(Datum(path, label, classname=names[name]))
         if unused:
             kinds = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(unused.items()))
             log.info(f"Ignored files in '{folder}' that are not {', '.join(SUFFIXES)}: {kinds}")
+        if left_out:
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(left_out.items()))
+            log.info(f"Ignored in '{folder}': {kinds}")
         return items
 
     def _split_off(self, splits: dict[str, Split], val_share: float, seed: int) -> None:
@@ -185,49 +221,60 @@ class ImageFolder(DatasetBase):
         missing = [part for part in ("test", "val") if part not in splits]
         if not missing:
             return
-        kept = self._kept_parts(missing)
-        # A generator of its own, so the split does not depend on what was drawn before.
-        generator = random.Random(max(seed, 0))
-        by_class = self.split_dataset_by_label(splits["train"]).values()
-        splits.update({part: [] for part in ("train", *missing)})
-        gone = len(kept)
-        for items in by_class:
-            parts = {item.impath: kept.get(self._relative(item)) for item in items}
-            gone -= sum(part is not None for part in parts.values())
-            if not any(parts.values()):
-                parts = draw_parts(items, missing, val_share, generator)
-            for item in items:
-                splits[parts[item.impath] or "train"].append(item)
+        images = {relative(item.impath, self.dataset_dir): item for item in splits["train"]}
+
+        def read() -> dict[str, str] | None:
+            kept = self._kept_parts(missing)
+            return kept if kept.keys() >= images.keys() else None
+
+        def draw() -> tuple[dict[str, list[Row]], dict[str, str]]:
+            kept = self._kept_parts(missing)
+            # A generator of its own, so the split does not depend on what was drawn before.
+            generator = random.Random(max(seed, 0))
+            drawn: dict[str, str] = {}
+            for items in self.split_dataset_by_label(splits["train"]).values():
+                paths = [relative(item.impath, self.dataset_dir) for item in items]
+                if any(path in kept for path in paths):
+                    drawn.update({path: kept.get(path, "train") for path in paths})
+                else:
+                    drawn.update(draw_parts(items, paths, missing, val_share, generator))
+            train, val, test = (
+                [item for path, item in images.items() if drawn[path] == part] for part in SPLITS
+            )
+            record = split_record(train, val, test, self.dataset_dir)
+            for part, rows in self._kept_rows().items():
+                record[part] += [row for row in rows if row[0] not in images]
+            return record, {**kept, **drawn}
+
+        parts = read_or_make(self.split_file, read, draw)
+        gone = len(parts.keys() - images.keys())
         if gone:
             log.info(f"{gone} images of '{self.split_file}' are missing or unreadable")
-        if kept.keys() == {self._relative(item) for split in splits.values() for item in split}:
-            return
-        try:
-            save_split(
-                splits["train"],
-                splits["val"] if "val" in missing else [],
-                splits["test"] if "test" in missing else [],
-                self.split_file,
-                self.dataset_dir,
-            )
-        except (
-            OSError,
-            UserError,
-        ) as error:  # a read-only folder; the same seed gives the same split
-            log.info(f"The split was not saved: {error}")
+        splits.update({part: [] for part in ("train", *missing)})
+        for path, item in images.items():
+            splits[parts[path]].append(item)
 
-    def _relative(self, item: Datum) -> str:
-        return os.path.relpath(item.impath, self.dataset_dir).replace(os.sep, "/")
-
-    def _kept_parts(self, missing: list[str]) -> dict[str, str]:
-        """Return {path: part} from the split file, empty if there is none."""
+    def _kept_rows(self) -> dict[str, list[Row]]:
+        """Return the rows of the split file by part, empty if there is none."""
         if not os.path.exists(self.split_file):
             return {}
         try:
-            rows = read_rows(self.split_file)
+            parts = read_rows(self.split_file)
         except UserError as error:
             raise UserError(f"{error}; delete it") from error
-        return {path: part for part in ("train", *missing) for path, _, _ in rows[part]}
+        return {
+            part: [(posixpath.normpath(path), label, name) for path, label, name in rows]
+            for part, rows in parts.items()
+        }
+
+    def _kept_parts(self, missing: list[str]) -> dict[str, str]:
+        """Return {path: part} from the split file, without the parts that have a folder."""
+        return {
+            path: part
+            for part, rows in self._kept_rows().items()
+            if part == "train" or part in missing
+            for path, _, _ in rows
+        }
 
 
 def composed(text: str) -> str:
@@ -235,13 +282,73 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def files_below(
+    folder: str, left_out: Counter[str], unreadable: Callable[[OSError], Any]
+) -> Iterator[str]:
+    """Yield the paths of the files in a class folder and the folders below it, linked ones too.
+
+    Each real folder comes once: by its own name if it has one here, or else by the first link.
+
+    Args:
+        folder: the class folder.
+        left_out: counts what is passed over, by kind.
+        unreadable: called with the error of a folder that cannot be read.
+    """
+    ways = (Path(os.path.realpath(folder)), Path(os.path.abspath(folder)))
+    seen = {_identity(str(place)) for way in ways for place in way.parents}
+    waiting = [folder]
+    while waiting:
+        for place, below, files in os.walk(waiting.pop(0), onerror=unreadable):
+            if _identity(place) in seen:
+                left_out["links to a folder above or one that is there already"] += 1
+                below.clear()
+                continue
+            seen.add(_identity(place))
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            left_out.update(name for name in below if name.lower() in LEFTOVERS)
+            below[:] = [name for name in below if name.lower() not in LEFTOVERS]
+            paths = [os.path.join(place, name) for name in below]
+            waiting += [path for path in paths if os.path.islink(path)]  # walk passes over them
+            for name in files:
+                path = os.path.join(place, name)
+                if name.startswith("._"):
+                    left_out["._*"] += 1
+                elif not name.startswith(".") and _is_file(path, left_out, unreadable):
+                    yield path
+
+
+def _is_file(path: str, left_out: Counter[str], unreadable: Callable[[OSError], Any]) -> bool:
+    """Return whether a path is a regular file or a link to one; report it otherwise."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            left_out["links to themselves"] += 1
+        else:
+            unreadable(error)
+        return False
+    if not regular:
+        left_out["pipes, sockets and devices"] += 1
+    return regular
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
 def draw_parts(
-    items: Split, missing: list[str], val_share: float, generator: random.Random
-) -> dict[str, str | None]:
+    items: Split,
+    paths: list[str],
+    missing: list[str],
+    val_share: float,
+    generator: random.Random,
+) -> dict[str, str]:
     """Return {path: part} for the images of one class.
 
     Args:
         items: all training images of the class.
+        paths: those that the split file has for them.
         missing: the parts to split off, "test" or "val" or both.
         val_share: share of the images that are not for testing.
         generator: source of the random split.
@@ -249,7 +356,7 @@ def draw_parts(
     Raises:
         UserError: no image would be left for training.
     """
-    order = list(items)
+    order = list(paths)
     generator.shuffle(order)
     tests = max(1, round(TEST_SHARE * len(order))) if "test" in missing else 0
     left = len(order) - tests
@@ -260,9 +367,7 @@ def draw_parts(
     vals = 0
     if "val" in missing and val_share > 0:
         vals = min(max(1, round(val_share * left)), left - 1)
-    parts: dict[str, str | None] = {}
-    for number, item in enumerate(order):
-        parts[item.impath] = (
-            "test" if number < tests else "val" if number < tests + vals else "train"
-        )
-    return parts
+    return {
+        path: "test" if number < tests else "val" if number < tests + vals else "train"
+        for number, path in enumerate(order)
+    }

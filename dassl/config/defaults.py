@@ -2,9 +2,10 @@
 
 Ours, besides those of the public toolbox that concern supervised training, are
 ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
-``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``, ``TEST.METRICS``, ``TEST.RECORD``,
-``TEST.SAVE_LOGITS``, ``TEST.SUBSAMPLE_CLASSES`` and ``OPTIM.EPS``. The keys of a trainer or dataset
-are in its own file and get here by ``register_defaults``. docs/config.md lists all of them.
+``INPUT.MAX_PIXELS``, ``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``,
+``DATALOADER.TRAIN_X.DROP_LAST``, ``TEST.METRICS``, ``TEST.RECORD``, ``TEST.SAVE_LOGITS``,
+``TEST.SUBSAMPLE_CLASSES`` and ``OPTIM.EPS``. The keys of a trainer or dataset are in its own file
+and get here by ``register_defaults``. docs/config.md lists all of them.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ _C: dict[str, Domain] = {
     ),
     "INPUT.UPRIGHT": Bool(
         False, help="turn images as their EXIF data say; the public toolbox does not"
+    ),
+    "INPUT.MAX_PIXELS": Int(
+        89_478_485,
+        min=1,
+        help="images with more pixels count as broken (default: Pillow's own limit)",
     ),
     "INPUT.TRANSFORMS": Names(
         (),
@@ -154,6 +160,9 @@ _C: dict[str, Domain] = {
         "RandomSampler", source="dassl.data.samplers:SAMPLERS", help="order of the training images"
     ),
     "DATALOADER.TRAIN_X.BATCH_SIZE": Int(32, min=1, help="training images in a batch"),
+    "DATALOADER.TRAIN_X.DROP_LAST": Bool(
+        True, help="leave out each epoch's last batch where it is not full, as the public toolbox"
+    ),
     "DATALOADER.TRAIN_X.N_DOMAIN": Int(
         0, min=-1, help="RandomDomainSampler: domains in a batch (0 or -1: all)"
     ),
@@ -162,7 +171,7 @@ _C: dict[str, Domain] = {
     ),
     "DATALOADER.TEST.SAMPLER": Choice(
         "SequentialSampler",
-        source="dassl.data.samplers:SAMPLERS",
+        source="dassl.data.samplers:TEST_SAMPLERS",
         help="order of the validation and test images",
     ),
     "DATALOADER.TEST.BATCH_SIZE": Int(32, min=1, help="validation or test images in a batch"),

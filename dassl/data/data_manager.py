@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -20,16 +22,20 @@ from dassl.compat import PublicDataManager, __getattr__  # noqa: F401
 from dassl.config import check_domains
 from dassl.data.datasets import Datum, build_dataset
 from dassl.data.image_cache import ImageCache
-from dassl.data.samplers import SeededIndex, SeededSampler, build_sampler
+from dassl.data.loader import Loader
+from dassl.data.samplers import DOMAIN_SAMPLERS, SeededIndex, SeededSampler, build_sampler
 from dassl.data.transforms import build_transform
 from dassl.data.transforms.transforms import plain_transform
 from dassl.errors import UserError, check_choice
 from dassl.utils.logger import log
-from dassl.utils.tools import check_image_file, read_image
+from dassl.utils.tools import ImageError, read_image, read_json, write_json
 
-# Larger sets are not checked beforehand: that would take minutes on a network drive. A broken
+# Larger lists are not checked beforehand: that would take many minutes on a network drive. A broken
 # image of theirs is reported when it is read.
 MAX_CHECKED_IMAGES = 100_000
+CHECKED_FILE = ".checked_images.json"
+# What this process has decoded: for each path, size and time of the file, and the settings.
+_checked: dict[str, str] = {}
 
 ON_ERROR = ("stop", "skip")  # what to do about an image that cannot be read
 
@@ -47,13 +53,13 @@ def build_data_loader(
 ) -> DataLoader[Any]:
     """Make a loader of the images.
 
-    In training the last batch is dropped if it is not full, unless it is the only one. The
-    batches, augmentation included, are the same with any number of workers, and come in the
-    public toolbox's order (with ``NUM_WORKERS`` above 0, where its augmentation does not disturb
-    it).
+    In training the last batch is left out if it is not full, unless it is the only one or
+    ``DATALOADER.TRAIN_X.DROP_LAST`` is False. The batches, augmentation included, are the same with
+    any number of workers, and come in the public toolbox's order (with ``NUM_WORKERS`` above 0,
+    where its augmentation does not disturb it).
     """
     wrapper = DatasetWrapper if dataset_wrapper is None else dataset_wrapper
-    sampler = build_sampler(
+    sampler: Any = build_sampler(
         sampler_type,
         cfg=cfg,
         data_source=data_source,
@@ -63,13 +69,14 @@ def build_data_loader(
     )
     if is_train:
         sampler = SeededSampler(sampler)
+    drops = is_train and cfg.DATALOADER.TRAIN_X.DROP_LAST and len(data_source) >= batch_size
     workers = min(cfg.DATALOADER.NUM_WORKERS, math.ceil(len(data_source) / batch_size))
-    loader = DataLoader(
+    loader = Loader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
-        drop_last=is_train and len(data_source) >= batch_size,
+        drop_last=drops,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         # A pass takes one number from the global generator, as in the public toolbox. In training
         # SeededSampler does, since a loader whose workers persist does so only in the first epoch.
@@ -82,6 +89,11 @@ def build_data_loader(
         raise UserError(
             f"DATALOADER.TRAIN_X.BATCH_SIZE: expected a batch that {sampler_type} can fill from "
             f"{len(data_source)} images, got {batch_size}"
+        )
+    if drops and len(sampler) % batch_size:
+        log.info(
+            f"Each epoch leaves out {len(sampler) % batch_size} of {len(sampler)} images, which do "
+            f"not fill a batch of {batch_size} (DATALOADER.TRAIN_X.DROP_LAST False uses them)"
         )
     return loader
 
@@ -109,15 +121,17 @@ class DataManager(PublicDataManager):
         custom_tfm_test: Any = None,
         dataset_wrapper: Callable[..., Dataset[Any]] | None = None,
     ) -> None:
-        dataset = build_dataset(cfg)
         check_domains(cfg, section="DATALOADER.")
-        if cfg.DATALOADER.ON_ERROR == "skip":
-            for name in ("_train_x", "_val", "_test"):
-                split = getattr(dataset, name)
-                if split:
-                    setattr(dataset, name, leave_out_broken(split, "skip"))
-        else:
-            check_images(dataset)
+        dataset = build_dataset(cfg)
+        check_sampler(cfg, dataset)
+        for name in ("_train_x", "_val", "_test"):
+            split = getattr(dataset, name)
+            if split:
+                setattr(dataset, name, leave_out_broken(split, cfg, dataset.dataset_dir))
+        trained = {item.label for item in dataset.train_x}
+        for label, classname in dataset.lab2cname.items():
+            if trained and label not in trained:
+                raise UserError(f"class '{classname}' has no training image that can be read")
 
         if custom_tfm_train is None:
             tfm_train = build_transform(cfg, is_train=True)
@@ -188,58 +202,106 @@ class DataManager(PublicDataManager):
             log.info(f"{name:<9}  {value}")
 
 
-def check_images(dataset: Any) -> None:
-    """Check that every image of a dataset exists and is complete, unless there are very many.
-
-    Raises:
-        UserError: one is not; the message names the first of them.
-    """
-    splits = [split for split in (dataset.train_x, dataset.val, dataset.test) if split]
-    paths = list(dict.fromkeys(item.impath for split in splits for item in split))
-    if len(paths) > MAX_CHECKED_IMAGES:
-        return
-    # threads, as the time is spent waiting for the disk
-    with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(check_image_file, paths):
-            pass
+def check_sampler(cfg: CfgNode, dataset: Any) -> None:
+    """Raise ``UserError`` where the training sampler needs domains and the dataset has none."""
+    name = cfg.DATALOADER.TRAIN_X.SAMPLER
+    several = dataset.domains or len({item.domain for item in dataset.train_x}) > 1
+    if name in DOMAIN_SAMPLERS and dataset.train_x and not several:
+        raise UserError(
+            f"DATALOADER.TRAIN_X.SAMPLER: expected a sampler without domains for "
+            f"{cfg.DATASET.NAME}, which has none, got '{name}'"
+        )
 
 
-def leave_out_broken(items: Sequence[Datum], on_error: str) -> list[Datum]:
-    """Return the images that can be read; of very many, all, without a check.
+def leave_out_broken(items: Sequence[Datum], cfg: CfgNode, folder: str) -> list[Datum]:
+    """Return the images that can be decoded; of more than ``MAX_CHECKED_IMAGES`` all, unchecked.
+
+    An image counts as broken where ``read_image`` refuses it. What a decoder accepts is an image,
+    whatever it shows: JPEG has no checksums. Each file is decoded once; ``CHECKED_FILE`` in the
+    dataset's folder says which, for later runs, or else this process alone remembers.
 
     Args:
         items: images.
-        on_error: "skip" logs which ones cannot be read, and their number; "stop" raises.
+        cfg: the config; where ``DATALOADER.ON_ERROR`` is "skip", the log says which images cannot
+            be read, and their number; "stop" raises.
+        folder: the dataset's folder, "" where it has none.
 
     Raises:
-        UserError: an image cannot be read, and ``on_error`` is "stop" or none can be read.
+        UserError: an image cannot be read, and ``ON_ERROR`` is "stop" or none can be read.
     """
+    on_error = cfg.DATALOADER.ON_ERROR
     check_choice("DATALOADER.ON_ERROR", on_error, ON_ERROR)
     if len(items) > MAX_CHECKED_IMAGES:
         return list(items)
+    paths = list(dict.fromkeys(item.impath for item in items))
+    complaints = _check_images(paths, cfg.INPUT.UPRIGHT, cfg.INPUT.MAX_PIXELS, folder)
+    if not complaints:
+        return list(items)
+    broken = list(complaints.values())
+    if on_error == "stop" or len(broken) == len(paths):
+        named = "; ".join(broken[:10]) + ("; ..." if len(broken) > 10 else "")
+        raise UserError(
+            f"{len(broken)} of {len(paths)} images cannot be read: {named}; remove them, or set "
+            "DATALOADER.ON_ERROR skip to leave them out"
+        )
+    log.info(f"Left out {len(broken)} of {len(paths)} images, which cannot be read:")
+    for text in broken:
+        log.info(f"  {text}")
+    return [item for item in items if item.impath not in complaints]
 
-    def complaint(item: Datum) -> str:
+
+def _check_images(
+    paths: Sequence[str], upright: bool, max_pixels: int, folder: str
+) -> dict[str, str]:
+    """Return what is wrong with the images that cannot be read, by path."""
+    file = os.path.join(folder, CHECKED_FILE) if os.path.isdir(folder) else ""
+    _checked.update(_read_checked(file))
+
+    def mark(path: str) -> str:
         try:
-            check_image_file(item.impath)
-        except UserError as error:
+            status = os.stat(path)
+        except OSError:
+            return ""
+        turned = " upright" if upright else ""
+        return f"{status.st_size} {status.st_mtime_ns} {max_pixels}{turned}"
+
+    def complaint(path: str) -> str:
+        try:
+            read_image(path, upright, max_pixels)
+        except ImageError as error:
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(8) as pool:
-        complaints = list(pool.map(complaint, items))
-    broken = [text for text in complaints if text]
-    if not broken:
-        return list(items)
-    if on_error == "stop" or len(broken) == len(items):
-        named = "; ".join(broken[:10]) + ("; ..." if len(broken) > 10 else "")
-        raise UserError(
-            f"{len(broken)} of {len(items)} images cannot be read: {named}; remove them, or set "
-            "DATALOADER.ON_ERROR skip to leave them out"
-        )
-    log.info(f"Left out {len(broken)} of {len(items)} images, which cannot be read:")
-    for text in broken:
-        log.info(f"  {text}")
-    return [item for item, text in zip(items, complaints, strict=True) if not text]
+    # threads, as the time is spent waiting for the disk, or decoding
+    with ThreadPoolExecutor(8) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow warns of is refused, or harmless
+        marks = dict(zip(paths, pool.map(mark, paths), strict=True))
+        new = [path for path in paths if _checked.get(path) != marks[path]]
+        if new:
+            log.info(f"Decoding {len(new)} images, to see that they can be read")
+        complaints = dict(zip(new, pool.map(complaint, new), strict=True))
+    sound = {path: marks[path] for path in new if not complaints[path]}
+    _checked.update(sound)
+    if sound and file:
+        # Whole files replace one another: of several processes that write at once, the last one's
+        # stays, and what the others add is decoded again.
+        known = {**_read_checked(file), **sound}
+        with suppress(OSError, UserError):  # a read-only folder
+            write_json({os.path.relpath(path, folder): known[path] for path in known}, file)
+    return {path: text for path, text in complaints.items() if text}
+
+
+def _read_checked(file: str) -> dict[str, str]:
+    """Return {path: mark} from a ``CHECKED_FILE``; nothing where it is missing or damaged."""
+    if not os.path.isfile(file):
+        return {}
+    try:
+        content = read_json(file)
+    except UserError:
+        return {}
+    folder = os.path.dirname(file)
+    items = content.items() if isinstance(content, dict) else ()
+    return {os.path.join(folder, path): mark for path, mark in items if isinstance(mark, str)}
 
 
 class DatasetWrapper(Dataset[dict[str, Any]]):
@@ -281,7 +343,7 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
         self._images = ImageCache(
             [item.impath for item in data_source],
             cfg.DATALOADER.CACHE_MB * 2**20 if is_train else 0,
-            partial(read_image, upright=cfg.INPUT.UPRIGHT),
+            partial(read_image, upright=cfg.INPUT.UPRIGHT, max_pixels=cfg.INPUT.MAX_PIXELS),
         )
 
     def __len__(self) -> int:

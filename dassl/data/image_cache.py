@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,6 +67,8 @@ class ImageCache:
 
 def _pixel_bytes(path: str) -> int:
     """Return the bytes of an image in RGB; 0 for one that cannot be read, reported later."""
+    if not os.path.isfile(path):  # to open a named pipe would hang
+        return 0
     try:
         with Image.open(path) as image:
             return 3 * image.width * image.height

@@ -22,6 +22,11 @@ SAMPLERS = (
 )
 
 
+# Those that visit each image exactly once, as a test must.
+TEST_SAMPLERS = ("SequentialSampler", "RandomSampler")
+DOMAIN_SAMPLERS = ("RandomDomainSampler", "SeqDomainSampler")
+
+
 class _DomainSampler(Sampler[int]):
     """Batches of ``n_domain`` domains with the same number of images each, no image twice.
 
@@ -37,20 +42,20 @@ class _DomainSampler(Sampler[int]):
         name = type(self).__name__
         if self.n_domain > len(self.domains):
             raise UserError(
-                f"N_DOMAIN: expected at most {len(self.domains)}, the number of domains, for "
-                f"{name}, got {self.n_domain}"
+                f"DATALOADER.TRAIN_X.N_DOMAIN: expected at most {len(self.domains)}, the number "
+                f"of domains, for {name}, got {self.n_domain}"
             )
         if batch_size % self.n_domain:
             raise UserError(
-                f"BATCH_SIZE: expected a multiple of {self.n_domain}, the number of domains, for "
-                f"{name}, got {batch_size}"
+                f"DATALOADER.TRAIN_X.BATCH_SIZE: expected a multiple of {self.n_domain}, the "
+                f"number of domains, for {name}, got {batch_size}"
             )
         self.n_img_per_domain = batch_size // self.n_domain
         smallest = min(len(indices) for indices in self.domain_dict.values())
         if smallest < self.n_img_per_domain:
             raise UserError(
-                f"BATCH_SIZE: expected at most {smallest * self.n_domain} for {name}, as the "
-                f"smallest domain has {smallest} images, got {batch_size}"
+                f"DATALOADER.TRAIN_X.BATCH_SIZE: expected at most {smallest * self.n_domain} for "
+                f"{name}, as the smallest domain has {smallest} images, got {batch_size}"
             )
         # counted on a trial run, whose draws must not disturb the caller's
         state = random.getstate()
@@ -119,7 +124,8 @@ class RandomClassSampler(Sampler[int]):
     def __init__(self, data_source: Sequence[Datum], batch_size: int, n_ins: int) -> None:
         if not 1 <= n_ins <= batch_size:
             raise UserError(
-                f"N_INS: expected 1 to BATCH_SIZE {batch_size} for RandomClassSampler, got {n_ins}"
+                f"DATALOADER.TRAIN_X.N_INS: expected 1 to BATCH_SIZE {batch_size} for "
+                f"RandomClassSampler, got {n_ins}"
             )
         self.n_ins = n_ins
         self.ncls_per_batch = batch_size // n_ins
@@ -129,8 +135,8 @@ class RandomClassSampler(Sampler[int]):
         self.labels = list(self.index_dic)
         if len(self.labels) < self.ncls_per_batch:
             raise UserError(
-                f"BATCH_SIZE: expected at most {len(self.labels)} classes of N_INS {n_ins} images "
-                f"each for RandomClassSampler, got {batch_size}"
+                f"DATALOADER.TRAIN_X.BATCH_SIZE: expected at most {len(self.labels)} classes of "
+                f"N_INS {n_ins} images each for RandomClassSampler, got {batch_size}"
             )
         state = random.getstate()
         self.length = len(list(iter(self)))

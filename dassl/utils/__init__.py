@@ -7,7 +7,6 @@ from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.registry import Registry
 from dassl.utils.tools import (
     atomic_write,
-    check_image_file,
     check_isfile,
     collect_env_info,
     listdir_nohidden,
@@ -36,7 +35,6 @@ __all__ = [
     "UserError",
     "atomic_write",
     "check_choice",
-    "check_image_file",
     "check_isfile",
     "collect_env_info",
     "count_num_param",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -103,57 +104,78 @@ def set_random_seed(seed: int) -> None:
     torch.cuda.manual_seed_all(seed)
 
 
-def read_image(path: str, upright: bool = False) -> Image.Image:
+class ImageError(UserError):
+    """An image that cannot be read, or that is not to be read."""
+
+
+def read_image(path: str, upright: bool = False, max_pixels: int | None = None) -> Image.Image:
     """Read an image as RGB with 8 bits per channel.
 
-    Transparency becomes white; the public toolbox shows the colors that it hides.
+    Transparency becomes white; the public toolbox shows the colors that it hides. Gray values of 16
+    bits are divided by 257. Those of 32 bits and real numbers have no usual range: they are
+    stretched, so that the smallest in the image becomes black and the largest white.
 
     Args:
         path: of the file.
         upright: turn the image as its EXIF data say. The public toolbox does not.
+        max_pixels: an image with more is refused unread; None means Pillow's own limit.
 
     Raises:
-        UserError: the file is missing, truncated or not an image.
+        ImageError: the file is missing, no regular file, truncated, not an image or too large; or
+            it has gray values to be stretched that are all the same, or not all finite.
+        UserError: the process has too many files open, which no image is to blame for.
     """
     try:
+        if not os.path.isfile(path):  # to open a named pipe would hang
+            os.stat(path)
+            raise ImageError(f"image '{path}' is not a file")
+        if max_pixels and Image.MAX_IMAGE_PIXELS and max_pixels > Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = max_pixels  # or Pillow refuses what is allowed here
         with Image.open(path) as file:
+            limit = max_pixels or Image.MAX_IMAGE_PIXELS
+            if limit and file.width * file.height > limit:
+                raise _too_large(path, f"{file.width} x {file.height}", limit)
             image = ImageOps.exif_transpose(file) if upright else file
-            if image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
+            if image.mode == "F" or image.mode == "I" and file.format not in ("PNG", "PPM"):
+                image = _stretched(image, path)
+            elif image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
                 pixels = np.asarray(image).astype(np.float64) / 257
                 image = Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
             if image.has_transparency_data:
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image.convert("RGBA"))
             return image.convert("RGB")
+    except ImageError:
+        raise
     except FileNotFoundError as error:
-        raise UserError(f"image '{path}' does not exist") from error
+        raise ImageError(f"image '{path}' does not exist") from error
+    except Image.DecompressionBombError as error:  # far above Pillow's limit
+        raise _too_large(path, "too many", max_pixels or Image.MAX_IMAGE_PIXELS) from error
     # PIL raises SyntaxError for some broken PNGs, ValueError and struct.error for other formats
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UserError(
+                f"cannot read '{path}': {error.strerror}; raise the limit (ulimit -n), or set "
+                "DATALOADER.NUM_WORKERS lower"
+            ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"image '{path}' is unreadable or truncated: {reason}") from error
+        raise ImageError(f"image '{path}' is unreadable or truncated: {reason}") from error
 
 
-# (first bytes, last bytes) of complete files
-_IMAGE_MARKS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"))
+def _too_large(path: str, pixels: str, limit: int | None) -> ImageError:
+    return ImageError(f"image '{path}' has {pixels} pixels: more than INPUT.MAX_PIXELS {limit}")
 
 
-def check_image_file(path: str) -> None:
-    """Check that an image exists and is complete, mostly without decoding it.
-
-    A JPEG or PNG that begins and ends as it should is accepted; any other file is decoded.
-
-    Raises:
-        UserError: as ``read_image``.
-    """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(8)
-            file.seek(-8, os.SEEK_END)
-            tail = file.read(8)
-    except OSError:
-        head = tail = b""
-    if not any(head.startswith(first) and tail.endswith(last) for first, last in _IMAGE_MARKS):
-        read_image(path)
+def _stretched(image: Image.Image, path: str) -> Image.Image:
+    pixels = np.asarray(image).astype(np.float64)
+    low, high = pixels.min(), pixels.max()
+    if not np.isfinite(high - low) or low == high:
+        what = "all the same" if low == high else "not all finite"
+        raise ImageError(
+            f"image '{path}' has gray values without a range, as they are {what}; save it with 8 "
+            "or 16 bits"
+        )
+    return Image.fromarray(np.round((pixels - low) * (255 / (high - low))).astype(np.uint8))
 
 
 def listdir_nohidden(path: str, sort: bool = False) -> list[str]:

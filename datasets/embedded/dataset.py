@@ -105,6 +105,12 @@ class EmbeddedDataset(DatasetBase):
         if not os.path.isfile(self.split_path):
             raise UserError(f"dataset file '{self.split_path}' is missing; {repair}")
         try:
-            return read_split(self.split_path, self.image_dir)
+            splits = read_split(self.split_path, self.image_dir)
         except UserError as error:
             raise UserError(f"{error}; {repair}") from error
+        # training pictures are drawn first; a dataset for tests alone has none
+        if not splits[0] and next(iter(self.examples())).split == "train":
+            raise UserError(
+                f"split file '{self.split_path}' is damaged: 'train' is empty; {repair}"
+            )
+        return splits

@@ -1,6 +1,10 @@
+import errno
+import json
 import os
 import pickle
 import random
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import Counter
@@ -11,12 +15,20 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from dassl.config import get_cfg_default
-from dassl.data import DataManager, DatasetWrapper, build_data_loader
-from dassl.data.datasets import DatasetBase, Datum, check_training, subsample_classes
+from dassl.data import DataManager, DatasetWrapper, build_data_loader, shared_files
+from dassl.data.data_manager import CHECKED_FILE
+from dassl.data.datasets import (
+    DATASET_REGISTRY,
+    DatasetBase,
+    Datum,
+    check_dataset_cfg,
+    check_training,
+    subsample_classes,
+)
 from dassl.data.image_cache import ImageCache
 from dassl.data.samplers import RandomClassSampler, build_sampler
 from dassl.data.transforms import CHOICES, INTERPOLATION_MODES, Cutout, build_transform
-from dassl.utils import UserError, read_json, set_random_seed
+from dassl.utils import UserError, read_image, read_json, set_random_seed
 from dassl.utils.download import extract_archive
 from tests.dassl import toys
 
@@ -124,6 +136,89 @@ def test_few_shot_sample_is_kept_on_disk(pool, tmp_path, root):
     dataset.sample_few_shot(pool, pool, 6, seed=-1)
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert folder not in file.read_text()
+
+
+def make_dataset(pool, folder):
+    dataset = Dataset(train_x=pool, test=pool)
+    dataset.dataset_dir = str(folder)
+    return dataset
+
+
+def test_of_two_processes_the_first_one_s_sample_is_used(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_files, "fcntl", None)  # a file system without locks
+    dataset = make_dataset(pool, tmp_path)
+    draw, first = DatasetBase._sample, []
+
+    def sample(self, *arguments, **options):
+        if not first:  # another process comes and goes while this one draws
+            first.append(None)
+            state = random.getstate()
+            set_random_seed(5)
+            first[0] = dataset.sample_few_shot(pool, [], 4, seed=1)
+            random.setstate(state)
+        return draw(self, *arguments, **options)
+
+    monkeypatch.setattr(DatasetBase, "_sample", sample)
+    set_random_seed(1)
+    train, val = dataset.sample_few_shot(pool, [], 4, seed=1)
+    assert paths(train) == paths(first[0][0]) and val == []
+    set_random_seed(1)
+    assert paths(train) != paths(dataset.generate_fewshot_dataset(pool, num_shots=4))
+    assert sorted(os.listdir(tmp_path / "split_fewshot")) == ["shot_4-seed_1.json"]
+
+
+def test_a_sample_of_other_images_is_replaced(pool, tmp_path):
+    few = [item for item in pool if item.label != 4]
+    dataset = make_dataset(pool, tmp_path)
+    dataset.sample_few_shot(few, [], 2, seed=1)  # class 4 came later
+    train, _ = dataset.sample_few_shot(pool, [], 2, seed=1)
+    assert Counter(item.label for item in train) == dict.fromkeys(range(5), 2)
+    again, _ = dataset.sample_few_shot(pool, [], 2, seed=1)
+    assert paths(again) == paths(train)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: None, "damaged: no images in 'train'"),
+        (lambda rows: {}, "damaged: no images in 'train'"),
+        (lambda rows: [], "damaged: no images in 'train'"),
+        (lambda rows: [["a\x1b[2J.png", 0], *rows], r"image 'a\\x1b\[2J.png': its name has"),
+        (lambda rows: [None, *rows], "expected .path, label. in 'train', got None"),
+        (lambda rows: [[rows[0][0], True], *rows[1:]], r"got \['.*', True\]"),
+        (lambda rows: [[rows[0][0], 1.7], *rows[1:]], r"got \['.*', 1.7\]"),
+        (lambda rows: [*rows, rows[0]], "names '.*png' twice"),
+        (lambda rows: [["/etc/passwd", 0], *rows[1:]], "names '/etc/passwd', which is outside"),
+        (lambda rows: [["a/../../b.png", 0], *rows[1:]], "names 'a/../../b.png', which is outside"),
+    ],
+)
+def test_a_damaged_few_shot_file_is_named(pool, root, change, message):
+    file = root / "toys" / "split_fewshot" / "shot_1-seed_77.json"
+    dataset = make_dataset(pool, root / "toys")
+    dataset.sample_few_shot(pool, [], 1, seed=77)
+    record = read_json(str(file))
+    file.write_text(json.dumps({**record, "train": change(record["train"])}))
+    with pytest.raises(UserError, match=f"few-shot file '{file}' .*{message}"):
+        dataset.sample_few_shot(pool, [], 1, seed=77)
+    file.unlink()
+
+
+@pytest.mark.parametrize("sign", ["\n", "\0", "\x1b[31m", "\x9b", "\u2028", "\udce9", "\t"])
+def test_names_that_cannot_be_shown_are_refused(pool, root, sign):
+    item = Datum(pool[0].impath, pool[0].label, classname=f"a{sign}b")
+    with pytest.raises(UserError, match="Dataset has the class") as caught:
+        Dataset(train_x=[item, *pool[1:]], test=pool)
+    assert repr(item.classname) in str(caught.value) and str(caught.value).isprintable()
+    with pytest.warns(UserWarning, match="No file found"):
+        item = Datum(f"{root}/a{sign}b.png", 0, classname="ant")
+    with pytest.raises(UserError, match="control characters or is not UTF-8"):
+        Dataset(train_x=pool, test=[item])
+
+
+@pytest.mark.parametrize("label", [1.0, True, "1", None, -1])
+def test_labels_are_whole_numbers(pool, label):
+    with pytest.raises(UserError, match=f"expected a label that is .*, got {label!r} for"):
+        Dataset(train_x=[*pool, Datum(pool[0].impath, label, classname="ant")], test=pool)
 
 
 def test_base_and_new_halves(pool):
@@ -252,6 +347,126 @@ def test_data_manager_builds_the_three_loaders(cfg):
     assert batch["index"].tolist() == list(range(20, 30))
 
 
+@pytest.mark.parametrize(("drop", "sizes"), [(True, [4, 4]), (False, [4, 4, 2])])
+def test_the_last_batch_is_left_out_or_used(cfg, pool, capsys, drop, sizes):
+    cfg.DATALOADER.TRAIN_X.DROP_LAST = drop
+    loader = build_data_loader(cfg, "RandomSampler", pool[:10], 4, tfm=build_transform(cfg))
+    assert len(loader) == len(sizes)
+    assert [len(batch["label"]) for batch in loader] == sizes
+    line = "Each epoch leaves out 2 of 10 images, which do not fill a batch of 4"
+    assert (line in capsys.readouterr().out) == drop
+    build_data_loader(cfg, "RandomSampler", pool[:8], 4, tfm=build_transform(cfg))
+    assert "leaves out" not in capsys.readouterr().out
+
+
+def damage_middle(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+def test_a_broken_image_is_found_before_training_and_once(cfg, tmp_path, monkeypatch, capsys):
+    cfg.DATASET.ROOT = str(toys.draw(tmp_path))
+    path = tmp_path / "toys" / "train" / "bee" / "3.png"
+    damage_middle(path)
+    with pytest.raises(UserError, match=f"1 of 40 images cannot be read: image '{path}' is unread"):
+        DataManager(cfg)
+    cfg.DATALOADER.ON_ERROR = "skip"
+    manager = DataManager(cfg)
+    assert len(manager.dataset.train_x) == 39 and str(path) not in paths(manager.dataset.train_x)
+    record = json.loads((tmp_path / "toys" / CHECKED_FILE).read_text())
+    assert len(record) == 39 + 25 + 30 and "train/bee/3.png" not in record
+
+    decoded = []
+
+    def read(path, *arguments):
+        decoded.append(path)
+        return read_image(path, *arguments)
+
+    def count():
+        decoded.clear()
+        DataManager(cfg)
+        return len(decoded)
+
+    monkeypatch.setattr("dassl.data.data_manager.read_image", read)
+    monkeypatch.setattr("dassl.data.data_manager._checked", {})  # as in a new process
+    assert count() == 1 and decoded == [str(path)]
+    os.utime(tmp_path / "toys" / "test" / "ant" / "0.png", (0, 0))  # another file, perhaps
+    assert count() == 2
+    (tmp_path / "toys" / CHECKED_FILE).write_text("[1")
+    assert count() == 1  # this process remembers
+    monkeypatch.setattr("dassl.data.data_manager._checked", {})
+    assert count() == 95
+    cfg.INPUT.MAX_PIXELS = 119  # one fewer than each image has
+    with pytest.raises(UserError, match="has 12 x 10 pixels: more than INPUT.MAX_PIXELS 119"):
+        DataManager(cfg)
+
+
+def test_a_class_whose_training_images_are_all_broken_is_named(cfg, tmp_path):
+    cfg.DATASET.ROOT = str(toys.draw(tmp_path))
+    for path in (tmp_path / "toys" / "train" / "cat").iterdir():
+        damage_middle(path)
+    cfg.DATALOADER.ON_ERROR = "skip"
+    with pytest.raises(UserError, match="class 'cat' has no training image that can be read"):
+        DataManager(cfg)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("received 0 items of ancdata"),
+        EOFError(),
+    ],
+)
+def test_the_limit_of_open_files_is_one_line(cfg, pool, monkeypatch, error):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", fail)
+    loader = build_data_loader(cfg, data_source=pool, tfm=build_transform(cfg), is_train=False)
+    with pytest.raises(UserError, match="DATALOADER.NUM_WORKERS: expected .*ulimit -n.*, got 0"):
+        next(iter(loader))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [28, 100, 256])
+def test_workers_that_run_out_of_files_are_one_line(root, limit):
+    program = f"""
+import resource, sys
+from dassl.config import get_cfg_default
+from dassl.data import DataManager
+from dassl.errors import UserError
+from tests.dassl import toys
+cfg = get_cfg_default()
+cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.INPUT.SIZE = "Toys", {str(root)!r}, (8, 8)
+cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.K_TRANSFORMS = 2, 100
+cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 2
+loader = DataManager(cfg).train_loader_x
+resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
+try:
+    print(len(list(loader)))
+except UserError as error:
+    sys.exit(f"error: {{error}}")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: DATALOADER.NUM_WORKERS: expected") and line.endswith("got 2")
+
+
+def test_an_image_is_not_to_blame_for_the_limit_of_open_files(cfg, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    cfg.DATALOADER.ON_ERROR = "skip"
+    monkeypatch.setattr("dassl.data.data_manager._checked", {})
+    monkeypatch.setattr("dassl.data.data_manager._read_checked", lambda file: {})
+    monkeypatch.setattr("dassl.utils.tools.Image.open", fail)
+    with pytest.raises(UserError, match="cannot read .*: Too many open files; raise the limit"):
+        DataManager(cfg)
+
+
 def test_a_training_set_smaller_than_a_batch_is_used(cfg, pool):
     transform = build_transform(cfg)
     loader = build_data_loader(cfg, "RandomSampler", pool[:5], 32, tfm=transform)
@@ -359,6 +574,16 @@ def test_image_cache_keeps_to_its_budget(tmp_path):
     assert copy[paths[0]].size == (4, 2)
 
 
+def test_a_named_pipe_is_never_opened(cfg, tmp_path):
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="pipe.png' is not a file"):
+        read_image(str(path))
+    cache = ImageCache([str(path)], 1000, read_image)
+    with pytest.raises(UserError, match="pipe.png' is not a file"):
+        cache[str(path)]
+
+
 # Transforms -------------------------------------------------------------------------------------
 
 
@@ -442,7 +667,9 @@ def test_domain_samplers_fill_batches_evenly(name):
         domains = [items[index].domain for index in order[start : start + 6]]
         assert Counter(domains) == {0: 2, 1: 2, 2: 2}
         assert name == "RandomDomainSampler" or domains == [0, 0, 1, 1, 2, 2]
-    with pytest.raises(UserError, match="BATCH_SIZE: expected a multiple of 3, .*, got 7"):
+    with pytest.raises(
+        UserError, match="DATALOADER.TRAIN_X.BATCH_SIZE: expected a multiple of 3, .*, got 7"
+    ):
         build_sampler(name, data_source=items, batch_size=7)
 
 
@@ -464,10 +691,48 @@ def test_class_sampler_draws_whole_groups():
         assert len({items[index].label for index in order[start : start + 2]}) == 1
     random.setstate(state)
     assert list(sampler) == order
-    with pytest.raises(UserError, match="N_INS: expected 1 to BATCH_SIZE 4 .*, got 5"):
+    with pytest.raises(
+        UserError, match="DATALOADER.TRAIN_X.N_INS: expected 1 to BATCH_SIZE 4 .*, got 5"
+    ):
         RandomClassSampler(items, batch_size=4, n_ins=5)
-    with pytest.raises(UserError, match="BATCH_SIZE: expected at most 4 classes .*, got 8"):
+    with pytest.raises(
+        UserError, match="DATALOADER.TRAIN_X.BATCH_SIZE: expected at most 4 classes .*, got 8"
+    ):
         RandomClassSampler(items, batch_size=8, n_ins=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["RandomClassSampler", "RandomDomainSampler", "SeqDomainSampler", "Sequential"]
+)
+def test_a_test_visits_each_image_once(cfg, name):
+    cfg.DATALOADER.TEST.SAMPLER = name
+    expected = "DATALOADER.TEST.SAMPLER: expected one of SequentialSampler, RandomSampler, got "
+    with pytest.raises(UserError, match=f"{expected}'{name}'"):
+        DataManager(cfg)
+
+
+def test_keys_of_a_sampler_need_it(cfg):
+    train = cfg.DATALOADER.TRAIN_X
+    train.N_DOMAIN = -1  # all: nothing else than the default
+    check_dataset_cfg(cfg)
+    train.N_DOMAIN = 2
+    with pytest.raises(UserError, match="TRAIN_X.N_DOMAIN: expected 0 for RandomSampler, .* got 2"):
+        check_dataset_cfg(cfg)
+    train.N_DOMAIN, train.N_INS = 0, 4
+    with pytest.raises(UserError, match="TRAIN_X.N_INS: expected 16 for RandomSampler, .* got 4"):
+        check_dataset_cfg(cfg)
+    train.SAMPLER = "RandomClassSampler"
+    check_dataset_cfg(cfg)
+
+
+@pytest.mark.parametrize("name", ["RandomDomainSampler", "SeqDomainSampler"])
+def test_domain_samplers_need_domains(cfg, monkeypatch, name):
+    cfg.DATALOADER.TRAIN_X.SAMPLER = name
+    with pytest.raises(UserError, match=f"TRAIN_X.SAMPLER: expected .* for Toys, .* got '{name}'"):
+        DataManager(cfg)
+    # one of several domains may be the only source
+    monkeypatch.setattr(DATASET_REGISTRY.get("Toys"), "domains", ["art", "photo"])
+    assert len(DataManager(cfg).train_loader_x) == 1
 
 
 def test_unknown_sampler():

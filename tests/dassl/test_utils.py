@@ -17,7 +17,6 @@ from dassl.utils import (
     Registry,
     UserError,
     atomic_write,
-    check_image_file,
     check_isfile,
     collect_env_info,
     count_num_param,
@@ -189,14 +188,12 @@ def test_images_are_read_as_rgb_and_broken_ones_named(tmp_path, suffix):
     path = tmp_path / f"image{suffix}"
     Image.fromarray(noise(20, 30)).save(path)
     assert read_image(str(path)).mode == "RGB" and read_image(str(path)).size == (30, 20)
-    check_image_file(str(path))
     path.write_bytes(path.read_bytes()[:200])
-    for check in (read_image, check_image_file):
-        with pytest.raises(UserError, match=f"image{suffix}' is unreadable or truncated"):
-            check(str(path))
+    with pytest.raises(UserError, match=f"image{suffix}' is unreadable or truncated"):
+        read_image(str(path))
     path.unlink()
     with pytest.raises(UserError, match="does not exist"):
-        check_image_file(str(path))
+        read_image(str(path))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.webp", "gray.png"])
@@ -242,7 +239,7 @@ def test_jpeg_with_bytes_after_its_end_is_valid(tmp_path):
     path = tmp_path / "image.jpg"
     Image.new("RGB", (8, 8)).save(path)
     path.write_bytes(path.read_bytes() + b"trailing bytes")
-    check_image_file(str(path))
+    assert read_image(str(path)).size == (8, 8)
 
 
 def test_checkpoint_round_trip(tmp_path):

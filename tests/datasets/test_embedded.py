@@ -288,6 +288,9 @@ def test_damaged_folder(tmp_path: Path) -> None:
         Path(dataset.split_path).write_text(damaged)
         with pytest.raises(UserError, match="is damaged: .*; delete the folder"):
             build_dataset(config("ThreeColours", tmp_path))
+    Path(dataset.split_path).write_text(json.dumps({**json.loads(text), "train": []}))
+    with pytest.raises(UserError, match="'train' is empty; delete the folder"):
+        build_dataset(config("ThreeColours", tmp_path))
     Path(dataset.split_path).write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match="split_zhou_ThreeColours.json"):
         build_dataset(config("ThreeColours", tmp_path))

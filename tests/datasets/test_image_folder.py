@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -23,6 +24,7 @@ from dassl.data.data_manager import DatasetWrapper
 from dassl.data.datasets import build_dataset
 from dassl.errors import UserError
 from dassl.utils import read_image
+from datasets.image_folder import files_below
 
 COLORS = {
     "red car": (200, 30, 30),
@@ -124,6 +126,36 @@ def test_every_format_is_read(tmp_path: Path) -> None:
             assert np.abs(mean - COLORS[item.classname]).max() < 45
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32, np.int16])
+def test_values_without_a_usual_range_are_stretched(tmp_path: Path, kind: type) -> None:
+    values = np.array([[-3, 0, 7], [1, 2, 5]]).astype(kind)
+    path = tmp_path / "values.tiff"
+
+    def save(values: np.ndarray) -> None:
+        # Pillow cannot write all of these types that it reads
+        tags = {256: 3, 257: 2, 258: 8 * values.itemsize, 262: 1, 259: 1, 273: 200, 278: 2}
+        tags |= {279: values.nbytes, 339: 3 if values.dtype.kind == "f" else 2}
+        data = b"II*\0\x08\0\0\0" + len(tags).to_bytes(2, "little")
+        for tag in sorted(tags):
+            data += b"".join(
+                n.to_bytes(size, "little") for n, size in ((tag, 2), (4, 2), (1, 4), (tags[tag], 4))
+            )
+        path.write_bytes(data.ljust(200, b"\0") + values.tobytes())
+
+    save(values)
+    expected = np.round((values.astype(float) + 3) * 25.5).astype(np.uint8)
+    assert (np.asarray(read_image(str(path))) == expected[..., None]).all()
+    save(np.full_like(values, 7))
+    with pytest.raises(UserError, match="values.tiff' has gray values without .* all the same"):
+        read_image(str(path))
+    if values.dtype.kind == "f":
+        for odd in (np.nan, np.inf):
+            values[0, 0] = odd
+            save(values)
+            with pytest.raises(UserError, match="without a range, as they are not all finite"):
+                read_image(str(path))
+
+
 def test_16_bits_and_upright(tmp_path: Path) -> None:
     half = np.zeros((8, 8), np.uint16)
     half[:, 4:] = 257 * 128
@@ -198,6 +230,151 @@ def test_images_that_come_and_go(tmp_path: Path, capsys) -> None:
     assert [len(after[part]) - len(known[part]) for part in after] == [7, 1, 2]
 
 
+def use(root: Path, seed: int, start, answers) -> None:
+    start.wait()
+    answers.put(parts(build(root, seed=seed), root))
+
+
+def at_once(root: Path, seeds: list[int]) -> list[dict[str, list[str]]]:
+    """Build the dataset in several processes at once, one for each seed."""
+    context = multiprocessing.get_context("fork")
+    start, answers = context.Barrier(len(seeds)), context.Queue()
+    processes = [
+        context.Process(target=use, args=(root, seed, start, answers), daemon=True)
+        for seed in seeds
+    ]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    return found
+
+
+def kept_split(root: Path) -> dict[str, list[str]]:
+    kept = json.loads((root / "split_image_folder.json").read_text())
+    return {part: sorted(path for path, _, _ in rows) for part, rows in kept.items()}
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_runs_that_start_at_once_use_the_split_that_is_kept(tmp_path: Path) -> None:
+    photos(tmp_path, ["a", "b"], 10)
+    assert at_once(tmp_path, [1, 2, 3, 4]) == [kept_split(tmp_path)] * 4
+    before = kept_split(tmp_path)
+    photos(tmp_path, ["c"], 10)
+    assert at_once(tmp_path, [5, 6, 7, 8]) == [kept_split(tmp_path)] * 4
+    assert all(set(before[part]) < set(kept_split(tmp_path)[part]) for part in before)
+    assert sorted(os.listdir(tmp_path)) == [
+        *(".checked_images.json", "a", "b", "c", "split_image_folder.json")
+    ]
+
+
+def test_an_image_keeps_its_part_while_it_is_missing(tmp_path: Path) -> None:
+    photos(tmp_path, ["a", "b"], 10)
+    before = parts(build(tmp_path), tmp_path)
+    lost = tmp_path / before["test"][0]
+    hidden = lost.with_name(".away")
+    lost.rename(hidden)
+    picture(tmp_path / "a" / "new.png")  # the file is written again
+    assert before["test"][0] not in parts(build(tmp_path), tmp_path)["test"]
+    hidden.rename(lost)
+    after = parts(build(tmp_path), tmp_path)
+    assert after == {**before, "train": sorted([*before["train"], "a/new.png"])}
+
+
+def linked(root: Path) -> Path:
+    """Link folders in the ways that occur, and some that never end."""
+    photos(root / "root", ["a", "b"], 4)
+    picture(root / "more" / "deep" / "x.png")
+    picture(root / "more" / "y.png")
+    a = root / "root" / "a"
+    links = {
+        "1_more": root / "more",
+        "2_again": root / "more" / "deep",
+        "3_own": a / "day two",
+        "4_up": a,
+        "5_root": root / "root",
+        "6_everything": Path("/"),
+        "7_itself": a / "7_itself",
+        "8.png": a / "8.png",
+    }
+    for name, target in links.items():
+        (a / name).symlink_to(target)
+    (root / "more" / "back").symlink_to(a)
+    os.mkfifo(a / "pipe.png")
+    return root / "root"
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path, capsys) -> None:
+    root = linked(tmp_path)
+    found = {path for split in parts(build(root), root).values() for path in split}
+    names = [f"photo {number:02d}" for number in range(3)] + ["day two/photo 03"]
+    own = {path for path in found if path.startswith("a/")}
+    assert {path.rpartition(".")[0] for path in own} == {
+        *(f"a/{name}" for name in names),
+        *("a/1_more/y", "a/1_more/deep/x"),
+    }
+    assert len(found) == len(own) + 4
+    printed = capsys.readouterr().out
+    assert "links to a folder above or one that is there already (6)" in printed
+    assert "links to themselves (2)" in printed and "devices (1)" in printed
+
+
+def test_a_class_folder_may_be_a_link(tmp_path: Path) -> None:
+    photos(tmp_path / "elsewhere", ["a", "b"], 4)
+    (tmp_path / "root").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert len(build(tmp_path / "root").test) == 2
+
+
+def test_leftovers_of_systems_are_no_pictures(tmp_path: Path, capsys) -> None:
+    photos(tmp_path, ["a", "b"], 4)
+    expected = parts(build(tmp_path), tmp_path)
+    capsys.readouterr()
+    for name in ("a/@eaDir/1.png", "a/__MACOSX/1.png", "a/._1.png", "@eaDir/1.png"):
+        picture(tmp_path / name)
+    (tmp_path / "lost+found").mkdir()
+    assert parts(build(tmp_path), tmp_path) == expected
+    assert ": ._* (1), @eaDir (1), __MACOSX (1)\n" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    photos(tmp_path, ["a", "b"], 8)
+    locked = str(tmp_path / "a" / "day two")
+    scandir = os.scandir
+
+    def deny(path):
+        if path == locked:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(UserError, match=f"cannot read '{locked}': Permission denied; make it"):
+        build(tmp_path)
+    dataset = build(tmp_path, "DATALOADER.ON_ERROR", "skip")
+    assert f"Left out: cannot read '{locked}': Permission denied" in capsys.readouterr().out
+    assert sum(map(len, parts(dataset, tmp_path).values())) == 14
+    monkeypatch.undo()
+    (tmp_path / "b" / "drive").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match="cannot read '.*b/drive': No such file or directory"):
+        build(tmp_path)
+    (tmp_path / "b" / "drive").unlink()
+    (tmp_path / "c").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match=f"cannot read '{tmp_path}/c': the link leads nowhere"):
+        build(tmp_path)
+    (tmp_path / "c").unlink()
+    (tmp_path / "b" / "lost.png").symlink_to(tmp_path / "lost.png")
+    with pytest.raises(UserError, match="cannot read '.*b/lost.png': No such file or directory"):
+        build(tmp_path)
+
+
+def test_files_come_in_the_same_order_each_time(tmp_path: Path) -> None:
+    root = linked(tmp_path)
+    listed = [list(files_below(str(root / "a"), Counter(), print)) for _ in range(2)]
+    assert listed[0] == listed[1] and len(listed[0]) == 4 + 2 + 1  # and Thumbs.db
+
+
 def test_share_of_validation_images(tmp_path: Path) -> None:
     photos(tmp_path / "none", ["a", "b"], 10)
     assert not build(tmp_path / "none", "DATASET.VAL_PERCENT", 0.0).val
@@ -260,6 +437,10 @@ class Item:
         self.impath = str(path)
 
 
+def split(**given: list) -> str:
+    return json.dumps({"train": [], "val": [], "test": [], **given})
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -272,10 +453,27 @@ class Item:
             "'a' and 'b' have the same class name",
         ),
         ("classnames.json", '{"b": "A"}', "'a' and 'b' have the same class name"),
+        ("classnames.json", '{"a": null, "b": "c"}', "is not {folder: class name}"),
+        ("classnames.json", '{"a": ["b"]}', "is not {folder: class name}"),
+        ("classnames.json", '{"a": "b\\u001b[31m"}', r"class 'b\x1b[31m': its name has control"),
+        ("classnames.json", '{"a": "\\ud800"}', r"class '\ud800': its name has"),
+        ("classnames.json", '{"\\n": "c"}', r"names the folder '\n', which"),
+        ("classnames.json", '{"ü": "c", "u\\u0308": "d"}', "names the folder 'ü' twice"),
+        ("a\x1b[31m/1.txt", "", r"class folder 'a\x1b[31m': its name has control characters"),
+        ("templates.txt", "a {}.\nb {}.\na {}.\n", "'a {}.' is there 2 times"),
+        ("templates.txt", "a \x1b[31m {}", r"template 'a \x1b[31m {}': its name has"),
         ("templates.txt", "a photo\n", "'a photo' must have one {}"),
         ("templates.txt", "{} or {}\n", "must have one {}"),
         ("templates.txt", "a {} {x}\n", "no other braces"),
         ("templates.txt", "\n", "has no template"),
+        ("split_image_folder.json", "[]", "'train' is not a list of [path, label, class name]; "),
+        ("split_image_folder.json", split(test=[["a/1.png", 0, "a"]] * 2), "'a/1.png' twice"),
+        (
+            "split_image_folder.json",
+            split(train=[["a/1.png", 0, "a"]], test=[["./a/1.png", 0, "a"]]),
+            "'train' and 'test' both list 'a/1.png'; delete it",
+        ),
+        ("split_image_folder.json", split(val=[["/a.png", 0, "a"]]), "'/a.png' is outside of"),
         ("split_image_folder.json", "{}", "[path, label, class name]; delete it"),
         ("c/1.txt", "empty class", "c' has no readable image"),
     ],
@@ -312,7 +510,7 @@ def test_one_line_for_folders(tmp_path: Path) -> None:
         ("alone", "only the class folder 'a'; a classifier needs two"),
         ("alone_in_part", "train' contains only the class folder 'a'"),
         ("called", "folders 'Valid', 'train': parts must be named 'train', 'val' and 'test'"),
-        ("no_utf_8", r"b/\\udce9.jpg' is not UTF-8; rename it"),
+        ("no_utf_8", r"b/\\udce9.jpg': its name has control characters or is not UTF-8"),
     ):
         with pytest.raises(UserError, match=message):
             build(tmp_path / name)

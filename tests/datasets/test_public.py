@@ -215,6 +215,36 @@ def test_damaged_split_files(tmp_path: Path) -> None:
     damage("expected labels 0 to 1, got 2 but not 1", **gap)
     same = {part: [[path, label, "banded"] for path, label, _ in good[part]] for part in PARTS}
     damage("labels 0 and 1 are both named 'banded'", **same)
+    first, *others = good["train"]
+    for row in (
+        [first[0], True, "banded"],
+        [first[0], 1.7, "banded"],
+        [first[0], "0", "banded"],
+        [None, 0, "banded"],
+        [first[0], 0, None],
+        [first[0], 0, "banded", 1],
+        [[None]],
+        None,
+        "abc",
+    ):
+        damage("expected [path, label, class name] in 'train', got", train=[row, *others])
+    damage("expected labels 0 to 3, got", train=[[first[0], 10**40, "x"], *others])
+    damage("no class name for", train=[[first[0], 0, " "], *others])
+    damage(r"class 'a\x1b[31m': its name has control", train=[[first[0], 0, "a\x1b[31m"], *others])
+    damage(r"image 'a\x00b.jpg': its name has control", train=[["a\0b.jpg", 0, "banded"], *others])
+    for path in ("/etc/passwd", "../images/x.jpg", "a/../../x.jpg", "..\\x.jpg"):
+        damage("outside of the folder of the images", train=[[path, 0, "banded"], *others])
+    damage("'train' lists", "twice", train=[first, *good["train"]])
+    damage("'train' and 'test' both list", test=[first, *good["test"]])
+    damage("'train' is empty", train=[])
+    damage("'test' is empty", test=[])
+    damage("has no training image", train=[row for row in good["train"] if row[1] != 2])
+    for content in ("null", "[]", "3", '"train"'):
+        file.write_text(content)
+        one_line_about("DescribableTextures", tmp_path, str(file), "'train' is not a list")
+    # validation images may be test images
+    file.write_text(json.dumps({**good, "val": good["test"]}))
+    assert not build("DescribableTextures", tmp_path).val_is_disjoint
     file.write_text(json.dumps(good)[:100])
     one_line_about("DescribableTextures", tmp_path, str(file))
 
@@ -222,6 +252,47 @@ def test_damaged_split_files(tmp_path: Path) -> None:
     lost = tmp_path / "dtd" / "images" / good["test"][2][0]
     lost.unlink()
     one_line_about("DescribableTextures", tmp_path, str(file), "missing", "1 in all", str(lost))
+
+
+def test_of_two_processes_the_first_one_s_split_is_used(tmp_path: Path, monkeypatch) -> None:
+    dtd(tmp_path / "dtd")
+    monkeypatch.setattr("dassl.data.shared_files.fcntl", None)  # a file system without locks
+    textures, first = DATASET_REGISTRY.get("DescribableTextures"), []
+    make_split = textures.make_split
+
+    def make(self):
+        if not first:  # another process comes and goes while this one draws
+            first.append(None)
+            first[0] = build("DescribableTextures", tmp_path, seed=2)
+            random.seed(1)
+        return make_split(self)
+
+    monkeypatch.setattr(textures, "make_split", make)
+    found = build("DescribableTextures", tmp_path, seed=1)
+    layout = next(layout for layout in LAYOUTS if layout.name == "DescribableTextures")
+    assert parts(found, layout, tmp_path) == parts(first[0], layout, tmp_path)
+    saved = json.loads((tmp_path / layout.split_file).read_text())
+    assert {part: [tuple(row) for row in saved[part]] for part in saved} == parts(
+        found, layout, tmp_path
+    )
+    assert sorted(os.listdir(tmp_path / "dtd")) == ["images", Path(layout.split_file).name]
+
+
+def test_lists_that_lead_out_of_the_folder_make_no_split(tmp_path: Path) -> None:
+    oxford_pets(tmp_path / "oxford_pets")
+    put(tmp_path / "oxford_pets" / "Abyssinian_1.jpg")
+    file = tmp_path / "oxford_pets" / "annotations" / "test.txt"
+    put(file, file.read_text() + "../Abyssinian_1 1 1 1\n")
+    one_line_about("OxfordPets", tmp_path, "'../Abyssinian_1.jpg' is outside of the folder")
+    assert not (tmp_path / "oxford_pets" / "split_zhou_OxfordPets.json").exists()
+
+
+def test_leftovers_of_systems_are_no_images(tmp_path: Path) -> None:
+    dtd(tmp_path / "dtd")
+    for name in ("images/@eaDir/1.jpg", "images/banded/Thumbs.db", "images/banded/@eaDir/1.jpg"):
+        put(tmp_path / "dtd" / name)
+    dataset = build("DescribableTextures", tmp_path)
+    assert dataset.num_classes == 3 and "Thumbs" not in str([*dataset.train_x, *dataset.test])
 
 
 def test_missing_folders(tmp_path: Path) -> None:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections import defaultdict
+import re
+import reprlib
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 from yacs.config import CfgNode
 
 from dassl.compat import PublicDatasetMethods
+from dassl.data.shared_files import read_or_make
 from dassl.errors import UserError, check_choice
 from dassl.utils.logger import log
-from dassl.utils.tools import check_isfile, read_json, write_json
+from dassl.utils.tools import check_isfile, read_json
 
 SUBSETS = ("all", "base", "new")  # of the classes
+
+# What a terminal obeys or cannot show: control characters, ends of lines, halves of characters
+# (so Python reads names that are not UTF-8).
+_NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Datum:
@@ -76,7 +85,8 @@ class DatasetBase(PublicDatasetMethods):
             the test images where there are no others.
 
     Raises:
-        UserError: there is no training or test image, or a class has no image.
+        UserError: there is no training or test image, a class has no image, a label is not a whole
+            number from 0, or a class name or path has characters that cannot be shown.
 
     Attributes:
         applies_subsets: whether the class subsets of the config were applied here.
@@ -106,6 +116,7 @@ class DatasetBase(PublicDatasetMethods):
         self._train_u = train_u
         self._val = val
         self._test: Sequence[Datum] = test
+        self._check_items(classnames or ())
         if classnames is None:
             labeled = self._train_x or test
             self._check_classes(labeled, self.get_num_classes(labeled))
@@ -125,6 +136,25 @@ class DatasetBase(PublicDatasetMethods):
 
     def _lacks(self, kind: str) -> UserError:
         return UserError(f"dataset {type(self).__name__} has no {kind} image{self._place()}")
+
+    def _check_items(self, classnames: Sequence[str]) -> None:
+        """Check what each image, and each class, says of itself."""
+        names = set(classnames)
+        for item in (*self._train_x, *(self._val or []), *self._test):
+            if isinstance(item.label, bool) or not isinstance(item.label, Integral):
+                kind = "a whole number"
+            elif item.label < 0:
+                kind = "0 or more"
+            else:
+                names.add(item.classname)
+                check_text(item.impath, "image")
+                continue
+            raise UserError(
+                f"dataset {type(self).__name__}: expected a label that is {kind}, got "
+                f"{item.label!r} for {item.impath!r}"
+            )
+        for name in names:
+            check_text(str(name), f"dataset {type(self).__name__} has the class")
 
     def _check_classes(self, labeled: Sequence[Datum], count: int) -> None:
         """Check that each of ``count`` classes, and each of another split, is among ``labeled``."""
@@ -285,29 +315,33 @@ class DatasetBase(PublicDatasetMethods):
             return list(train), list(val)
         folder = folder or self.dataset_dir
         path = os.path.join(folder, "split_fewshot", f"shot_{num_shots}-seed_{seed}.json")
-        pools = {"train": train, "val": val}
-        if seed >= 0 and os.path.exists(path):
-            kept = _read_few_shot(path, folder, pools)
-            if kept is not None:
-                log.info(f"Loading preprocessed few-shot data from {path}")
-                return kept["train"], kept["val"]
-            log.info(f"The images of the dataset have changed: replacing the sample in {path}")
 
-        state = random.getstate()
-        few_train = self._sample(train, num_shots, "training images")
-        few_val = self._sample(val, min(num_shots, 4), "validation images")
-        if seed >= 0:
-            random.setstate(state)
+        def read() -> tuple[Split, Split] | None:
+            if not os.path.exists(path):
+                return None
+            record = read_json(path)
+            kept_train = _read_few_shot(record, "train", path, folder, train, num_shots)
+            kept_val = _read_few_shot(record, "val", path, folder, val, min(num_shots, 4))
+            if kept_train is None or kept_val is None:
+                return None
+            log.info(f"Loading preprocessed few-shot data from {path}")
+            return kept_train, kept_val
+
+        def draw() -> tuple[Any, tuple[Split, Split]]:
+            if seed >= 0 and os.path.exists(path):
+                log.info(f"The images of the dataset have changed: replacing the sample in {path}")
+            state = random.getstate()
+            few_train = self._sample(train, num_shots, "training images")
+            few_val = self._sample(val, min(num_shots, 4), "validation images")
+            if seed >= 0:
+                random.setstate(state)
             record = {
                 name: [[os.path.relpath(item.impath, folder), item.label] for item in sample]
                 for name, sample in (("train", few_train), ("val", few_val))
             }
-            try:
-                write_json(record, path)
-                log.info(f"Saving preprocessed few-shot data to {path}")
-            except (OSError, UserError) as error:  # a read-only dataset; the seed gives the sample
-                log.info(f"Few-shot data was not saved: {error}")
-        return few_train, few_val
+            return record, (few_train, few_val)
+
+        return draw()[1] if seed < 0 else read_or_make(path, read, draw)
 
     @staticmethod
     def split_dataset_by_label(data_source: Sequence[Datum]) -> dict[int, Split]:
@@ -327,22 +361,59 @@ class DatasetBase(PublicDatasetMethods):
 
 
 def _read_few_shot(
-    path: str, folder: str, pools: dict[str, Sequence[Datum]]
-) -> dict[str, Split] | None:
-    """Return the lists that the file names; None where it names an image not in the pools."""
-    record = read_json(path)
-    kept: dict[str, Split] = {}
-    for name, pool in pools.items():
-        known = {(os.path.relpath(item.impath, folder), item.label): item for item in pool}
-        try:
-            kept[name] = [known[(impath, label)] for impath, label in record[name]]
-        except (TypeError, ValueError) as error:
-            raise UserError(f"few-shot file '{path}' is damaged; delete it") from error
-        except KeyError as error:
-            if error.args[0] == name:
-                raise UserError(f"few-shot file '{path}' has no '{name}'; delete it") from error
-            return None
-    return kept
+    record: Any, part: str, path: str, folder: str, pool: Sequence[Datum], num_shots: int
+) -> Split | None:
+    """Return the list ``part`` of the few-shot file ``path``.
+
+    Returns:
+        None where the list is not a sample of the pool: the images have changed.
+
+    Raises:
+        UserError: the file is damaged, or names a file outside of the dataset.
+    """
+    rows = record.get(part) if isinstance(record, dict) else None
+    if not isinstance(rows, list) or (pool and not rows):
+        raise UserError(f"few-shot file '{path}' is damaged: no images in '{part}'; delete it")
+    known = {(os.path.relpath(item.impath, folder), item.label): item for item in pool}
+    images = {impath for impath, _ in known}
+    sample = {}
+    for row in rows:
+        if not (isinstance(row, list) and [type(value) for value in row] == [str, int]):
+            raise UserError(
+                f"few-shot file '{path}' is damaged: expected [path, label] in '{part}', got "
+                f"{reprlib.repr(row)}; delete it"
+            )
+        check_text(row[0], f"few-shot file '{path}' is damaged: image")
+        if row[0] not in images and leaves_folder(row[0]) and not any(map(leaves_folder, images)):
+            raise UserError(
+                f"few-shot file '{path}' names {row[0]!r}, which is outside of its folder; "
+                "delete it"
+            )
+        if tuple(row) in sample:
+            raise UserError(f"few-shot file '{path}' names {row[0]!r} twice; delete it")
+        sample[tuple(row)] = known.get(tuple(row))
+    kept = [item for item in sample.values() if item is not None]
+    sizes = Counter(item.label for item in pool)
+    expected = {label: min(size, num_shots) for label, size in sizes.items()}
+    whole = len(kept) == len(rows) and Counter(item.label for item in kept) == expected
+    return kept if whole else None
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise ``UserError`` where a name or path has characters that cannot be shown as they are.
+
+    Args:
+        text: the name or path.
+        what: what it is, the beginning of the message.
+    """
+    if _NOT_TEXT.search(text):
+        raise UserError(f"{what} {text!r}: its name has control characters or is not UTF-8")
+
+
+def leaves_folder(path: str) -> bool:
+    """Return whether a path that is to be relative to a folder leads out of it."""
+    parts = os.path.normpath(path.replace("\\", "/")).split(os.sep)
+    return os.path.isabs(path) or os.pardir in parts
 
 
 def class_subset(labels: Sequence[int], subset: str) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.config import check_domains
+from dassl.config.defaults import declared
 from dassl.errors import UserError
 from dassl.utils.logger import log
 from dassl.utils.registry import Registry
@@ -15,8 +16,12 @@ from dassl.utils.registry import Registry
 DATASET_REGISTRY = Registry("DATASET")
 
 
+# Keys of DATALOADER.TRAIN_X that one sampler alone reads, and that sampler.
+SAMPLER_KEYS = {"N_DOMAIN": "RandomDomainSampler", "N_INS": "RandomClassSampler"}
+
+
 def check_dataset_cfg(cfg: CfgNode) -> None:
-    """Check the keys that a dataset is made from, before anything is read.
+    """Check the keys that a dataset is made from and sampled by, before anything is read.
 
     Raises:
         UserError: one of them is not allowed.
@@ -33,6 +38,15 @@ def check_dataset_cfg(cfg: CfgNode) -> None:
             raise UserError(f"DATASET.ROOT: expected a folder, got the file '{root}'")
         if not getattr(dataset, "creates_root", False):
             raise UserError(f"DATASET.ROOT: expected an existing folder, got '{root}'")
+    train = cfg.DATALOADER.TRAIN_X
+    for name, sampler in SAMPLER_KEYS.items():
+        key = f"DATALOADER.TRAIN_X.{name}"
+        default = declared()[key].default
+        if train.SAMPLER != sampler and train[name] not in (default, -1):
+            raise UserError(
+                f"{key}: expected {default} for {train.SAMPLER}, as only {sampler} reads it, got "
+                f"{train[name]}"
+            )
 
 
 def other_test_classes(cfg: CfgNode) -> bool:

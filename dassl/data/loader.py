@@ -1,0 +1,87 @@
+"""A ``DataLoader`` that says in one line that too many files are open."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from multiprocessing.queues import Queue
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from dassl.errors import UserError
+
+# How the end of the files shows in the process that loads: what workers put out are open files, and
+# one that does not arrive has many names.
+_SIGNS = ("Too many open files", "items of ancdata", f"exit code {errno.EMFILE}.")
+
+
+class Loader(DataLoader[Any]):
+    """A ``DataLoader`` that raises ``UserError`` where it or a worker has too many files open."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.worker_init_fn = _end_without_files
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches: Any = None
+        try:
+            batches = super().__iter__()
+            yield from batches
+            return
+        except (OSError, EOFError, RuntimeError) as error:
+            if not _tells_of_files(error) and not _lost(error, getattr(batches, "_workers", ())):
+                raise
+        # Raised without the other error, which would keep the workers.
+        self._iterator = batches = None
+        raise UserError(
+            "DATALOADER.NUM_WORKERS: expected as many as the limit of open files (ulimit -n) "
+            f"allows, got {self.num_workers}"
+        )
+
+
+def _lost(error: Exception, workers: Sequence[Any]) -> bool:
+    """Return whether a batch did not arrive because a worker has too many files open.
+
+    Raises:
+        RuntimeError: torch's, if a worker was killed.
+    """
+    if not isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+        return False
+    try:
+        for worker in workers:
+            worker.join(1)  # as one ends, torch raises an error with its exit code
+    except RuntimeError as ended:
+        if not _tells_of_files(ended):
+            raise
+        return True
+    ends = [worker.exitcode for worker in workers]
+    return errno.EMFILE in ends or isinstance(error, EOFError)
+
+
+def _tells_of_files(error: BaseException) -> bool:
+    return any(sign in f"{error} {error.__cause__}" for sign in _SIGNS)
+
+
+def _end_without_files(number: int) -> None:
+    """Let a worker end where a thread of its own cannot open a file.
+
+    Such a thread would print the same traceback for good, or drop a batch that is then waited for.
+    """
+    others, feeder = sys.excepthook, Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+
+    def uncaught(kind: Any, error: Any, traceback: Any) -> None:
+        if _tells_of_files(error):
+            os._exit(errno.EMFILE)
+        if not isinstance(error, ConnectionError):  # the loading process has given up, and says so
+            others(kind, error, traceback)
+
+    def unsent(error: Exception, batch: Any) -> None:
+        if _tells_of_files(error):
+            os._exit(errno.EMFILE)
+        feeder(error, batch)
+
+    sys.excepthook = uncaught
+    Queue._on_queue_feeder_error = staticmethod(unsent)  # type: ignore[attr-defined]
