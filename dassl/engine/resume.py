@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dassl.config import first_difference
-from dassl.engine.run_folder import RESUME_FILE, remove_if_there
+from dassl.engine.run_folder import RESUME_FILE
 from dassl.errors import UserError
+from dassl.utils.places import remove_if_there
 from dassl.utils.torchtools import load_checkpoint, save_torch_file
 
 # Config keys that may change between a run and its continuation: they say where things are and

@@ -31,10 +31,10 @@ def test_config_comes_back_and_results_go_when_training_begins(tmp_path):
     folder = tmp_path / "run"
     assert run_folder.read_config(str(folder)) is None
     config = {"OPTIM": {"LR": 0.1, "STEPSIZE": [1, 2]}, "SEED": 1, "DATASET": {"NAME": "é"}}
-    run_folder.begin(str(folder), config)
+    run_folder.begin(str(folder), config, [])
     (folder / run_folder.RESULTS_FILE).touch()
     (folder / "predictions.npz").touch()
-    run_folder.begin(str(folder), config)
+    run_folder.begin(str(folder), config, [])
     assert run_folder.read_config(str(folder)) == config
     assert [path.name for path in folder.iterdir()] == [run_folder.CONFIG_FILE]
 
