@@ -81,6 +81,8 @@ _SYSTEM = {
     )
     if hasattr(errno, name)
 }
+# what torch, its libraries and the loader of these say when they get no memory
+_NO_MEMORY = "can't allocate memory|can't start new thread|could not create a primitive|failed to map segment"
 _LESS_MEMORY = "fewer DATALOADER.NUM_WORKERS or a smaller DATALOADER.CACHE_MB take less"
 _SMALLER_BATCH = "smaller batches (DATALOADER.TRAIN_X.BATCH_SIZE, DATALOADER.TEST.BATCH_SIZE)"
 _MORE_FILES = "raise the limit (ulimit -n), or use fewer DATALOADER.NUM_WORKERS"
@@ -106,9 +108,8 @@ def machine_fault(error: BaseException) -> str:
         gpu = r"CUDA out of memory[^\n]*?(?= GPU|\n|$)|CUDA error: out of memory|\w+_ALLOC_FAILED"
         if full := re.search(gpu, text):
             return f"{full[0].rstrip('.')}; {_SMALLER_BATCH} take less; {_RESUMES}"
-        if full := re.search(r"can't allocate memory[^\n]*|can't start new thread", text):
-            return f"out of memory: {full[0]}; {_SMALLER_BATCH} take less, and {_LESS_MEMORY}"
-    if isinstance(error, MemoryError):
+    is_torchs = isinstance(error, (RuntimeError, ImportError))
+    if isinstance(error, MemoryError) or (is_torchs and re.search(_NO_MEMORY, text)):
         return f"out of memory; {_SMALLER_BATCH} take less, and {_LESS_MEMORY}; {_RESUMES}"
     return ""
 

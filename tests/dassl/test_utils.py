@@ -140,8 +140,9 @@ def system_error(number: int, *names: str) -> OSError:
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors"), "CUDA error: out of mem"),
         (
             RuntimeError("[enforce fail at x.cpp:1] . can't allocate memory: you tried 8 bytes."),
-            "out of memory: can't allocate memory: you tried 8 bytes",
+            "out of memory; smaller batches (",
         ),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "out of mem"),
     ],
 )
 def test_what_the_machine_refuses_is_one_line(error, line):
