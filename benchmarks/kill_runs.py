@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -123,6 +124,7 @@ class Operations:
 
 def curves(folder: Path) -> dict[str, dict[int, float]]:
     """Read TensorBoard's points: value by tag and step."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each cut
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {
         tag: {point.step: point.value for point in events.Scalars(tag)}
