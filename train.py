@@ -164,6 +164,8 @@ def process_state() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C, and restore afterward what a run changes in the process."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        # Who stops a whole job tells the loader's processes, too. That they end is no error then.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise KeyboardInterrupt
 
     stdout = sys.stdout
@@ -184,10 +186,10 @@ def process_state() -> Iterator[None]:
 
 def report(message: str) -> None:
     """Write one line to stderr and to the log file, if they can be written."""
-    from dassl.utils.logger import log_only
-
-    with suppress(UserError):
-        log_only(message)
+    logger: Any = sys.modules.get("dassl.utils.logger")  # an interrupted import is not repeated
+    if logger is not None:
+        with suppress(UserError):
+            logger.log_only(message)
     with suppress(OSError):
         print(message, file=sys.stderr)
 

@@ -82,7 +82,7 @@ _SYSTEM = {
     if hasattr(errno, name)
 }
 # what torch, its libraries and the loader of these say when they get no memory
-_NO_MEMORY = "can't allocate memory|can't start new thread|could not create a primitive|failed to map segment"
+_NO_MEMORY = "can't allocate memory|can't start new thread|create a primitive|failed to map segment"
 _LESS_MEMORY = "fewer DATALOADER.NUM_WORKERS or a smaller DATALOADER.CACHE_MB take less"
 _SMALLER_BATCH = "smaller batches (DATALOADER.TRAIN_X.BATCH_SIZE, DATALOADER.TEST.BATCH_SIZE)"
 _MORE_FILES = "raise the limit (ulimit -n), or use fewer DATALOADER.NUM_WORKERS"
