@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,8 +107,8 @@ class Operations:
             self.happens(lambda: write(file, memoryview(data).cast("B")[:half]))
             return write(file, data)
 
-        vars(os)["fsync"] = counted_fsync
-        type.__setattr__(tools._Target, "write", counted_write)
+        mock.patch.object(os, "fsync", counted_fsync).start()
+        mock.patch.object(tools._Target, "write", counted_write).start()
         sys.addaudithook(self.hook)
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -300,6 +300,35 @@ def test_sigterm_ends_the_process_with_130(root, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+def test_sigterm_to_all_processes_of_a_run_is_one_line(root, tmp_path):
+    code = (
+        "import os, signal, sys, train\n"
+        "from tests.dassl import toys\n"
+        "def terminate(self, batch): os.killpg(0, signal.SIGTERM)\n"
+        "toys.ToyTrainer.forward_backward = terminate\n"
+        "sys.exit(train.command())\n"
+    )
+    arguments = toys.cli(root, tmp_path / "run", "DATALOADER.NUM_WORKERS", "2")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    line = "interrupted; the same command resumes from the last saved epoch\n"
+    assert (done.returncode, done.stderr) == (130, line)
+
+
+def test_an_interrupted_import_is_not_repeated_to_report_it(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "dassl.utils.logger")
+    train.report("interrupted")
+    assert capsys.readouterr().err == "interrupted\n"
+    assert "dassl.utils.logger" not in sys.modules
+
+
 def test_a_second_process_can_be_silent(root, tmp_path):
     code = (
         "import logging, sys, train\n"
