@@ -225,8 +225,11 @@ def command() -> int:
     code = main()
     try:
         sys.stdout.flush()
-    except OSError:  # has been reported; Python's own attempt at the exit must not fail, too
+    except OSError as error:
+        # Python's own attempt at the exit must not fail, too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code == 0:  # as after --help
+            report(f"error: cannot write the standard output: {error.strerror}")
         return code or 2
     return code
 
