@@ -195,26 +195,26 @@ class Trials:
         self.killed(end(start(self.command, folder, Operations(number).watch)), folder)
         self.finish(folder, lambda: setattr(resume, "SAVE_INTERVAL", 0.0))
 
-    def at_moments(self, moments: Sequence[float], folder: Path) -> None:
-        """Kill the run in one folder at each of these moments (s), then finish and compare."""
-        for moment in moments:
-            self.forget_samples()
-            pid = start(self.command, folder, lambda: None)
-            time.sleep(moment)
-            os.kill(pid, signal.SIGKILL)
-            self.killed(end(pid), folder)
-        self.finish(folder, lambda: None)
+    def at_moment(self, moment: float, folder: Path) -> bool:
+        """Kill the run in a folder after so many seconds; return whether it was still running."""
+        self.forget_samples()
+        pid = start(self.command, folder, lambda: None)
+        time.sleep(moment)
+        os.kill(pid, signal.SIGKILL)
+        return self.killed(end(pid), folder)
 
-    def killed(self, code: int, folder: Path) -> None:
+    def killed(self, code: int, folder: Path) -> bool:
         self.kills += code == -signal.SIGKILL
         if code not in (-signal.SIGKILL, 0):
             self.fail(f"{folder.name}: exit code {code} instead of a kill")
+        return code == -signal.SIGKILL
 
     def fail(self, what: str) -> None:
         self.different += 1
         self.failures.append(what)
 
-    def finish(self, folder: Path, prepare: Callable[[], Any]) -> None:
+    def finish(self, folder: Path, prepare: Callable[[], Any] = lambda: None) -> None:
+        """Give the command again, undisturbed, and compare what the run leaves."""
         code = end(start(self.command, folder, prepare))
         if code != 0:
             self.fail(f"{folder.name}: exit code {code} of the resumed run")
@@ -241,7 +241,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     args = parser.parse_args()
     torch.set_num_threads(1)  # as other processes have: sums depend on the number
-    random.seed(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         trials = Trials(Path(folder))
         print(
@@ -251,11 +250,17 @@ def main() -> int:
         for number in range(1, trials.operations + 1):
             trials.at_operation(number)
         print(trials.line("at each file operation"), flush=True)
-        moments = [random.uniform(0, trials.duration) for _ in range(args.moments)]
-        for number, moment in enumerate(moments):
-            trials.at_moments([moment], Path(folder) / f"moment-{number}")
+        draw = random.Random(args.seed).uniform
+        for number in range(args.moments):
+            place = Path(folder) / f"moment-{number}"
+            while not trials.at_moment(draw(0, trials.duration), place):
+                shutil.rmtree(place)  # the run was over before
+            trials.finish(place)
         print(trials.line("at a random moment of a run"), flush=True)
-        trials.at_moments(moments, Path(folder) / "moments")
+        place = Path(folder) / "moments"
+        for _ in range(args.moments):
+            trials.at_moment(draw(0, trials.duration), place)
+        trials.finish(place)
         print(trials.line("at random moments of one run, one after the other"), flush=True)
     print(*trials.failures, sep="\n")
     return 1 if trials.failures else 0

@@ -478,7 +478,8 @@ def test_a_run_killed_at_file_operations_ends_the_same(tmp_path):
     assert trials.operations > 50
     for number in range(10, trials.operations, trials.operations // 5):
         trials.at_operation(number)
-    trials.at_moments([trials.duration / 2], tmp_path / "moment")
+    trials.at_moment(trials.duration / 2, tmp_path / "moment")
+    trials.finish(tmp_path / "moment")
     assert trials.kills >= 5 and trials.failures == []
 
 
