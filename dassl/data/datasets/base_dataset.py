@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from yacs.config import CfgNode
 
 from dassl.compat import PublicDatasetMethods
-from dassl.errors import UserError, check_choice
+from dassl.errors import UserError, check_choice, escaped
 from dassl.utils.logger import log
 from dassl.utils.tools import check_isfile, read_json, write_json
 
@@ -251,7 +251,7 @@ class DatasetBase(PublicDatasetMethods):
                 sample.extend(random.choices(items, k=num_shots))
             else:
                 sample.extend(items)
-                small.append(f"{items[0].classname} ({len(items)})")
+                small.append(escaped(f"{items[0].classname} ({len(items)})"))
         if small:
             log.info(f"Classes with fewer than {num_shots} {kind}, all used: {', '.join(small)}")
         return sample
