@@ -483,6 +483,20 @@ def test_a_run_killed_at_file_operations_ends_the_same(tmp_path):
     assert trials.kills >= 5 and trials.failures == []
 
 
+@pytest.mark.parametrize("name", ["logits.npz", "cmat.pt", "toy_net"])
+def test_what_is_in_the_way_of_a_run_is_found_before_training(root, tmp_path, capsys, name):
+    output = tmp_path / "run"
+    output.mkdir()
+    if name == "toy_net":
+        (output / name).touch()
+    else:
+        (output / name).mkdir()
+    assert run(root, output, "TEST.SAVE_LOGITS", "True", "TEST.COMPUTE_CMAT", "True") == 2
+    assert error_of(capsys).startswith(f"error: cannot write '{output / name}': ")
+    assert sorted(os.listdir(output)) == sorted([name, "log.txt"])
+    assert "batch [" not in (output / "log.txt").read_text()
+
+
 def test_what_is_typed_reaches_the_terminal_escaped(capsys):
     assert train.main(["--se\x1b[31m\n"]) == 2
     assert capsys.readouterr().err.endswith("unrecognized arguments: --se\\x1b[31m\\n\n")
