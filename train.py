@@ -7,8 +7,8 @@
 Settings come from the dataset's file, then the method's, then the options, then the KEY VALUE
 pairs at the end; the later wins. The same command resumes a run that was stopped.
 
-Exit codes: 0 done, 2 bad input or an output folder that another process uses (one line on stderr
-says what), 130 interrupted.
+Exit codes: 0 done, 2 bad input, an output folder that another process uses, or a disk, memory or
+process that failed (one line on stderr says what), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from dassl.errors import UserError
+from dassl.errors import UserError, escaped, machine_fault
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # it quotes what the user typed as it is
+        super().error(escaped(message))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train or evaluate a prompt-learning method on a dataset.",
         epilog="The same command resumes a run that was stopped.",
     )
@@ -185,6 +190,8 @@ def process_state() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C, and restore afterward what a run changes in the process."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        # Who stops a whole job tells the loader's processes, too. That they end is no error then.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise KeyboardInterrupt
 
     stdout = sys.stdout
@@ -204,11 +211,13 @@ def process_state() -> Iterator[None]:
 
 
 def report(message: str) -> None:
-    """Write one line to stderr and to the log file, if that is open."""
-    from dassl.utils.logger import log_only
-
-    log_only(message)
-    print(message, file=sys.stderr)
+    """Write one line to stderr and to the log file, if they can be written."""
+    logger: Any = sys.modules.get("dassl.utils.logger")  # an interrupted import is not repeated
+    if logger is not None:
+        with suppress(UserError):
+            logger.log_only(message)
+    with suppress(OSError):
+        print(message, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -221,14 +230,35 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as held, process_state():
         try:
             run(args, held)
-        except UserError as error:
-            report(f"error: {error}")
-            return 2
+            sys.stdout.flush()  # a full disk or a closed pipe shows only now
         except KeyboardInterrupt:
             report("interrupted; the same command resumes from the last saved epoch")
             return 130
+        except Exception as error:
+            reason = str(error) if isinstance(error, UserError) else machine_fault(error)
+            if not reason:
+                raise
+            report(f"error: {reason}")
+            return 2
     return 0
 
 
+def command() -> int:
+    """Run the process's command line; return the exit code."""
+    for name in ("stdout", "stderr"):  # a closed one's number would go to the next file opened
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+    code = main()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python's own attempt at the exit must not fail, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if code == 0:  # as after --help
+            report(f"error: cannot write the standard output: {error.strerror}")
+        return code or 2
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

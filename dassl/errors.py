@@ -1,11 +1,28 @@
-"""The one exception that means "the user gave bad input"."""
+"""The one exception that means "the user gave bad input", and what the machine refuses."""
 
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+# What a terminal acts on or cannot show: control characters, marks that change the direction of
+# text, line separators, and the halves of characters as which Python has bytes that are no UTF-8.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """Write what must not reach a terminal as "\\x1b" or "\\u202e"; characters ``kept`` stay."""
+
+    def code(match: re.Match[str]) -> str:
+        return match[0] if match[0] in kept else match[0].encode("unicode_escape").decode()
+
+    return _UNPRINTABLE.sub(code, text)
 
 
 def is_control(character: str) -> bool:
@@ -31,13 +48,13 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        line = str(message).strip()
+        text = str(message).strip()
         # A DataLoader worker re-raises an error with its whole traceback as the message; the last
         # line of that text is "dassl.errors.UserError: <our line>", and only that is for the user.
-        if line.startswith("Caught "):
-            line = line.rsplit("\n", 1)[-1]
-        line = "".join(repr(c)[1:-1] if is_control(c) else c for c in line)
-        super().__init__(re.sub(r"^dassl\.[\w.]*Error: ", "", line))
+        caught = re.match(r"Caught (\w+) in [^\n]+\.\nOriginal ", text)
+        if caught:
+            text = re.sub(rf"^[\w.]*{caught[1]}: ", "", text.rsplit("\n", 1)[-1])
+        super().__init__(escaped(text))
 
 
 class UnknownNameError(UserError, KeyError):
@@ -53,6 +70,64 @@ class LogitsError(UserError, FloatingPointError):
 
 class LossError(UserError, FloatingPointError):
     """A loss that is infinite or not a number."""
+
+
+@contextmanager
+def writing(place: str) -> Iterator[None]:
+    """Turn the system's errors into "cannot write 'run/log.txt': No space left on device".
+
+    Args:
+        place: what is written, as the message is to name it.
+
+    Raises:
+        UserError: the block raised an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {place}: {error.strerror or error}") from error
+
+
+# Errors by which the system says that it lacks something or refuses it.
+_SYSTEM = {
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "ESTALE", "ETIMEDOUT"),
+        *("EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "ENOTCONN", "ENODEV", "ENXIO", "EPIPE"),
+    )
+    if hasattr(errno, name)
+}
+# what torch, its libraries and the loader of these say when they get no memory
+_NO_MEMORY = "can't allocate memory|can't start new thread|create a primitive|failed to map segment"
+_LESS_MEMORY = "fewer DATALOADER.NUM_WORKERS or a smaller DATALOADER.CACHE_MB take less"
+_SMALLER_BATCH = "smaller batches (DATALOADER.TRAIN_X.BATCH_SIZE, DATALOADER.TEST.BATCH_SIZE)"
+_MORE_FILES = "raise the limit (ulimit -n), or use fewer DATALOADER.NUM_WORKERS"
+_RESUMES = "the same command resumes"
+
+
+def machine_fault(error: BaseException) -> str:
+    """Say in one line what the machine lacks or refuses; "" where the error is something else.
+
+    An error that a DataLoader worker re-raises has only its text to be recognized by, and so have
+    torch's.
+    """
+    text = str(error).strip()
+    found = re.search(r"\[Errno (\d+)\] ([^\n]+)", text)
+    if isinstance(error, OSError) and found and int(found[1]) in _SYSTEM:
+        is_limit = int(found[1]) in (errno.EMFILE, errno.ENFILE)
+        return escaped(found[2]) + (f"; {_MORE_FILES}; {_RESUMES}" if is_limit else "")
+    if isinstance(error, RuntimeError):
+        if killed := re.search(r"DataLoader worker \(pid[^\n]*", text):
+            return f"{killed[0].strip().rstrip('.')}; is memory short? {_LESS_MEMORY}; {_RESUMES}"
+        if re.search(r"Too many open files|items of ancdata", text):
+            return f"too many open files; {_MORE_FILES}; {_RESUMES}"
+        gpu = r"CUDA out of memory[^\n]*?(?= GPU|\n|$)|CUDA error: out of memory|\w+_ALLOC_FAILED"
+        if full := re.search(gpu, text):
+            return f"{full[0].rstrip('.')}; {_SMALLER_BATCH} take less; {_RESUMES}"
+    is_torchs = isinstance(error, (RuntimeError, ImportError))
+    if isinstance(error, MemoryError) or (is_torchs and re.search(_NO_MEMORY, text)):
+        return f"out of memory; {_SMALLER_BATCH} take less, and {_LESS_MEMORY}; {_RESUMES}"
+    return ""
 
 
 def suggestion(name: str, allowed: Iterable[str]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -297,6 +300,35 @@ def test_sigterm_ends_the_process_with_130(root, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+def test_sigterm_to_all_processes_of_a_run_is_one_line(root, tmp_path):
+    code = (
+        "import os, signal, sys, train\n"
+        "from tests.dassl import toys\n"
+        "def terminate(self, batch): os.killpg(0, signal.SIGTERM)\n"
+        "toys.ToyTrainer.forward_backward = terminate\n"
+        "sys.exit(train.command())\n"
+    )
+    arguments = toys.cli(root, tmp_path / "run", "DATALOADER.NUM_WORKERS", "2")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    line = "interrupted; the same command resumes from the last saved epoch\n"
+    assert (done.returncode, done.stderr) == (130, line)
+
+
+def test_an_interrupted_import_is_not_repeated_to_report_it(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "dassl.utils.logger")
+    train.report("interrupted")
+    assert capsys.readouterr().err == "interrupted\n"
+    assert "dassl.utils.logger" not in sys.modules
+
+
 def test_a_second_process_can_be_silent(root, tmp_path):
     code = (
         "import logging, sys, train\n"
@@ -317,6 +349,158 @@ def test_a_second_process_can_be_silent(root, tmp_path):
     assert done.stdout == line
     assert (tmp_path / "run" / "log.txt").read_text() == line
     assert (tmp_path / "run" / "results.json").exists()
+
+
+# Faults of the machine ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+def test_a_killed_worker_is_one_line_and_the_run_resumes(
+    root, finished, tmp_path, monkeypatch, capsys
+):
+    def kill(self, batch):
+        if self.epoch == 1:
+            (child, *_) = multiprocessing.active_children()
+            child.kill()
+            child.join()
+        return step(self, batch)
+
+    step = toys.ToyTrainer.forward_backward
+    monkeypatch.setattr(toys.ToyTrainer, "forward_backward", kill)
+    options = ("DATALOADER.NUM_WORKERS", "2")
+    assert run(root, tmp_path / "run", *options) == 2
+    line = error_of(capsys)
+    assert (
+        line.startswith("error: DataLoader worker (pid") and "is memory short? fewer DATAL" in line
+    )
+    monkeypatch.setattr(toys.ToyTrainer, "forward_backward", step)
+    assert run(root, tmp_path / "run", *options) == 0
+    assert "1 epochs are done" in capsys.readouterr().out
+    assert_same_weights(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "a"), "Too many open files: 'a'; raise the"),
+        (MemoryError("8 GiB"), "out of memory; smaller batches ("),
+        (torch.OutOfMemoryError("CUDA out of memory."), "CUDA out of memory; smaller batches ("),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(root, tmp_path, monkeypatch, capsys, error, line):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(toys.ToyTrainer, "build_model", fail)
+    assert run(root, tmp_path / "run") == 2
+    assert error_of(capsys).startswith(f"error: {line}")
+    assert f"\nerror: {line}" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_an_error_of_ours_keeps_its_traceback(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(toys.ToyTrainer, "build_model", lambda self: open(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError):
+        run(root, tmp_path / "run")
+
+
+WRITTEN = (
+    *("config.yaml", "events.out", "resume.pth.tar", "model.pth.tar-2", "checkpoint"),
+    *("model-best.pth.tar", "model.pth.tar-3", "cmat.pt", "logits.npz", "predictions.npz"),
+    "results.json",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITTEN)
+def test_without_space_for_a_file_the_run_stops_and_resumes(
+    root, tmp_path, monkeypatch, capsys, name
+):
+    options = ("TEST.FINAL_MODEL", "best_val", "TRAIN.CHECKPOINT_FREQ", "1")
+    options = (*options, "TEST.SAVE_LOGITS", "True", "TEST.COMPUTE_CMAT", "True")
+    assert run(root, tmp_path / "whole", *options) == 0
+
+    def fail_for(function, is_it):
+        def full(*args, **kwargs):
+            if is_it(*args, **kwargs):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return function(*args, **kwargs)
+
+        return full
+
+    def is_temporary(dir=None, prefix="", **others):
+        return prefix == f".{name}.tmp-"
+
+    def is_event(path, mode="r", *args, **others):
+        return Path(str(path)).name.startswith(name) and "w" in mode
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "mkstemp", fail_for(tempfile.mkstemp, is_temporary))
+        patch.setattr("dassl.engine.curves.open", fail_for(open, is_event), raising=False)
+        assert run(root, tmp_path / "parts", *options) == 2
+    line = error_of(capsys)
+    assert line.startswith(f"error: cannot write '{tmp_path}/parts/") and name in line
+    assert line.endswith("': No space left on device")
+    assert not (tmp_path / "parts" / "results.json").exists()
+    assert run(root, tmp_path / "parts", *options) == 0
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+    for file in ("predictions.npz", "logits.npz", "cmat.pt", "toy_net/model-best.pth.tar"):
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_or_closed_console_is_one_line(root, tmp_path):
+    code = "import sys, train; from tests.dassl import toys; sys.argv[0] = 'train.py'\n"
+    code += "sys.exit(train.command())\n"
+    command = [sys.executable, "-c", code, *toys.cli(root, tmp_path / "run")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=REPOSITORY, stdout=full, stderr=subprocess.PIPE)
+    line = b"error: cannot write the standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, line)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (
+        2,
+        line.replace(b"No space left on device", b"Broken pipe"),
+    )
+    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *command], cwd=REPOSITORY)
+    assert done.returncode == 0 and (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
+def test_a_run_killed_at_file_operations_ends_the_same(tmp_path):
+    from benchmarks import kill_runs
+
+    trials = kill_runs.Trials(tmp_path)
+    assert trials.operations > 50
+    for number in range(10, trials.operations, trials.operations // 5):
+        trials.at_operation(number)
+    trials.at_moment(trials.duration / 2, tmp_path / "moment")
+    trials.finish(tmp_path / "moment")
+    assert trials.kills >= 5 and trials.failures == []
+
+
+@pytest.mark.parametrize("name", ["logits.npz", "cmat.pt", "toy_net"])
+def test_what_is_in_the_way_of_a_run_is_found_before_training(root, tmp_path, capsys, name):
+    output = tmp_path / "run"
+    output.mkdir()
+    if name == "toy_net":
+        (output / name).touch()
+    else:
+        (output / name).mkdir()
+    assert run(root, output, "TEST.SAVE_LOGITS", "True", "TEST.COMPUTE_CMAT", "True") == 2
+    assert error_of(capsys).startswith(f"error: cannot write '{output / name}': ")
+    assert set(os.listdir(output)) <= {name, "log.txt"}
+
+
+def test_what_is_typed_reaches_the_terminal_escaped(capsys):
+    assert train.main(["--se\x1b[31m\n"]) == 2
+    assert capsys.readouterr().err.endswith("unrecognized arguments: --se\\x1b[31m\\n\n")
+    assert train.main(["--seed", "\x1b[31m"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 # One process in a folder -------------------------------------------------------------------------

@@ -269,6 +269,7 @@ class AttentionRecorder(Recorder):
     """
 
     trainers = ("HISF",)
+    file = ATTENTION_FILE
 
     @classmethod
     def check(cls, cfg: Any) -> None:
@@ -287,7 +288,7 @@ class AttentionRecorder(Recorder):
             for tower, layers in weights.items()
             for layer, values in layers.items()
         }
-        path = osp.join(self.trainer.output_dir, ATTENTION_FILE)
+        path = osp.join(self.trainer.output_dir, self.file)
         with atomic_write(path, "wb") as file:
             np.savez_compressed(file, class_names=np.array(method.class_names), **arrays)
         log.info(f"Attention is saved to {path}")

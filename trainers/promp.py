@@ -221,6 +221,7 @@ class EvolutionRecorder(Recorder):
     """
 
     trainers = ("ProMPT",)
+    file = EVOLUTION_FILE
 
     def __init__(self, trainer: Any):
         super().__init__(trainer)
@@ -235,7 +236,7 @@ class EvolutionRecorder(Recorder):
             self.lines.append(json.dumps(record, ensure_ascii=False) + "\n")
 
     def finish(self) -> None:
-        path = osp.join(self.trainer.output_dir, EVOLUTION_FILE)
+        path = osp.join(self.trainer.output_dir, self.file)
         with atomic_write(path) as file:
             file.writelines(self.lines)
         log.info(f"Evolution is saved to {path}")

@@ -234,27 +234,32 @@ def leave_out_broken(items: Sequence[Datum], cfg: CfgNode, folder: str) -> list[
     if len(items) > MAX_CHECKED_IMAGES:
         return list(items)
     paths = list(dict.fromkeys(item.impath for item in items))
-    complaints = _check_images(paths, cfg.INPUT.UPRIGHT, cfg.INPUT.MAX_PIXELS, folder)
-    if not complaints:
-        return list(items)
+    file = os.path.join(folder, CHECKED_FILE) if os.path.isdir(folder) else ""
+    sound, complaints = _check_images(paths, cfg.INPUT.UPRIGHT, cfg.INPUT.MAX_PIXELS, file)
     broken = list(complaints.values())
-    if on_error == "stop" or len(broken) == len(paths):
+    if broken and (on_error == "stop" or len(broken) == len(paths)):
         named = "; ".join(broken[:10]) + ("; ..." if len(broken) > 10 else "")
         raise UserError(
             f"{len(broken)} of {len(paths)} images cannot be read: {named}; remove them, or set "
             "DATALOADER.ON_ERROR skip to leave them out"
         )
-    log.info(f"Left out {len(broken)} of {len(paths)} images, which cannot be read:")
-    for text in broken:
-        log.info(f"  {text}")
+    if sound and file:
+        # Whole files replace one another: of several processes that write at once, the last one's
+        # stays, and what the others add is decoded again.
+        known = {**_read_checked(file), **sound}
+        with suppress(OSError, UserError):  # a read-only folder
+            write_json({os.path.relpath(path, folder): known[path] for path in known}, file)
+    if broken:
+        log.info(f"Left out {len(broken)} of {len(paths)} images, which cannot be read:")
+        for text in broken:
+            log.info(f"  {text}")
     return [item for item in items if item.impath not in complaints]
 
 
 def _check_images(
-    paths: Sequence[str], upright: bool, max_pixels: int, folder: str
-) -> dict[str, str]:
-    """Return what is wrong with the images that cannot be read, by path."""
-    file = os.path.join(folder, CHECKED_FILE) if os.path.isdir(folder) else ""
+    paths: Sequence[str], upright: bool, max_pixels: int, file: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return marks of the images that were decoded now, and what is wrong with others, by path."""
     _checked.update(_read_checked(file))
 
     def mark(path: str) -> str:
@@ -282,13 +287,7 @@ def _check_images(
         complaints = dict(zip(new, pool.map(complaint, new), strict=True))
     sound = {path: marks[path] for path in new if not complaints[path]}
     _checked.update(sound)
-    if sound and file:
-        # Whole files replace one another: of several processes that write at once, the last one's
-        # stays, and what the others add is decoded again.
-        known = {**_read_checked(file), **sound}
-        with suppress(OSError, UserError):  # a read-only folder
-            write_json({os.path.relpath(path, folder): known[path] for path in known}, file)
-    return {path: text for path, text in complaints.items() if text}
+    return sound, {path: text for path, text in complaints.items() if text}
 
 
 def _read_checked(file: str) -> dict[str, str]:

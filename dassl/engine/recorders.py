@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from dassl.engine.run_folder import remove_if_there
 from dassl.errors import UserError, check_choice
 from dassl.evaluation.predictions import PREDICTIONS_FILE, pack_logits, write_predictions
 from dassl.utils.logger import log
+from dassl.utils.places import check_files, remove_if_there
 from dassl.utils.registry import Registry
 from dassl.utils.tools import atomic_write
 
@@ -38,9 +38,11 @@ class Recorder:
 
     Attributes:
         trainers: names of the trainers that it is for; empty: all.
+        file: name of the file that it writes in the run's folder; "" where that is not known.
     """
 
     trainers: tuple[str, ...] = ()
+    file: str = ""
 
     @classmethod
     def check(cls, cfg: CfgNode) -> None:
@@ -72,7 +74,8 @@ def chosen_recorders(cfg: CfgNode, trainer: type) -> list[type[Recorder]]:
         trainer: class of the trainer; recorders of its base classes are for it, too.
 
     Raises:
-        UserError: a name is unknown, or its recorder is not for this trainer or these settings.
+        UserError: a name is unknown, or its recorder is not for this trainer or these settings,
+            or cannot write its file.
     """
     for name in cfg.TEST.RECORD:
         check_choice("TEST.RECORD", name, RECORDER_REGISTRY.registered_names())
@@ -90,6 +93,7 @@ def chosen_recorders(cfg: CfgNode, trainer: type) -> list[type[Recorder]]:
                 f"it is for {', '.join(able) or 'no trainer here'}"
             )
         recorder.check(cfg)
+        check_files(cfg.OUTPUT_DIR, filter(None, [recorder.file]))
         chosen.append(recorder)
     return chosen
 
@@ -97,6 +101,8 @@ def chosen_recorders(cfg: CfgNode, trainer: type) -> list[type[Recorder]]:
 @RECORDER_REGISTRY.register("logits")
 class LogitsRecorder(Recorder):
     """Writes logits.npz: logits (n, classes), labels (n) and impaths (n)."""
+
+    file = "logits.npz"
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(trainer)
@@ -110,7 +116,7 @@ class LogitsRecorder(Recorder):
         self.paths.extend(batch["impath"])
 
     def finish(self) -> None:
-        path = os.path.join(self.trainer.output_dir, "logits.npz")
+        path = os.path.join(self.trainer.output_dir, self.file)
         with atomic_write(path, "wb") as file:
             np.savez_compressed(
                 file,
@@ -128,6 +134,8 @@ class PredictionsRecorder(Recorder):
     Where batches or outputs are not those of a classifier, as in somebody's own trainer, it
     writes nothing.
     """
+
+    file = PREDICTIONS_FILE
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(trainer)

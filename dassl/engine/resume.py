@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from dassl.engine.checkpoints import check_classes, check_finite
-from dassl.engine.run_folder import RESUME_FILE, read_config, remove_if_there
-from dassl.engine.same_run import check_same_config, check_same_run
+from dassl.engine.run_folder import RESUME_FILE
+from dassl.engine.same_run import check_same_config, check_same_run, read_config
 from dassl.errors import UserError
+from dassl.utils.places import remove_if_there
 from dassl.utils.torchtools import load_checkpoint, save_torch_file
 
 # The file is written only when at least this many times as long has passed as writing it takes,

@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from dassl.config import read_yaml
 from dassl.errors import UserError
 from dassl.evaluation.predictions import PREDICTIONS_FILE
 from dassl.metrics import BUILT_IN
-from dassl.utils.logger import log
+from dassl.utils import places
+from dassl.utils.logger import LOG_FILE, log
 from dassl.utils.tools import atomic_write, mkdir_if_missing, package_versions, write_json
 
 try:
@@ -34,6 +34,7 @@ RESULTS_FILE = "results.json"
 RESUME_FILE = "resume.pth.tar"
 TENSORBOARD_FOLDER = "tensorboard"
 BEST_CHECKPOINT = "model-best.pth.tar"
+FILES = (LOG_FILE, CONFIG_FILE, RESULTS_FILE, RESUME_FILE, PREDICTIONS_FILE)
 
 ATTEMPT_INTERVAL_S = 0.1  # between two attempts to lock a folder
 _locks: set[int] = set()  # descriptors of the lock files that this process has open
@@ -43,6 +44,8 @@ _locks: set[int] = set()  # descriptors of the lock files that this process has 
 def locked(folder: str) -> Iterator[None]:
     """Make the folder, and keep every other process out of it until the block or the process ends.
 
+    What a killed process left half-written there is removed.
+
     The lock is the kernel's (``flock``) on the file .lock, which names process and host: it ends
     with this process, however that dies, even if processes forked from it live on. On NFS 4 it
     keeps out other machines, too, and of one that dies or is cut off the server drops it when the
@@ -51,7 +54,8 @@ def locked(folder: str) -> Iterator[None]:
     lock, and so does Windows, without the warning.
 
     Raises:
-        UserError: the folder cannot be written, or somebody (this process, too) holds it.
+        UserError: the folder or one of ``FILES`` cannot be written, or somebody (this process,
+            too) holds the folder.
     """
     if fcntl is None:
         yield
@@ -62,10 +66,12 @@ def locked(folder: str) -> Iterator[None]:
         descriptor = _take(folder, path)
     except OSError as error:
         raise UserError(
-            f"OUTPUT_DIR: expected a folder that can be written, got '{folder}' "
-            f"({error.strerror}: '{error.filename or path}')"
+            f"OUTPUT_DIR: expected a folder that can be written, got '{folder}': cannot write "
+            f"'{error.filename or path}': {error.strerror}"
         ) from error
     try:
+        places.remove_temporary_files(folder, LOCK_FILE)
+        places.check_files(folder, FILES)
         yield
     finally:
         if descriptor in _locks:  # a forked process no longer has it
@@ -83,7 +89,7 @@ def holder(folder: str) -> str | None:
     if fcntl is None:
         return None
     try:
-        descriptor = os.open(os.path.join(folder, LOCK_FILE), os.O_RDONLY)
+        descriptor = os.open(os.path.join(folder, LOCK_FILE), os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None
     _locks.add(descriptor)
@@ -107,7 +113,7 @@ def _take(folder: str, path: str) -> int:
     name = "another process"
     for attempt in range(5):
         time.sleep(ATTEMPT_INTERVAL_S if attempt else 0)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         _locks.add(descriptor)
         is_ours = False
         try:
@@ -179,43 +185,26 @@ def is_finished(folder: str, models: Iterable[str], max_epoch: int) -> bool:
     return bool(files) and not resumable and all(map(os.path.isfile, files))
 
 
-def begin(folder: str, config: dict[str, Any]) -> None:
-    """Make the folder ready for training: config.yaml is in it, and no results yet."""
+def begin(folder: str, config: dict[str, Any], models: Iterable[str]) -> None:
+    """Make the folder ready for training: config.yaml is in it, and no results yet.
+
+    Raises:
+        UserError: the folder or that of a model, by its name, cannot be written.
+    """
     mkdir_if_missing(folder)
-    remove_if_there(folder, RESULTS_FILE)  # it means that a run is finished
-    remove_if_there(folder, PREDICTIONS_FILE)
+    places.check_folders(folder, [TENSORBOARD_FOLDER, *models])
+    places.remove_if_there(folder, RESULTS_FILE)  # it means that a run is finished
+    places.remove_if_there(folder, PREDICTIONS_FILE)
     with atomic_write(os.path.join(folder, CONFIG_FILE)) as file:
         yaml.safe_dump(config, file)
 
 
-def read_config(folder: str) -> dict[str, Any] | None:
-    """Return the config of the run as nested plain dicts, None where the folder has none.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = os.path.join(folder, CONFIG_FILE)
-    if not os.path.isfile(path):
-        return None
-    config = read_yaml(path)
-    if not isinstance(config, dict) or not config:
-        raise UserError(f"config file '{path}': expected the config of a run, got something else")
-    return config
-
-
-def remove_if_there(folder: str, name: str) -> None:
-    """Remove a file of the run that may not be there."""
-    path = os.path.join(folder, name)
-    if os.path.exists(path):
-        os.unlink(path)
-
-
 def open_tensorboard(folder: str, purge_step: int | None) -> Any:
     """Open TensorBoard files to write to; points from ``purge_step`` on are dropped."""
-    from torch.utils.tensorboard import SummaryWriter
+    from dassl.engine.curves import CurveWriter
 
     log.info(f"Initialize tensorboard (log_dir={folder})")
-    return SummaryWriter(log_dir=folder, purge_step=purge_step)
+    return CurveWriter(log_dir=folder, purge_step=purge_step)
 
 
 def write_results(

@@ -6,14 +6,13 @@ import glob
 import os
 from typing import Any
 
-from dassl.config import first_difference
+from dassl.config import first_difference, read_yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine.run_folder import (
     CONFIG_FILE,
     RESULTS_FILE,
     RESUME_FILE,
     epoch_checkpoint,
-    read_config,
 )
 from dassl.errors import UserError
 from dassl.utils.tools import read_json
@@ -155,6 +154,21 @@ def _with_real_root(config: dict[str, Any]) -> dict[str, Any]:
         return config
     root = os.path.realpath(os.path.expanduser(section["ROOT"]))
     return {**config, "DATASET": {**section, "ROOT": root}}
+
+
+def read_config(folder: str) -> dict[str, Any] | None:
+    """Return the config of the run as nested plain dicts, None where the folder has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = os.path.join(folder, CONFIG_FILE)
+    if not os.path.isfile(path):
+        return None
+    config = read_yaml(path)
+    if not isinstance(config, dict) or not config:
+        raise UserError(f"config file '{path}': expected the config of a run, got something else")
+    return config
 
 
 def _settings_in(folder: str) -> dict[str, Any] | None:

@@ -294,7 +294,7 @@ class SimpleTrainer(TrainerBase):
         self.time_start = time.time()
         if self.start_epoch == self.max_epoch:
             return
-        run_folder.begin(self.output_dir, self._config)
+        run_folder.begin(self.output_dir, self._config, self._models)
         # an interrupted epoch has left points that this run draws again
         done = self.start_epoch * len(self.train_loader_x)
         folder = os.path.join(self.output_dir, run_folder.TENSORBOARD_FOLDER)

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from dassl.errors import LogitsError, UserError
+from dassl.errors import LogitsError, UserError, escaped
 from dassl.evaluation.build import EVALUATOR_REGISTRY
 from dassl.metrics import BUILT_IN, METRIC_REGISTRY
 from dassl.utils.logger import log
+from dassl.utils.places import check_files
 from dassl.utils.torchtools import save_torch_file
+
+CMAT_FILE = "cmat.pt"  # the confusion matrix
 
 
 class EvaluatorBase:
@@ -60,7 +63,7 @@ class Classification(EvaluatorBase):
         lab2cname: class name by label.
 
     Raises:
-        UserError: a metric is unknown.
+        UserError: a metric is unknown, or the confusion matrix cannot be written.
     """
 
     def __init__(
@@ -70,6 +73,8 @@ class Classification(EvaluatorBase):
         self._lab2cname = lab2cname or {}
         names = (*BUILT_IN, *cfg.TEST.METRICS)
         self._metrics = {name: METRIC_REGISTRY.get(name) for name in names}
+        if cfg.TEST.COMPUTE_CMAT:
+            check_files(cfg.OUTPUT_DIR, [CMAT_FILE])
         self.reset()
 
     def reset(self) -> None:
@@ -116,7 +121,7 @@ class Classification(EvaluatorBase):
                 class_total = int(of_class.sum())
                 class_correct = int((predicted[of_class] == label).sum())
                 log.info(
-                    f"* class: {label} ({self._name(label)})\ttotal: {class_total:,}\t"
+                    f"* class: {label} ({escaped(self._name(label))})\ttotal: {class_total:,}\t"
                     f"correct: {class_correct:,}\tacc: {100.0 * class_correct / class_total:.1f}%"
                 )
             results["perclass_accuracy"] = float(np.mean([*values["per_class_accuracy"].values()]))
@@ -125,7 +130,7 @@ class Classification(EvaluatorBase):
         if self.cfg.TEST.COMPUTE_CMAT:
             classes = range(logits.shape[1])  # those without test images, too: rows of zeros
             matrix = confusion_matrix(true, predicted, labels=classes, normalize="true")
-            path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
+            path = os.path.join(self.cfg.OUTPUT_DIR, CMAT_FILE)
             save_torch_file(torch.from_numpy(matrix), path)
             log.info(f"Confusion matrix is saved to {path}")
         for name in dict.fromkeys(self.cfg.TEST.METRICS):
@@ -158,7 +163,7 @@ class Classification(EvaluatorBase):
 def _shown(value: Any) -> str:
     """Write a metric's value for the log."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(number)}" for key, number in value.items())
+        return ", ".join(f"{escaped(key)} {_shown(number)}" for key, number in value.items())
     return "undefined" if value is None else f"{value:.4f}"
 
 

@@ -6,19 +6,41 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any, TextIO
 
-from dassl.errors import UserError
+from dassl.errors import UserError, escaped, writing
+
+LOG_FILE = "log.txt"
 
 
 class _StdoutHandler(logging.Handler):
     """Prints bare messages on what ``sys.stdout`` is at that moment: a log file may be open.
 
-    An error, such as a pipe that nobody reads anymore, is raised as ``print`` raises it.
+    Names of files and classes may hold what a terminal would act on; that is shown escaped.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stdout.write(self.format(record) + "\n")
+        line = escaped(self.format(record), kept="\n\t") + "\n"
+        if isinstance(sys.stdout, Logger):
+            sys.stdout.write(line)
+        else:
+            _write_console(sys.stdout, line)
+
+
+def _write_console(console: TextIO | None, text: str) -> None:
+    """Write what the console's encoding has, and the rest escaped.
+
+    Args:
+        console: None where the process was started without one.
+
+    Raises:
+        UserError: it is full, or nobody reads it anymore.
+    """
+    if console is not None:
+        encoding = getattr(console, "encoding", None) or "utf-8"
+        with writing("the standard output"):
+            console.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 #: The library's messages go through this logger; ``log.setLevel(logging.WARNING)`` silences it.
@@ -35,41 +57,49 @@ class Logger:
         path: the log file; its folder is made. None writes to the console only.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written. That is raised once: the file is then closed.
     """
 
     def __init__(self, path: str | None = None) -> None:
-        self.console: TextIO = sys.stdout
+        self.console: TextIO | None = sys.stdout
         self.file: TextIO | None = None
+        self.path = path
         if path is not None:
-            try:
+            with writing(f"'{path}'"):
                 os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-                self.file = open(path, "w", encoding="utf-8")
-            except OSError as error:
-                raise UserError(f"log file '{path}' cannot be written: {error.strerror}") from error
+                self.file = open(path, "w", encoding="utf-8", errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        self.console.write(text)
+        _write_console(self.console, text)
         self.write_file(text)
         return len(text)
 
     def write_file(self, text: str) -> None:
         """Write to the file alone. Whole lines reach the disk at once, for whoever watches."""
         if self.file is not None:
-            self.file.write(text)
-            if "\n" in text:
-                self.file.flush()
+            try:
+                with writing(f"'{self.path}'"):
+                    self.file.write(text)
+                    if "\n" in text:
+                        self.file.flush()
+            except UserError:
+                self.close()
+                raise
 
     def flush(self) -> None:
-        self.console.flush()
+        if self.console is not None:
+            with writing("the standard output"):
+                self.console.flush()
         if self.file is not None:
-            self.file.flush()
+            with writing(f"'{self.path}'"):
+                self.file.flush()
 
     def close(self) -> None:
         """Close the file; the console stays open, as it is not ours."""
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        file, self.file = self.file, None
+        if file is not None:
+            with suppress(OSError):  # what ``write`` or ``flush`` has already raised
+                file.close()
 
     def __enter__(self) -> Logger:
         return self
@@ -92,12 +122,12 @@ def setup_logger(output: str | None = None) -> None:
     """
     if output is None:
         return
-    path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
-    if os.path.exists(path):
+    path = output if output.endswith((".txt", ".log")) else os.path.join(output, LOG_FILE)
+    if os.path.lexists(path):
         path += time.strftime("-%Y-%m-%d-%H-%M-%S")
         number = 2
         stamped = path
-        while os.path.exists(path):
+        while os.path.lexists(path):
             path = f"{stamped}-{number}"
             number += 1
     sys.stdout = Logger(path)  # type: ignore[assignment]

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import io
 import json
 import math
 import os
 import platform
 import random
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from dassl.errors import UserError
+from dassl.errors import UserError, writing
 from dassl.json_file import read_json as read_json  # as in the public toolbox, also from here
+
+# Names of the files that ``atomic_write`` renames when they are complete. A killed process leaves
+# them.
+TEMPORARY_NAME = re.compile(r"\..+\.tmp-[a-z0-9_]{8}", re.DOTALL)
 
 
 def mkdir_if_missing(dirname: str) -> None:
@@ -43,32 +49,76 @@ def check_isfile(path: str) -> bool:
     return found
 
 
+class _Target(io.FileIO):
+    """A file that keeps the error of its first failed write, and then takes everything.
+
+    What ``torch.save`` and ``zipfile`` raise after a failed write does not tell its reason.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+
 @contextmanager
 def atomic_write(path: str, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file for writing that takes the name ``path`` when it is complete, never before.
 
-    An error inside the block leaves an older file at ``path`` unchanged.
+    An error inside the block leaves an older file at ``path`` unchanged. After the block the file
+    is on the disk, even if the power fails.
+
+    Args:
+        path: of the file; missing folders are made.
+        mode: "w" for text in UTF-8, "wb" for bytes.
+
+    Raises:
+        UserError: the file cannot be written; what the block itself raises is raised as it is.
     """
-    folder = os.path.dirname(os.path.abspath(path))
+    folder, name = os.path.split(os.path.abspath(path))
     mkdir_if_missing(folder)
-    encoding = None if "b" in mode else "utf-8"
+    place = f"'{path}'"
+    with writing(place):
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.tmp-")
     try:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror}") from error
-    try:
-        with os.fdopen(handle, mode, encoding=encoding) as file:
+        target = _Target(handle, "wb")
+        file: IO[Any] = io.BufferedWriter(target)
+        if "b" not in mode:
+            # half a character, as in a file name that is not UTF-8, is written as JSON has it
+            file = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace")
+        with file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with writing(place):
+                file.flush()
+                if target.error is not None:
+                    raise target.error
+                os.fsync(target.fileno())
         # mkstemp makes files that only the owner can read; give this one the usual permissions
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        with writing(place):
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """Have the names in a folder survive a power failure, where the system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(obj: Any, path: str) -> None:
@@ -77,14 +127,10 @@ def write_json(obj: Any, path: str) -> None:
     JSON has no numbers that are infinite or not a number: they become null.
 
     Raises:
-        UserError: it cannot be written, or a text in it is not Unicode.
+        UserError: it cannot be written.
     """
     with atomic_write(path) as file:
-        try:
-            json.dump(_null_for_not_finite(obj), file, indent=4, ensure_ascii=False)
-        except UnicodeEncodeError as error:
-            text = error.object[error.start : error.end]
-            raise UserError(f"cannot write '{path}': {text!r} is not Unicode text") from error
+        json.dump(_null_for_not_finite(obj), file, indent=4, ensure_ascii=False)
         file.write("\n")
 
 

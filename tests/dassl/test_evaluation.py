@@ -70,6 +70,22 @@ def test_per_class_lines_and_matrix(cfg, tmp_path, capsys):
     assert matrix.tolist() == [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
+def test_a_class_name_cannot_break_or_color_a_line(cfg, capsys):
+    cfg.TEST.PER_CLASS_RESULT = True
+    cfg.TEST.METRICS = ("per_class_accuracy",)
+    evaluate(cfg, [0, 1], [0, 1], {0: "a\nb", 1: "\x1b[31m"})
+    printed = capsys.readouterr().out
+    assert "* class: 0 (a\\nb)\t" in printed and "* class: 1 (\\x1b[31m)\t" in printed
+    assert "* per_class_accuracy: a\\nb 100.0000, \\x1b[31m 100.0000\n" in printed
+
+
+def test_what_is_no_file_where_the_matrix_goes_is_found_before_evaluation(cfg, tmp_path):
+    cfg.TEST.COMPUTE_CMAT = True
+    (tmp_path / "cmat.pt").mkdir()
+    with pytest.raises(UserError, match="cannot write '.*cmat.pt': Is a directory"):
+        build_evaluator(cfg)
+
+
 def test_the_matrix_has_a_row_for_each_class_with_or_without_images(cfg, tmp_path):
     cfg.TEST.COMPUTE_CMAT = True
     evaluate(cfg, [0, 0, 2], [0, 2, 2])

@@ -4,11 +4,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 
 import pytest
 
-from dassl.engine import run_folder
+from dassl.engine import run_folder, same_run
 from dassl.errors import UserError
 
 needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
@@ -29,14 +30,124 @@ def test_a_run_is_finished_when_all_models_are_there_and_nothing_to_resume(tmp_p
 
 def test_config_comes_back_and_results_go_when_training_begins(tmp_path):
     folder = tmp_path / "run"
-    assert run_folder.read_config(str(folder)) is None
+    assert same_run.read_config(str(folder)) is None
     config = {"OPTIM": {"LR": 0.1, "STEPSIZE": [1, 2]}, "SEED": 1, "DATASET": {"NAME": "é"}}
-    run_folder.begin(str(folder), config)
+    run_folder.begin(str(folder), config, [])
     (folder / run_folder.RESULTS_FILE).touch()
     (folder / "predictions.npz").touch()
-    run_folder.begin(str(folder), config)
-    assert run_folder.read_config(str(folder)) == config
+    run_folder.begin(str(folder), config, [])
+    assert same_run.read_config(str(folder)) == config
     assert [path.name for path in folder.iterdir()] == [run_folder.CONFIG_FILE]
+
+
+# Places -----------------------------------------------------------------------------------------
+
+
+def occupy(path, kind: str) -> None:
+    """Put something else than a file at a path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path.name if kind == "loop" else "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "dangling"])
+def test_what_is_no_file_where_a_run_writes_is_found_at_once(tmp_path, kind):
+    reason = "Is a directory" if kind == "folder" else "Not a regular file"
+    for name in ("log.txt", "config.yaml", "results.json", "resume.pth.tar", "predictions.npz"):
+        folder = tmp_path / name
+        occupy(folder / name, kind)
+        with pytest.raises(UserError) as error, run_folder.locked(str(folder)):
+            pass
+        assert str(error.value) == f"cannot write '{folder / name}': {reason}"
+        assert os.listdir(folder) == [name]
+    for name in ("checkpoint", "model.pth.tar-2", "model-best.pth.tar"):
+        path = tmp_path / "run" / name.replace(".", "_") / name
+        occupy(path, kind)
+        with pytest.raises(UserError) as error:
+            run_folder.begin(str(tmp_path / "run"), {}, [path.parent.name])
+        assert str(error.value) == f"cannot write '{path}': {reason}"
+    assert "config.yaml" not in os.listdir(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "model"])
+def test_what_is_no_folder_where_a_run_has_one_is_found_before_training(tmp_path, name):
+    for kind in ("file", "dangling", "loop"):
+        if kind == "file":
+            (tmp_path / name).touch()
+        else:
+            occupy(tmp_path / name, kind)
+        with pytest.raises(UserError) as error:
+            run_folder.begin(str(tmp_path), {}, ["model"])
+        assert str(error.value) == f"cannot write '{tmp_path / name}': Not a directory"
+        assert os.listdir(tmp_path) == [name]
+        (tmp_path / name).unlink()
+
+
+def test_temporary_files_of_a_killed_run_go_and_nothing_else(tmp_path):
+    left = [
+        ".results.json.original",
+        "a.tmp-12345678",
+        "model/.model.pth.tar-2.tmp-1234567",
+        "model/deeper/.a.tmp-12345678",
+        "other run/.lock",
+        "other run/.config.yaml.tmp-12345678",
+    ]
+    gone = [".resume.pth.tar.tmp-abcd_123", "model/.model.pth.tar-2.tmp-12345678"]
+    gone += ["model/.checkpoint.tmp-12345678", ".a\nb.npz.tmp-12345678"]
+    for name in [*left, *gone]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "linked").symlink_to("model/deeper")
+    with run_folder.locked(str(tmp_path)):
+        found = [path for path in tmp_path.rglob("*") if path.is_file()]
+        names = {str(path.relative_to(tmp_path)) for path in found}
+        assert names == {*left, run_folder.LOCK_FILE}
+
+
+# Curves -----------------------------------------------------------------------------------------
+
+
+def points(folder) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [(x.step, x.value) for x in EventAccumulator(str(folder)).Reload().Scalars("loss")]
+
+
+def test_curves_are_on_the_disk_at_once_and_cut_where_a_run_resumes(tmp_path):
+    writer = run_folder.open_tensorboard(str(tmp_path), None)
+    for step in range(3):
+        writer.add_scalar("loss", step / 2, step)
+        assert points(tmp_path)[-1] == (step, step / 2)
+    second = run_folder.open_tensorboard(str(tmp_path), 2)
+    second.add_scalar("loss", 4.0, 2)
+    writer.close()
+    second.close()
+    assert points(tmp_path) == [(0, 0.0), (1, 0.5), (2, 4.0)]
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_full_disk_ends_the_curves_with_one_line_and_no_thread(tmp_path):
+    resource = pytest.importorskip("resource")
+    threads = threading.active_count()
+    writer = run_folder.open_tensorboard(str(tmp_path), None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        with pytest.raises(UserError) as error:
+            for step in range(10):
+                writer.add_scalar("loss", 1.0, step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (name,) = os.listdir(tmp_path)
+    assert str(error.value) == f"cannot write '{tmp_path}/{name}': File too large"
+    assert threading.active_count() == threads
+    writer.add_scalar("loss", 1.0, 11)
+    writer.close()
+    assert [step for step, _ in points(tmp_path)] == list(range(len(points(tmp_path)))) != []
 
 
 # The lock ---------------------------------------------------------------------------------------
@@ -166,6 +277,40 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         with pytest.raises(UserError, match=expected), run_folder.locked(str(tmp_path / name)):
             pass
         assert run_folder.holder(str(tmp_path / name)) is None
+
+
+def test_a_read_only_folder_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # as nobody may not come here by the path
+    tmp_path.chmod(0o755)
+    os.mkdir("run")
+    os.chmod("run", 0o555)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        for folder, path in (("run", "run/.lock"), ("run/new", "run/new")):
+            with pytest.raises(UserError) as error, run_folder.locked(folder):
+                pass
+            assert str(error.value) == (
+                f"OUTPUT_DIR: expected a folder that can be written, got '{folder}': "
+                f"cannot write '{path}': Permission denied"
+            )
+            assert run_folder.holder(folder) is None
+    finally:
+        if is_root:
+            os.seteuid(0)
+    assert os.listdir("run") == []
+
+
+def test_a_pipe_or_a_link_is_no_lock(tmp_path):
+    os.mkfifo(tmp_path / run_folder.LOCK_FILE)
+    assert run_folder.holder(str(tmp_path)) is None  # and does not wait for a writer
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / run_folder.LOCK_FILE).symlink_to("elsewhere")
+    with pytest.raises(UserError, match=".lock': Too many levels"), run_folder.locked(str(other)):
+        pass
+    assert os.listdir(other) == [run_folder.LOCK_FILE]
 
 
 def test_without_locks_there_is_a_warning_and_no_lock(tmp_path, monkeypatch, capsys):

@@ -1,20 +1,27 @@
+import errno
+import io
 import json
 import math
 import os
 import random
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
+from dassl.errors import machine_fault
 from dassl.utils import (
     AverageMeter,
+    Logger,
     LossError,
     MetricMeter,
     Registry,
+    UnknownNameError,
     UserError,
     atomic_write,
     check_isfile,
@@ -36,6 +43,7 @@ from dassl.utils import (
     write_json,
 )
 from dassl.utils.descriptions import read_descriptions
+from dassl.utils.tools import TEMPORARY_NAME
 
 
 def test_registry_finds_and_suggests():
@@ -73,14 +81,91 @@ def test_nearest_without_anything_near():
     assert nearest("zzz", []) == "known: none"
 
 
+WORKER = (
+    "Caught {0} in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+    '  File "x.py", line 1, in y\n{1}\n'
+)
+
+
 def test_user_error_keeps_the_line_out_of_a_workers_traceback():
-    text = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback\n  File x\n"
-    assert str(UserError(text + "dassl.errors.UserError: image 'a' is bad\n")) == "image 'a' is bad"
+    text = WORKER.format("UserError", "dassl.errors.UserError: image 'a' is bad")
+    assert str(UserError(text)) == "image 'a' is bad"
+    text = WORKER.format("NetworkError", "some.package.NetworkError: nobody: is there")
+    assert str(UserError(text)) == "nobody: is there"
     # what is not a worker's is shown whole, and nothing reaches a terminal that it would obey
     assert str(UserError("a\nb\r\0\x1b[31m\udcff\u2028é '\n")) == (
         r"a\nb\r\x00\x1b[31m\udcff\u2028é '"
     )
     assert issubclass(LossError, UserError) and issubclass(LossError, FloatingPointError)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("two\nlines", "two\\nlines"),
+        ("\x1b[31mred\x1b]0;title\x07", "\\x1b[31mred\\x1b]0;title\\x07"),
+        ("\x9b31m\x7f\r\0", "\\x9b31m\\x7f\\r\\x00"),
+        ("gpj.\u202eexe\u2066\u200f\u2028", "gpj.\\u202eexe\\u2066\\u200f\\u2028"),
+        ("caf\udce9", "caf\\udce9"),
+        ("café 猫 C:\\new\\x1b", "café 猫 C:\\new\\x1b"),
+    ],
+)
+def test_a_name_cannot_break_or_color_an_error(name, shown):
+    for kind in (UserError, LossError, UnknownNameError):
+        error = kind(f"image '{name}' is bad")
+        assert str(error) == f"image '{shown}' is bad"
+        text = WORKER.format(kind.__name__, f"dassl.errors.{kind.__name__}: {error}")
+        assert str(kind(text)) == str(error)
+
+
+def system_error(number: int, *names: str) -> OSError:
+    return OSError(number, os.strerror(number), *names)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (system_error(errno.EMFILE, "a\x1b"), "Too many open files: 'a\\x1b'; raise the limit"),
+        (OSError(WORKER.format("OSError", "OSError: [Errno 24] Too many open files: 'a'")), "Too"),
+        (system_error(errno.ENOSPC), "No space left on device"),
+        (RuntimeError("Too many open files. Communication with"), "too many open files; raise"),
+        (RuntimeError("received 0 items of ancdata"), "too many open files; raise"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "DataLoader worker (pid 7) is killed by signal: Killed; is memory short? fewer "
+            "DATALOADER.NUM_WORKERS or a smaller DATALOADER.CACHE_MB take less; the same command",
+        ),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "DataLoader worker"),
+        (MemoryError(), "out of memory; smaller batches (DATALOADER.TRAIN_X.BATCH_SIZE, "),
+        (MemoryError(WORKER.format("MemoryError", "MemoryError")), "out of memory; smaller"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB. GPU 0 has a"),
+            "CUDA out of memory. Tried to allocate 2 MiB; smaller batches (",
+        ),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors"), "CUDA error: out of mem"),
+        (
+            RuntimeError("[enforce fail at x.cpp:1] . can't allocate memory: you tried 8 bytes."),
+            "out of memory; smaller batches (",
+        ),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "out of mem"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(error, line):
+    assert machine_fault(error).startswith(line) and "\n" not in machine_fault(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "a"),
+        OSError("text"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ValueError("[Errno 24] Too many open files"),
+        KeyError(),
+    ],
+)
+def test_any_other_error_is_not_the_machines(error):
+    assert machine_fault(error) == ""
 
 
 def test_meters():
@@ -139,6 +224,114 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path):
         file.flush()
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+WRITERS = {
+    "torch": ("wb", lambda file: torch.save({"x": torch.zeros(4000), "y": torch.ones(3)}, file)),
+    "numpy": ("wb", lambda file: np.savez_compressed(file, x=noise(9000), y=noise(3))),
+    "json": ("w", lambda file: json.dump(list(range(4000)), file)),
+    "yaml": ("w", lambda file: yaml.safe_dump(list(range(1000)), file)),
+    "copy": ("wb", lambda file: shutil.copyfileobj(io.BytesIO(bytes(9000)), file)),
+    "short": ("w", lambda file: file.write("x" * 2500)),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_one_line_whatever_writes(tmp_path, monkeypatch, name):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "file"
+    path.write_text("old")
+    mode, write = WRITERS[name]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(UserError) as error, atomic_write(str(path), mode) as file:
+            write(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value) == f"cannot write '{path}': File too large"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("operation", ["fsync", "chmod", "replace"])
+def test_a_disk_that_fails_is_one_line(tmp_path, monkeypatch, operation):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(*args):
+        raise system_error(errno.EIO)
+
+    monkeypatch.setattr(os, operation, fail)
+    with pytest.raises(UserError) as error, atomic_write(str(path)) as file:
+        file.write("new")
+    assert str(error.value) == f"cannot write '{path}': Input/output error"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_the_caller_reads_is_not_what_cannot_be_written(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(FileNotFoundError), atomic_write(str(path)) as file:
+        file.write(open(tmp_path / "none").read())
+    assert list(tmp_path.iterdir()) == []
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot write '.*file': Is a directory"):
+        write_json([1], str(path))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_a_character_is_written_as_json_has_it(tmp_path):
+    path = tmp_path / "file.json"
+    write_json({"caf\udce9": "é"}, str(path))
+    assert path.read_bytes() == b'{\n    "caf\\udce9": "\xc3\xa9"\n}\n'
+    assert read_json(str(path)) == {"caf\udce9": "é"}
+
+
+def test_temporary_files_have_names_that_nobody_else_gives(tmp_path):
+    with atomic_write(str(tmp_path / "a.json")):
+        (name,) = os.listdir(tmp_path)
+    assert TEMPORARY_NAME.fullmatch(name) and name.startswith(".a.json.tmp-")
+    for other in (".a.json.original", "a.json.tmp-12345678", ".tmp-12345678", ".a.tmp-1234567"):
+        assert not TEMPORARY_NAME.fullmatch(other)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_log_or_console_is_one_line_once(tmp_path, monkeypatch):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with Logger(str(tmp_path / "log.txt")) as logger:
+        monkeypatch.setattr(sys, "stdout", logger)
+        with pytest.raises(UserError) as error:
+            log.info("hello")
+        assert str(error.value) == f"cannot write '{tmp_path}/log.txt': No space left on device"
+        log_only("nobody hears this")
+        log.info("console only")
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(full, write_through=True))
+        with pytest.raises(UserError, match="cannot write the standard output: No space left on"):
+            log.info("hello")
+
+
+def test_a_console_gets_nothing_that_it_acts_on_or_cannot_show(tmp_path, monkeypatch):
+    for encoding, shown in (("ascii", "caf\\xe9"), ("utf-8", "café")):
+        binary = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(binary, encoding, write_through=True))
+        log.info("café\t\x1b[31m\u202e\udce9\nnext")
+        setup_logger(str(tmp_path / encoding))
+        print("é\udce9")  # from a public trainer
+        assert isinstance(sys.stdout, Logger)
+        sys.stdout.close()
+        first = f"{shown}\t\\x1b[31m\\u202e\\udce9\nnext\n"
+        assert binary.getvalue().decode(encoding) == first + shown[3:] + "\\udce9\n"
+        assert (tmp_path / encoding / "log.txt").read_text("utf-8") == "é\\udce9\n"
+
+
+def test_without_a_console_there_is_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    log.info("nobody hears this")
+    with Logger(str(tmp_path / "log.txt")) as logger:
+        monkeypatch.setattr(sys, "stdout", logger)
+        log.info("hello")
+        logger.flush()
+    assert (tmp_path / "log.txt").read_text() == "hello\n"
 
 
 def test_json_files(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import re
 import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -16,15 +15,11 @@ from yacs.config import CfgNode
 
 from dassl.compat import PublicDatasetMethods
 from dassl.data.shared_files import read_or_make
-from dassl.errors import UserError, check_choice
+from dassl.errors import UserError, check_choice, escaped, is_control
 from dassl.utils.logger import log
 from dassl.utils.tools import check_isfile, read_json
 
 SUBSETS = ("all", "base", "new")  # of the classes
-
-# What a terminal obeys or cannot show: control characters, ends of lines, halves of characters
-# (so Python reads names that are not UTF-8).
-_NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Datum:
@@ -282,7 +277,7 @@ class DatasetBase(PublicDatasetMethods):
                 sample.extend(random.choices(items, k=num_shots))
             else:
                 sample.extend(items)
-                small.append(f"{items[0].classname} ({len(items)})")
+                small.append(escaped(f"{items[0].classname} ({len(items)})"))
         if small:
             log.info(f"Classes with fewer than {num_shots} {kind}, all used: {', '.join(small)}")
         return sample
@@ -406,7 +401,7 @@ def check_text(text: str, what: str) -> None:
         text: the name or path.
         what: what it is, the beginning of the message.
     """
-    if _NOT_TEXT.search(text):
+    if any(map(is_control, text)):
         raise UserError(f"{what} {text!r}: its name has control characters or is not UTF-8")
 
 
