@@ -243,10 +243,11 @@ def leave_out_broken(items: Sequence[Datum], cfg: CfgNode, folder: str) -> list[
             f"{len(broken)} of {len(paths)} images cannot be read: {named}; remove them, or set "
             "DATALOADER.ON_ERROR skip to leave them out"
         )
-    if sound and file:
+    known = _read_checked(file)
+    if file and not sound.items() <= known.items():
         # Whole files replace one another: of several processes that write at once, the last one's
         # stays, and what the others add is decoded again.
-        known = {**_read_checked(file), **sound}
+        known |= sound
         with suppress(OSError, UserError):  # a read-only folder
             write_json({os.path.relpath(path, folder): known[path] for path in known}, file)
     if broken:
@@ -259,7 +260,7 @@ def leave_out_broken(items: Sequence[Datum], cfg: CfgNode, folder: str) -> list[
 def _check_images(
     paths: Sequence[str], upright: bool, max_pixels: int, file: str
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return marks of the images that were decoded now, and what is wrong with others, by path."""
+    """Return marks of the images that can be read, and what is wrong with the others, by path."""
     _checked.update(_read_checked(file))
 
     def mark(path: str) -> str:
@@ -285,9 +286,10 @@ def _check_images(
         if new:
             log.info(f"Decoding {len(new)} images, to see that they can be read")
         complaints = dict(zip(new, pool.map(complaint, new), strict=True))
-    sound = {path: marks[path] for path in new if not complaints[path]}
+    complaints = {path: text for path, text in complaints.items() if text}
+    sound = {path: marks[path] for path in paths if path not in complaints}
     _checked.update(sound)
-    return sound, {path: text for path, text in complaints.items() if text}
+    return sound, complaints
 
 
 def _read_checked(file: str) -> dict[str, str]:
