@@ -74,4 +74,4 @@ lock:
 	} > requirements-lock.new && mv requirements-lock.new requirements-lock.txt
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info build
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build

@@ -28,6 +28,7 @@ setup(
             "ruff>=0.14,<0.18",
             "mypy>=1.18,<3",
             "torchmetrics>=1.5,<2",
+            "hypothesis>=6.140,<7",
         ]
     },
 )
