@@ -17,6 +17,7 @@ import train
 import trainers
 from clip.clip import VIT_MINI
 from dassl.engine import resume
+from dassl.utils import convert_checkpoint
 from tests.dassl import toys
 
 assert datasets and trainers  # they register themselves
@@ -92,6 +93,7 @@ def world(photos, tmp_path_factory):
     """Make a finished and an interrupted run, and weights files."""
     folder = tmp_path_factory.mktemp("runs")
     assert train.main(toy(photos, folder / "finished")) == 0
+    assert train.main(method(photos, folder / "coop", "CoOp")) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resume, "SAVE_INTERVAL", 0.0)
         patch.setattr(toys.ToyTrainer, "stop_at", (3, 1))
@@ -122,13 +124,14 @@ def refused(arguments: list[str], damaged: Path, capsys, places: list[Path]) -> 
     assert code == 2, errors
     (line,) = errors.splitlines()
     assert line.startswith("error: ") and str(damaged) in line and line.isprintable(), line
-    assert len(line) < 1000 and "Traceback" not in printed
+    assert len(line) < 1000 and "Traceback" not in printed and "weights_only" not in line
     assert [snapshot(place) for place in places] == before
 
 
 def files_of(photos: Path, world: Path, output: Path) -> dict[str, tuple[Path, list[str]]]:
     """Return for each kind of file one that is there and a command that reads it."""
     finished, interrupted = world / "finished", world / "interrupted"
+    start = world / "coop" / "prompt_learner" / "model.pth.tar-1"
     evaluate = toy(photos, output, "--eval-only", "--model-dir", str(finished))
     hicropl = ("TRAINER.HICROPL.FROZEN_TEXT", "descriptions")
     texts = photos.parent / "texts.json"
@@ -161,6 +164,16 @@ def files_of(photos: Path, world: Path, output: Path) -> dict[str, tuple[Path, l
             world / "weights.safetensors",
             method(photos, output, "CoOp", "--backbone", str(world / "weights.safetensors")),
         ),
+        "teacher": (
+            world / "weights.pt",
+            method(
+                photos, output, "HiCroPL", "TRAINER.HICROPL.TEACHER_NAME", f"{world}/weights.pt"
+            ),
+        ),
+        "start": (
+            start,
+            method(photos, output, "CoOp", "MODEL.INIT_WEIGHTS", str(start)),
+        ),
         "descriptions": (
             texts,
             method(photos, output, "HiCroPL", *hicropl, "TRAINER.HICROPL.DESCRIPTIONS", str(texts)),
@@ -173,7 +186,7 @@ def without(damages: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 KINDS = {
-    **dict.fromkeys(("checkpoint", "resume file", "weights"), BINARIES),
+    **dict.fromkeys(("checkpoint", "resume file", "weights", "teacher", "start"), BINARIES),
     "safetensors": without(BINARIES, "middle"),  # the format has no checksums
     "picture": without(BINARIES, "last byte"),  # all of the picture is there
     **dict.fromkeys(("config file", "dataset config file"), without(TEXTS, "empty", "null")),
@@ -215,6 +228,16 @@ def test_a_folder_in_the_place_of_a_file_is_one_line_that_names_it(
 def test_the_whole_file_is_read(photos, world, tmp_path, kind):
     _, command = files_of(photos, world, tmp_path / "out")[kind]
     assert train.main(command) == 0
+
+
+@pytest.mark.parametrize("damage", BINARIES)
+def test_a_damaged_file_is_not_converted(world, tmp_path, capsys, damage):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(BINARIES[damage]((world / "finished/toy_net/model.pth.tar-3").read_bytes()))
+    assert convert_checkpoint.main([str(old), str(new)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(old) in line and "weights_only" not in line
+    assert not new.exists()
 
 
 def test_every_cut_of_a_run_s_config_is_noticed(photos, world, capsys):
