@@ -2,7 +2,8 @@
 
 Tensors are batch-first: (N, T, width), heads (N, heads, T, head width).  A block or transformer
 that is *called* takes OpenAI's layout (T, N, width) and computes what OpenAI's computes, for
-trainers that walk the blocks themselves; the towers here use ``ResidualAttentionBlock.run``.
+trainers that walk the blocks themselves; the towers here use ``ResidualAttentionBlock.run``, which
+calls no forward hooks of a block or of its attention.
 """
 
 from __future__ import annotations
