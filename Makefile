@@ -27,7 +27,7 @@ help:
 	@echo 'make install   make .venv and install into it (the other targets do so by themselves)'
 	@echo 'make demo      Shapes and Digits: HiCroPL, CoOp and ZeroshotCLIP in one table'
 	@echo 'make test      lint, then the tests except the slow ones; WORKERS=4 for 4 processes, not 2'
-	@echo 'make test-slow the slow tests: the methods that take longest to learn, end to end'
+	@echo 'make test-slow the slow tests: learning end to end, and all kinds of damaged files'
 	@echo 'make lint      ruff and mypy alone'
 	@echo 'make format    let ruff put the code in order'
 	@echo 'make lock      resolve requirements-lock.txt again (needs uv)'

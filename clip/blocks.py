@@ -2,7 +2,8 @@
 
 Tensors are batch-first: (N, T, width), heads (N, heads, T, head width).  A block or transformer
 that is *called* takes OpenAI's layout (T, N, width) and computes what OpenAI's computes, for
-trainers that walk the blocks themselves; the towers here use ``ResidualAttentionBlock.run``.
+trainers that walk the blocks themselves; the towers here use ``ResidualAttentionBlock.run``, which
+calls no forward hooks of a block or of its attention.
 """
 
 from __future__ import annotations
@@ -104,7 +105,11 @@ class Attention(nn.MultiheadAttention):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """The pre-norm transformer block."""
+    """The pre-norm transformer block.
+
+    Code written for OpenAI's block may put another module in the place of ``attn``: it is then
+    called as OpenAI's block calls it, with the block's own mask.
+    """
 
     def __init__(self, width: int, heads: int, quick_gelu: bool = True, causal: bool = False):
         super().__init__()
@@ -139,10 +144,17 @@ class ResidualAttentionBlock(nn.Module):
             (N, T, width), or (N, len(rows), width).
         """
         h = self.ln_1(x)
-        q, k, v = self.attn.project(h, rows, layer.qkv)
+        if isinstance(self.attn, Attention):
+            q, k, v = self.attn.project(h, rows, layer.qkv)
+            attended = self.attn.combine(attend(q, k, v), layer.out)
+        elif layer.qkv or layer.out:
+            raise ValueError(f"no adapters in an attention of type {type(self.attn).__name__}")
+        else:
+            attended = self.attention(h.transpose(0, 1)).transpose(0, 1)
+            attended = attended if rows is None else attended[:, rows]
         if rows is not None:
             x, h = x[:, rows], h[:, rows]
-        x = x + self.attn.combine(attend(q, k, v), layer.out)
+        x = x + attended
         g = self.ln_2(x)
         x = x + adapted(self.mlp(g), layer.mlp, g)
         return adapted(x, layer.block, h)

@@ -7,22 +7,48 @@ checkpoint loads by name.  The hook is ``layers``, an argument of each forward c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .blocks import LayerNorm, Transformer
+from .blocks import LayerNorm, QuickGELU, ResidualAttentionBlock, Transformer
 from .layer import Layer, Layers, as_layers
 from .text import hidden_at_ends
 from .tokens import PromptTokens
-from .vision import ModifiedResNet, VisionTransformer
+from .vision import AttentionPool2d, Bottleneck, ModifiedResNet, VisionTransformer
+
+# Code written for OpenAI's package imports all of these from here.
+__all__ = [
+    "CLIP",
+    "AttentionPool2d",
+    "Bottleneck",
+    "CLIPConfig",
+    "LayerNorm",
+    "ModifiedResNet",
+    "Preprocess",
+    "QuickGELU",
+    "ResidualAttentionBlock",
+    "Transformer",
+    "VisionTransformer",
+    "convert_weights",
+]
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 UNIT_TOLERANCE = 1e-5  # rounding of normalized vectors in fp32, with a margin
+
+
+def __getattr__(attribute: str) -> Any:
+    if attribute == "build_model":  # OpenAI's package has it in this module
+        from .clip import build_model
+
+        return build_model
+    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
 
 
 @dataclass(frozen=True)
@@ -63,14 +89,25 @@ class Preprocess:
     std: tuple[float, ...] = OPENAI_STD
     interpolation: str = "bicubic"
 
+    @property
+    def transforms(self) -> list[Callable[[Any], Any]]:
+        """The steps, of which code written for OpenAI's ``preprocess`` takes single ones."""
+        from torchvision import transforms
+
+        return [
+            transforms.Resize(self.size, transforms.InterpolationMode(self.interpolation)),
+            transforms.CenterCrop(self.size),
+            methodcaller("convert", "RGB"),
+            transforms.ToTensor(),
+            transforms.Normalize(self.mean, self.std),
+        ]
+
     def __call__(self, image: Image.Image) -> Tensor:
         """Resize the shorter side, cut out the middle and normalize: (3, size, size)."""
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as transforms
-
-        image = transforms.resize(image, [self.size], InterpolationMode(self.interpolation))
-        image = transforms.center_crop(image, [self.size]).convert("RGB")
-        return transforms.normalize(transforms.to_tensor(image), list(self.mean), list(self.std))
+        result: Any = image
+        for step in self.transforms:
+            result = step(result)
+        return result
 
 
 class CLIP(nn.Module):

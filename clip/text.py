@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .blocks import ResidualAttentionBlock, attend_behind, attend_to_earlier
+from .blocks import Attention, ResidualAttentionBlock, attend_behind, attend_to_earlier
 from .layer import Layer
 from .tokens import PromptTokens
 
@@ -117,6 +117,8 @@ class Sequences:
 
     def run(self, block: ResidualAttentionBlock, layer: Layer) -> None:
         """Run all sequences through one block."""
+        if self.prefix is not None and not isinstance(block.attn, Attention):
+            self.unshare(0)  # a foreign attention takes whole sequences
         shape = self.rest.shape[:2]
         rest = self.rest.flatten(0, 1)
         if self.prefix is None:

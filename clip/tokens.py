@@ -36,8 +36,10 @@ def tokenize(
         tokens = [tok.sot_token_id, *tok.encode(text), tok.eot_token_id]
         if len(tokens) > context_length:
             if not truncate:
+                beginning = text if len(text) <= 200 else f"{text[:200]}..."
                 raise ValueError(
-                    f"'{text}' is {len(tokens)} tokens long, but the model takes {context_length}"
+                    f"'{beginning}' is {len(tokens)} tokens long, but the model takes "
+                    f"{context_length}"
                 )
             tokens = [*tokens[: context_length - 1], tok.eot_token_id]
         row[: len(tokens)] = torch.tensor(tokens)

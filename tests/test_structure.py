@@ -1,8 +1,9 @@
-"""Test modules do not import each other: what several need is in a helper module or conftest.py."""
+"""Test modules do not import each other, and the tests that a page names are there."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -58,3 +59,20 @@ def test_test_modules_leave_the_trainers_api_to_the_helpers():
         and node.attr in ("check_settings", "load_learned_state_dict", "__new__", "_models")
     ]
     assert found == []
+
+
+def test_the_tests_that_the_page_on_reliability_names_are_there():
+    page = (HERE.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = {
+        (path.relative_to(HERE.parent).as_posix(), node.name)
+        for path in HERE.rglob("test_*.py")
+        for node in tree(path).body
+        if isinstance(node, FUNCTIONS)
+    }
+    named = re.findall(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`", page)
+    assert len(named) > 20
+    for file, name in named:
+        found = {place for place, test in tests if test == name}
+        assert found and (not file or file in found), name
+    for file in re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`", page):
+        assert (HERE.parent / file).is_file(), file

@@ -265,7 +265,10 @@ class Method(nn.Module):
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"prompt and class name do not fit: {error}") from error
+            raise UserError(
+                "a prompt, or a template (of an ImageFolder: templates.txt), does not fit with its "
+                f"class name: {error}"
+            ) from error
         self.tokens: Any = (
             tokens.to(self.device)
             if isinstance(tokens, PromptTokens)
@@ -311,7 +314,10 @@ class Method(nn.Module):
         try:
             ids = clip.tokenize(flat, self.clip.context_length)
         except ValueError as error:
-            raise UserError(f"a description or template does not fit: {error}") from error
+            raise UserError(
+                "a description, or a template (of an ImageFolder: templates.txt), does not fit: "
+                f"{error}"
+            ) from error
         features = [
             F.normalize(self.clip.encode_text(chunk.to(self.device)).float(), dim=-1)
             for chunk in ids.split(TEXT_BATCH)

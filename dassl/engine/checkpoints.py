@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dassl.engine.run_folder import BEST_CHECKPOINT, epoch_checkpoint
-from dassl.errors import UserError
+from dassl.errors import UserError, shown
 from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write
 from dassl.utils.torchtools import flaw_of, load_checkpoint, save_checkpoint, state_of
@@ -70,7 +70,8 @@ def _newest(folder: str) -> str | None:
         raise UserError(f"cannot read '{place}': {reason}") from error
     path = os.path.join(folder, name)
     if os.path.basename(name) != name or not os.path.isfile(path):
-        raise UserError(f"'{place}': expected the name of a checkpoint beside it, got {name!r}")
+        got = shown(name)
+        raise UserError(f"'{place}': expected the name of a checkpoint beside it, got {got}")
     return path
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from dassl.errors import UserError, writing
 from dassl.json_file import read_json as read_json  # as in the public toolbox, also from here
@@ -27,6 +27,16 @@ from dassl.json_file import read_json as read_json  # as in the public toolbox, 
 # Names of the files that ``atomic_write`` renames when they are complete. A killed process leaves
 # them.
 TEMPORARY_NAME = re.compile(r"\..+\.tmp-[a-z0-9_]{8}", re.DOTALL)
+# What turns the image of an EXIF orientation upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def mkdir_if_missing(dirname: str) -> None:
@@ -163,7 +173,8 @@ def read_image(path: str, upright: bool = False, max_pixels: int | None = None) 
 
     Args:
         path: of the file.
-        upright: turn the image as its EXIF data say. The public toolbox does not.
+        upright: turn the image as its EXIF data say, unless they are damaged. The public toolbox
+            does not.
         max_pixels: an image with more is refused unread; None means Pillow's own limit.
 
     Raises:
@@ -181,7 +192,7 @@ def read_image(path: str, upright: bool = False, max_pixels: int | None = None) 
             limit = max_pixels or Image.MAX_IMAGE_PIXELS
             if limit and file.width * file.height > limit:
                 raise _too_large(path, f"{file.width} x {file.height}", limit)
-            image = ImageOps.exif_transpose(file) if upright else file
+            image = _turned(file) if upright else file
             if image.mode == "F" or image.mode == "I" and file.format not in ("PNG", "PPM"):
                 image = _stretched(image, path)
             elif image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
@@ -210,6 +221,16 @@ def read_image(path: str, upright: bool = False, max_pixels: int | None = None) 
 
 def _too_large(path: str, pixels: str, limit: int | None) -> ImageError:
     return ImageError(f"image '{path}' has {pixels} pixels: more than INPUT.MAX_PIXELS {limit}")
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF data say; data that cannot be read say nothing."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # of several families, and from some formats alone
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _stretched(image: Image.Image, path: str) -> Image.Image:

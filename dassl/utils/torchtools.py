@@ -45,8 +45,7 @@ def save_checkpoint(
     """
     mkdir_if_missing(save_dir)
     if remove_module_from_keys:
-        weights = {key.removeprefix("module."): value for key, value in state["state_dict"].items()}
-        state = {**state, "state_dict": weights}
+        state = {**state, "state_dict": strip_module(state["state_dict"])}
     name = model_name or f"model.pth.tar-{state['epoch']}"
     path = os.path.join(save_dir, name)
     save_torch_file(state, path)
@@ -117,7 +116,8 @@ def plain_reason(error: Exception) -> str:
     text = str(error).split("WeightsUnpickler error: ")[-1].strip()
     text = text.split("\n")[0].split(". ")[0]
     # an opcode, an index or a key: how far the bytes of something else made sense
-    if " " not in text or text.startswith("Unsupported operand") or "index out of range" in text:
+    # or one of torch's ways to read other formats unsafely
+    if " " not in text or re.search("^Unsupported operand|index out of range|weights_only", text):
         return "it is not what torch.save writes with its usual pickle protocol, 2"
     return text[:200]
 

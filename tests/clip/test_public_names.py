@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer as OpenTokenizer
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import CenterCrop, Normalize, Resize
 
 import clip
+import clip.model
 from clip import ClipError, Layer, Preprocess, PromptTokens
 from clip.clip import _tokenizer, _transform
 from clip.simple_tokenizer import SimpleTokenizer as _Tokenizer
@@ -32,6 +36,39 @@ def test_an_adapter_script_starts():
     with pytest.raises(ValueError, match="tokens long"):
         clip.tokenize("a " * 100)
     assert clip.tokenize("a " * 100, truncate=True)[0, -1] == 49407
+
+
+def test_scripts_find_what_they_ask_of_a_model_and_its_transform():
+    model, preprocess = clip.load(name="ViT-Mini", device="cpu", jit=False)
+    assert model.visual.input_resolution == 32 and model.dtype == torch.float32
+    assert model.logit_scale.exp().item() == pytest.approx(21.7176, abs=1e-4)
+    resize, crop, to_rgb, to_tensor, normalize = preprocess.transforms
+    assert isinstance(resize, Resize) and isinstance(crop, CenterCrop)
+    assert isinstance(normalize, Normalize) and normalize.mean == preprocess.mean
+    noise = torch.rand(1, 40, 50, 4, generator=torch.Generator().manual_seed(0)) * 255
+    image = Image.fromarray(noise[0].byte().numpy(), "RGBA")
+    plain = to_tensor(to_rgb(crop(resize(image))))
+    assert plain.shape == (3, 32, 32) and 0 <= plain.min() < plain.max() <= 1
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std)
+    )
+    torch.testing.assert_close(preprocess(image), (plain - mean) / std)
+
+
+def test_modules_have_openai_s_contents(tmp_path):
+    from clip import clip as package
+
+    assert package.load is clip.load and package._download(str(tmp_path)) == str(tmp_path)
+    assert package._MODELS["RN50"].startswith("https://") and "ViT-Mini" in package._MODELS
+    block = tiny_clip().transformer.resblocks[0]
+    assert isinstance(block, clip.model.ResidualAttentionBlock)
+    assert isinstance(block.mlp.gelu, clip.model.QuickGELU)
+    resnet = clip.CLIP(replace(TINY, image_resolution=32, vision_layers=(1, 1, 1, 1))).visual
+    assert isinstance(resnet.attnpool, clip.model.AttentionPool2d)
+    assert isinstance(resnet.layer1[0], clip.model.Bottleneck)
+    assert clip.model.build_model is clip.build_model
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        clip.model.nothing  # noqa: B018
 
 
 def test_the_tokenizer_has_openai_s_names():
@@ -140,3 +177,51 @@ def test_a_trainer_that_walks_the_blocks_without_prompts_gets_the_plain_logits(m
         walker = Walks(model, NAMES, torch.zeros(1, 0, 64), torch.zeros(1, 0, 64))
         plain, _ = model(images, walker.ids)
         torch.testing.assert_close(walker(images), plain, rtol=0, atol=1e-5)
+
+
+class WithLoRA(nn.Module):
+    """A foreign attention in the place of a block's, called as OpenAI's block calls it."""
+
+    def __init__(self, attn: nn.MultiheadAttention):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(attn.embed_dim, attn.num_heads)
+        self.attn.load_state_dict(attn.state_dict())
+        self.up = nn.Parameter(torch.zeros(3 * attn.embed_dim, 2))
+        self.down = nn.Parameter(torch.randn(2, attn.embed_dim))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **options: object) -> tuple:
+        assert query.shape == key.shape == value.shape and set(options) == {
+            "need_weights",
+            "attn_mask",
+        }
+        plain = self.attn.in_proj_weight
+        changed = {
+            **dict(self.attn.named_parameters()),
+            "in_proj_weight": plain + self.up @ self.down,
+        }
+        return torch.func.functional_call(self.attn, changed, (query, key, value), options)
+
+
+@pytest.mark.parametrize("which", [[0], [1, 2], [0, 1, 2]])
+def test_a_foreign_attention_takes_the_place_of_a_block_s(model, which):
+    images, texts = torch.randn(2, 3, 16, 16), torch.cat([tiny_tokens(f"a {n}") for n in NAMES])
+    prompts = [Layer(torch.randn(2, 64)), Layer(torch.randn(2, 64))]
+    tokens = PromptTokens.of(texts, torch.arange(1, 3).repeat(3, 1))
+    own = copy.deepcopy(model)
+    for tower in (model.transformer, model.visual.transformer):
+        for i in which:
+            tower.resblocks[i].attn = WithLoRA(tower.resblocks[i].attn)
+
+    def features(of: clip.CLIP) -> list[Tensor]:
+        plain = [of.encode_image(images), of.encode_text(texts)]
+        return [*plain, of.encode_image(images, prompts), of.encode_text(tokens, prompts)]
+
+    for found, expected in zip(features(model), features(own), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    up = model.transformer.resblocks[which[0]].attn.up
+    features(model)[1].sum().backward()
+    assert up.grad is not None and up.grad.abs().sum() > 0
+    added = torch.nn.Linear(64, 192)
+    adapters = [None] * which[0] + [Layer(qkv=added)]
+    with pytest.raises(ValueError, match="no adapters in an attention of type WithLoRA"):
+        model.encode_text(texts, adapters)

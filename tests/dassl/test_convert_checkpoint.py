@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dassl.utils import convert_checkpoint
+from dassl.utils import UserError, convert_checkpoint, load_checkpoint
 
 TENSORS = {"ctx": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
 
@@ -143,3 +143,11 @@ def test_no_error_advises_to_read_unsafely(tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert "cannot be converted" in line
         assert not any(word in line for word in ("weights_only", "allow_pickle", "safe_globals"))
+
+
+@pytest.mark.parametrize("read", [load_checkpoint, convert_checkpoint.read_without_objects])
+def test_what_torch_takes_for_an_old_tar_file_is_no_checkpoint(tmp_path, read):
+    (tmp_path / "old").write_bytes(bytes(2000))
+    with pytest.raises(UserError, match="old' .* not what torch.save writes") as caught:
+        read(str(tmp_path / "old"))
+    assert "weights_only" not in str(caught.value)

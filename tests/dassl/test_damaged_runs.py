@@ -272,9 +272,18 @@ def test_a_resume_file_that_holds_something_else_is_refused(run, content):
         b"OPTIM: {LR: fast}\n",
         b"DATASET: 3\n",
         b"{",
+        b"SOMETHING: else\n",
     ],
 )
 def test_a_damaged_config_of_a_run_is_named(root, run, capsys, content):
     (run / "config.yaml").write_bytes(content)
     assert train.main(toys.cli(root, run)) == 2
     assert str(run) in error_of(capsys)
+
+
+def test_a_config_of_a_run_that_is_cut_off_is_named(root, run, capsys):
+    path = run / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    assert train.main(toys.cli(root, run)) == 2
+    assert f"config file '{path}': expected the config of a run" in error_of(capsys)

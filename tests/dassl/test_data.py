@@ -405,6 +405,30 @@ def test_a_broken_image_is_found_before_training_and_once(cfg, tmp_path, monkeyp
         DataManager(cfg)
 
 
+def test_a_damaged_record_of_decoded_images_is_made_again(cfg, tmp_path, monkeypatch):
+    cfg.DATASET.ROOT = str(toys.draw(tmp_path))
+    broken, file = tmp_path / "toys" / "train" / "bee" / "3.png", tmp_path / "toys" / CHECKED_FILE
+    DataManager(cfg)
+    record = file.read_text()
+    damage_middle(broken)
+    marks = json.loads(record)
+    contents = [b"", b" ", b"null", b"3", b"[1]", b'"a"', b"{", record.encode()[:-9], bytes(99)]
+    contents += [b"[" * 100_000, b'{"a": 1, "a": 1}', b'{"\xff": ""}', b'{"\\ud800": "\\u0000"}']
+    contents += [json.dumps(dict.fromkeys(marks, value)).encode() for value in (None, 1, [], "")]
+    for content in contents:
+        monkeypatch.setattr("dassl.data.data_manager._checked", {})  # as in a new process
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=f"1 of 40 images cannot be read: image '{broken}'"):
+            DataManager(cfg)
+    cfg.DATALOADER.ON_ERROR = "skip"
+    file.unlink()
+    for kind in ("folder", "link"):
+        file.mkdir() if kind == "folder" else file.symlink_to("nowhere")
+        monkeypatch.setattr("dassl.data.data_manager._checked", {})
+        assert len(DataManager(cfg).dataset.train_x) == 39
+        file.rmdir() if kind == "folder" else file.unlink()
+
+
 def test_a_class_whose_training_images_are_all_broken_is_named(cfg, tmp_path):
     cfg.DATASET.ROOT = str(toys.draw(tmp_path))
     for path in (tmp_path / "toys" / "train" / "cat").iterdir():

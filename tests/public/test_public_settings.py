@@ -5,6 +5,9 @@ What those files set is recorded here as facts; the files differ in a few values
 
 from __future__ import annotations
 
+from ast import literal_eval
+from contextlib import suppress
+
 import pytest
 import torch
 import yaml
@@ -195,3 +198,99 @@ def test_a_second_optimizer_has_a_node_of_its_own(tmp_path):
     with pytest.raises(UserError, match="OPTIM_VNET.LR: expected a finite value, got inf"):
         merge_from_list(cfg, ["OPTIM_VNET.LR", "1e400"])
         check_domains(cfg, "CoOp", section="OPTIM_VNET")
+
+
+# Methods that are not here: what their train.py adds to the public config, and what their file and
+# their scripts then set.
+OTHERS = {
+    "TCP": (
+        {"TRAINER.COOP": {"N_CTX": 16, "CSC": False, "CTX_INIT": True, "W": 8.0, "D": 0.5}},
+        {"OPTIM": {"NAME": "adam", "LR": 0.002}, "TRAINER": {"COOP": {"CTX_INIT": False}}},
+        {"TRAINER.COOP.W": "1.0", "TRAINER.COOP.N_CTX": "4", "DATASET.NUM_SHOTS": "0"},
+    ),
+    "DePT": (
+        {
+            "OPTIM": {"LR_EXP": 6.5, "NEW_LAYERS": ["linear_probe", "film"]},
+            "TRAINER": {"NAMES_TO_UPDATE": ["prompt_learner", "linear_probe", "film"]},
+            "TRAINER.COOP": {"N_CTX": 4, "ALPHA": 1.0, "W": 8.0},
+            "TRAINER.FILM": {"LINEAR_PROBE": True},
+            "TRAINER.LINEAR_PROBE": {"TYPE": "similarity", "WEIGHT": 0.3},
+        },
+        {"TRAINER": {"COOP": {"ALPHA": 1.0, "W": 2.0}}, "OPTIM": {"LR": 0.0035}},
+        {"TRAINER.LINEAR_PROBE.WEIGHT": "0.7", "TRAINER.FILM.LINEAR_PROBE": "False"},
+    ),
+    "MMRLpp": (
+        {
+            "TRAINER.MMRLpp": {
+                **{"ALPHA": 0.7, "BETA": 0.9, "REG_WEIGHT": 1.0, "REP_LAYERS": []},
+                **{"N_REP_TOKENS": 5, "RES_LORA_DIM": 4, "PREC": "fp32"},
+            },
+            "": {"TASK": "B2N"},
+        },
+        {
+            "INPUT": {"RRCROP_SCALE": "(0.5, 1)"},
+            "OPTIM": {"NAME": "adamw", "LR": 0.001},
+            "TRAINER": {"MMRLpp": {"REP_LAYERS": [6, 7, 8, 9, 10, 11, 12], "PREC": "amp"}},
+        },
+        {"TASK": "FS", "TRAINER.MMRLpp.BETA": "0.5", "DATASET.NUM_SHOTS": "16"},
+    ),
+    "ProGrad": (
+        {
+            "TRAINER.PROGRAD": {"N_CTX": 16, "CSC": False, "CTX_INIT": ""},
+            "LOSS": {"GM": False, "NAME": "", "ALPHA": 0.0, "T": 1.0, "LAMBDA": 1.0},
+            "TRAINER": {"W": 8.0, "DISTILL": "cosine", "MODAL": "base2novel"},
+            "TEST": {"FINAL_MODEL": "best_val"},
+        },
+        {"OPTIM": {"WARMUP_CONS_LR": "1e-6"}, "TRAINER": {"PROGRAD": {"CTX_INIT": "a photo of a"}}},
+        {"LOSS.NAME": "prograd", "LOSS.LAMBDA": "0.8", "LOSS.T": "2.0", "LOSS.GM": "True"},
+    ),
+    "ProMetaR": (
+        {
+            "TRAINER.PROMETAR": {"N_CTX_TEXT": 4, "ADAPT_LR": 0.0005, "FAST_ADAPTATION": False},
+            "OPTIM_VNET": {"NAME": "adam", "LR": 0.0003, "WARMUP_CONS_LR": 1e-5},
+        },
+        {"OPTIM_VNET": {"NAME": "sgd", "LR": 0.00025, "WARMUP_CONS_LR": "1e-6"}},
+        {"TRAINER.PROMETAR.ADAPT_LR": "5e-4", "OPTIM_VNET.LR": "1e-3"},
+    ),
+}
+
+
+def leaves(tree, prefix=""):
+    """Yield the keys of a tree and their values, as yacs reads what YAML takes for words."""
+    for name, value in tree.items():
+        key = f"{prefix}.{name}".strip(".")
+        if isinstance(value, dict):
+            yield from leaves(value, key)
+        else:
+            with suppress(ValueError, SyntaxError):
+                value = literal_eval(value)
+            yield key, value
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_settings_of_methods_that_are_not_here_merge(tmp_path, name):
+    added, in_file, in_script = OTHERS[name]
+    cfg = get_cfg_default()
+
+    def node_of(path):
+        node = cfg
+        for part in filter(None, path.split(".")):
+            node = node[part]
+        return node
+
+    for path, keys in added.items():
+        *above, last = path.split(".")
+        if last and last not in node_of(".".join(above)):
+            node_of(".".join(above))[last] = CfgNode()
+        for key, value in keys.items():
+            node_of(path)[key] = value
+    file = tmp_path / "public.yaml"
+    file.write_text(yaml.safe_dump(in_file))
+    cfg.merge_from_file(str(file))
+    cfg.merge_from_list([word for pair in in_script.items() for word in pair])
+    cfg.freeze()
+    for key, value in {**dict(leaves(in_file)), **dict(leaves(in_script))}.items():
+        *above, last = key.split(".")
+        assert node_of(".".join(above))[last] == value, key
+    for section in ("OPTIM.", "INPUT.", "DATASET.NUM_SHOTS", "TEST."):
+        check_domains(cfg, name, section=section)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import yaml
@@ -9,18 +11,20 @@ import yaml
 from clip import tokenize
 from dassl.config import check_domains, get_cfg_default, merge_from_file, merge_from_list
 from dassl.utils import UserError
-from tests.trainers.tiny import NAMES, build, check
+from tests.trainers.tiny import NAMES, build, check, settings
 from trainers.cocoop import CoCoOp
 from trainers.coop import CoOp
 from trainers.hicropl import HiCroPL
 from trainers.hisf import HISF
 from trainers.ivlp import IVLP
 from trainers.kgcoop import KgCoOp
+from trainers.linear_probe import LinearProbe
 from trainers.maple import MaPLe
 from trainers.mma import MMA
 from trainers.promp import ProMPT
 from trainers.promptsrc import PromptSRC
 from trainers.vpt import VPT
+from trainers.zsclip import ZeroshotCLIP, ZeroshotCLIP2
 
 pytestmark = pytest.mark.tiny(layers=2)
 SHALLOW = {"PROMPT_DEPTH_TEXT": 1, "PROMPT_DEPTH_VISION": 1}
@@ -130,6 +134,19 @@ def test_a_context_that_leaves_no_room_names_its_key_and_the_class(clip_model, m
         r"'very large dog', got 80 tokens with it, but the model takes 77$",
     ):
         build(method, clip_model, **small, **values)
+
+
+@pytest.mark.parametrize("template", ["a photo " * 60 + "of a {}.", "{}" + " x" * 3000])
+@pytest.mark.parametrize("method", [ZeroshotCLIP, ZeroshotCLIP2, LinearProbe, HiCroPL])
+def test_a_template_that_leaves_no_room_is_shown_with_its_place(clip_model, method, template):
+    values = {**HICROPL, "CTX_INIT": ""} if method is HiCroPL else {}
+    cfg, _ = settings(method, **values)
+    with pytest.raises(UserError, match=r"template \(of an ImageFolder: templates.txt\)") as caught:
+        method(cfg, clip_model, NAMES, [template])
+    line = str(caught.value)
+    assert (
+        re.search(r"\.\.\.' is \d+ tokens long, but the model takes 77$", line) and len(line) < 400
+    )
 
 
 # Settings that would do nothing -----------------------------------------------------------------
