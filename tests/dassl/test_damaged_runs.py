@@ -271,6 +271,7 @@ def test_a_resume_file_that_holds_something_else_is_refused(run, content):
         b"OPTIM: [1, 2]\n",
         b"OPTIM: {LR: fast}\n",
         b"DATASET: 3\n",
+        b"OPTIM: {LR: 0.02}\n",  # the whole file but for what came later
         b"{",
     ],
 )
