@@ -107,10 +107,7 @@ def test_what_the_classes_of_the_test_lack_is_found_before_training(run, tmp_pat
 @pytest.mark.parametrize(
     ("trainer", "options"), [("LinearProbe", ()), ("CoOp", ("TRAINER.COOP.CSC", "True"))]
 )
-def test_what_is_bound_to_its_classes_is_not_tested_on_others(
-    run, tmp_path, monkeypatch, trainer, options
-):
-    monkeypatch.setitem(NODES, "LinearProbe", "LINEAR_PROBE")
+def test_what_is_bound_to_its_classes_is_not_tested_on_others(run, tmp_path, trainer, options):
     base = (*options, "DATASET.SUBSAMPLE_CLASSES", "base")
     code, out = run(trainer, "run", *base, "TEST.SUBSAMPLE_CLASSES", "new")
     assert code == 2
@@ -121,7 +118,6 @@ def test_what_is_bound_to_its_classes_is_not_tested_on_others(
 
 @pytest.mark.parametrize("trainer", ["CoOp", "CLIPLoRA", "LinearProbe", "ZeroshotCLIP"])
 def test_a_dataset_of_test_images_is_not_trained_on(run, tmp_path, monkeypatch, trainer):
-    monkeypatch.setitem(NODES, "LinearProbe", "LINEAR_PROBE")
     assert run(trainer, "trained")[0] == 0
     monkeypatch.setattr(ColorPatches, "train_x", [])
     code, out = run(trainer, "run")
