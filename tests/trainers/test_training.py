@@ -15,7 +15,7 @@ import torch
 import train
 from dassl.engine import resume
 from tests.trainers.tiny import tiny_clip
-from tests.trainers.toy import CHECKPOINT, NODES, ColorPatches, checkpoint
+from tests.trainers.toy import CHECKPOINT, ColorPatches, checkpoint
 from trainers.coop import CoOp
 from trainers.trainer import MethodTrainer
 
