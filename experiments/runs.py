@@ -196,7 +196,7 @@ class Run:
             found = read_json(str(path))
         except UserError as error:
             raise UserError(f"{path}: expected results, got a damaged file: {error}") from error
-        accuracy = found.get("accuracy") if isinstance(found, dict) else None
+        accuracy: Any = found.get("accuracy") if isinstance(found, dict) else None
         if accuracy not in Float(min=0, max=100):
             got = shown(accuracy)
             raise UserError(f"{path}: expected a number in [0, 100] under 'accuracy', got {got}")
