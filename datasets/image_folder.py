@@ -199,7 +199,10 @@ class ImageFolder(DatasetBase):
                 )
             log.info(f"Left out: {message}")
 
+        there = class_folders(folder)  # those of a part need not have every class
         for label, name in enumerate(classes):
+            if name not in there:
+                continue
             paths = []
             for path in files_below(os.path.join(folder, name), left_out, unreadable):
                 suffix = os.path.splitext(path)[1].lower()

@@ -189,17 +189,25 @@ class Run:
         """Read the results of the finished run, whose "accuracy" is a number in percent.
 
         Raises:
-            UserError: the file is missing or damaged, or has no accuracy.
+            UserError: the file is missing or damaged, or has no accuracy or a wrong one.
         """
         path = self.place / RESULTS_FILE
         try:
             found = read_json(str(path))
         except UserError as error:
             raise UserError(f"{path}: expected results, got a damaged file: {error}") from error
-        accuracy = found.get("accuracy") if isinstance(found, dict) else None
+        accuracy: Any = found.get("accuracy") if isinstance(found, dict) else None
         if accuracy not in Float(min=0, max=100):
             got = shown(accuracy)
             raise UserError(f"{path}: expected a number in [0, 100] under 'accuracy', got {got}")
+        correct, total = found.get("correct"), found.get("total")
+        if isinstance(correct, int) and isinstance(total, int) and total > 0:
+            expected = 100 * correct / total
+            if abs(accuracy - expected) > 0.001:  # a damaged digit
+                raise UserError(
+                    f"{path}: expected accuracy {expected:.4f} of {correct} correct images in "
+                    f"{total}, got {accuracy:.4f}"
+                )
         return found
 
     @staticmethod

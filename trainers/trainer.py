@@ -20,8 +20,9 @@ from dassl.config.domains import Choice
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
-from dassl.engine.checkpoints import check_classes
+from dassl.engine.checkpoints import check_classes, class_names_of
 from dassl.engine.optimize import PRECISIONS, grad_scaler, optimizer_step, precision
+from dassl.engine.same_run import model_difference
 from dassl.evaluation import build_evaluator
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_optimizer
@@ -193,7 +194,8 @@ class MethodTrainer(TrainerX):
         scope = self.model.get_submodule(self.method.checkpoint_scope)
         if cfg.MODEL.INIT_WEIGHTS:
             weights = load_pretrained_weights(scope, cfg.MODEL.INIT_WEIGHTS)
-            self.check_classes(weights.get("class_names", []), cfg.MODEL.INIT_WEIGHTS)
+            trained = class_names_of(weights, cfg.MODEL.INIT_WEIGHTS)
+            self.check_classes(trained, cfg.MODEL.INIT_WEIGHTS)
         self.optim = self.sched = None
         learned = self.model.learned()
         if learned and self.train_loader_x is not None:
@@ -217,7 +219,13 @@ class MethodTrainer(TrainerX):
     # Training ----------------------------------------------------------------------------------
 
     def train(self) -> None:
+        name, weights = self.cfg.TRAINER.NAME, self.cfg.MODEL.INIT_WEIGHTS
         if self.model.fit is not None:
+            if weights:
+                raise UserError(
+                    f"MODEL.INIT_WEIGHTS: expected '' for {name}, whose training starts from "
+                    f"nothing, got '{weights}'"
+                )
             self.before_train()
             if self.start_epoch < self.max_epoch:
                 self.epoch = self.max_epoch - 1
@@ -227,8 +235,12 @@ class MethodTrainer(TrainerX):
             self.after_train()
         elif self.model.learned():
             super().train()
+        elif self.cfg.RESUME:
+            raise UserError(
+                f"RESUME: expected '' for {name}, which learns nothing, got '{self.cfg.RESUME}'"
+            )
         else:
-            log.info(f"{self.method.__name__} learns nothing: evaluating")
+            log.info(f"{name} learns nothing: evaluating")
             self.test()
 
     def fit(self, fit: Callable[..., None]) -> None:
@@ -349,7 +361,15 @@ class MethodTrainer(TrainerX):
             self.load_learned_state_dict(self.method.checkpoint_name, state, public_file)
             log.info(f"Load {public_file} to {self.method.checkpoint_name}")
         else:
+            self.compare_settings(directory)
             super().load_model(directory, epoch)
+
+    def compare_settings(self, directory: str) -> None:
+        """Warn where the run in a folder had another backbone, or other settings of the method."""
+        found = model_difference(directory, self._config, self.method.config_node)
+        if found is not None:
+            key, before, now = found
+            log.warning(f"{key}: the run in '{directory}' had {before!r}, got {now!r}")
 
     def check_classes(self, trained: list[str], path: str) -> None:
         """Check that what is bound to its classes meets those that it was trained on.

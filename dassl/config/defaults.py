@@ -167,7 +167,7 @@ _C: dict[str, Domain] = {
         0, min=-1, help="RandomDomainSampler: domains in a batch (0 or -1: all)"
     ),
     "DATALOADER.TRAIN_X.N_INS": Int(
-        16, min=1, help="RandomClassSampler: images of each class in a batch"
+        16, min=1, help="RandomClassSampler: images of each class in a batch (divides BATCH_SIZE)"
     ),
     "DATALOADER.TEST.SAMPLER": Choice(
         "SequentialSampler",
@@ -246,8 +246,12 @@ _C: dict[str, Domain] = {
         False,
         help="as logits in RECORD: save OUTPUT_DIR/logits.npz with logits, labels and impaths",
     ),
-    "TEST.NO_TEST": Bool(False, help="no test after training"),
-    "TEST.SPLIT": Choice("test", "test", "val", help="images of the final test"),
+    "TEST.NO_TEST": Bool(
+        False, help="no test after training, and nothing that only a test can give"
+    ),
+    "TEST.SPLIT": Choice(
+        "test", "test", "val", help="images of the final test; val must have no test images"
+    ),
     "TEST.SUBSAMPLE_CLASSES": Choice(
         "",
         *("", "all", "base", "new"),

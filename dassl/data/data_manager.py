@@ -20,7 +20,7 @@ from yacs.config import CfgNode
 
 from dassl.compat import PublicDataManager, __getattr__  # noqa: F401
 from dassl.config import check_domains
-from dassl.data.datasets import Datum, build_dataset
+from dassl.data.datasets import Datum, build_dataset, check_test_split
 from dassl.data.image_cache import ImageCache
 from dassl.data.loader import Loader
 from dassl.data.samplers import DOMAIN_SAMPLERS, SeededIndex, SeededSampler, build_sampler
@@ -90,6 +90,8 @@ def build_data_loader(
             f"DATALOADER.TRAIN_X.BATCH_SIZE: expected a batch that {sampler_type} can fill from "
             f"{len(data_source)} images, got {batch_size}"
         )
+    if is_train and len(sampler) < len(data_source):
+        log.info(f"Each epoch has {len(sampler)} of {len(data_source)} images ({sampler_type})")
     if drops and len(sampler) % batch_size:
         log.info(
             f"Each epoch leaves out {len(sampler) % batch_size} of {len(sampler)} images, which do "
@@ -124,6 +126,7 @@ class DataManager(PublicDataManager):
         check_domains(cfg, section="DATALOADER.")
         dataset = build_dataset(cfg)
         check_sampler(cfg, dataset)
+        check_test_split(cfg, dataset)
         for name in ("_train_x", "_val", "_test"):
             split = getattr(dataset, name)
             if split:

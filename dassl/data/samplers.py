@@ -27,7 +27,33 @@ TEST_SAMPLERS = ("SequentialSampler", "RandomSampler")
 DOMAIN_SAMPLERS = ("RandomDomainSampler", "SeqDomainSampler")
 
 
-class _DomainSampler(Sampler[int]):
+class _DrawnSampler(Sampler[int]):
+    """Draws whole batches until too few images are left for another one.
+
+    How many batches that takes is a matter of chance. All epochs have as many as a first one, as
+    learning rates change after the last batch: a shorter epoch is drawn again, a longer one cut.
+    """
+
+    def draw(self) -> list[int]:
+        raise NotImplementedError
+
+    def count(self) -> None:
+        """Set the length; the draws do not disturb the caller's."""
+        state = random.getstate()
+        self.length = len(self.draw())
+        random.setstate(state)
+
+    def __iter__(self) -> Iterator[int]:
+        order = self.draw()
+        while len(order) < self.length:
+            order = self.draw()
+        return iter(order[: self.length])
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class _DomainSampler(_DrawnSampler):
     """Batches of ``n_domain`` domains with the same number of images each, no image twice.
 
     An epoch ends when a domain that was drawn from has too few images left for another batch.
@@ -57,15 +83,12 @@ class _DomainSampler(Sampler[int]):
                 f"DATALOADER.TRAIN_X.BATCH_SIZE: expected at most {smallest * self.n_domain} for "
                 f"{name}, as the smallest domain has {smallest} images, got {batch_size}"
             )
-        # counted on a trial run, whose draws must not disturb the caller's
-        state = random.getstate()
-        self.length = len(list(iter(self)))
-        random.setstate(state)
+        self.count()
 
     def choose_domains(self) -> list[int]:
         raise NotImplementedError
 
-    def __iter__(self) -> Iterator[int]:
+    def draw(self) -> list[int]:
         left = {domain: list(indices) for domain, indices in self.domain_dict.items()}
         order: list[int] = []
         enough = True
@@ -76,10 +99,7 @@ class _DomainSampler(Sampler[int]):
                 taken = set(chosen)
                 left[domain] = [index for index in left[domain] if index not in taken]
                 enough = enough and len(left[domain]) >= self.n_img_per_domain
-        return iter(order)
-
-    def __len__(self) -> int:
-        return self.length
+        return order
 
 
 class RandomDomainSampler(_DomainSampler):
@@ -110,7 +130,7 @@ class SeqDomainSampler(_DomainSampler):
         return sorted(self.domains)
 
 
-class RandomClassSampler(Sampler[int]):
+class RandomClassSampler(_DrawnSampler):
     """Each batch holds ``n_ins`` images of each of batch_size / n_ins random classes.
 
     A class with fewer images than that repeats some. An epoch ends when too few classes are left.
@@ -127,6 +147,11 @@ class RandomClassSampler(Sampler[int]):
                 f"DATALOADER.TRAIN_X.N_INS: expected 1 to BATCH_SIZE {batch_size} for "
                 f"RandomClassSampler, got {n_ins}"
             )
+        if batch_size % n_ins:
+            raise UserError(
+                f"DATALOADER.TRAIN_X.BATCH_SIZE: expected a multiple of N_INS {n_ins} for "
+                f"RandomClassSampler, got {batch_size}"
+            )
         self.n_ins = n_ins
         self.ncls_per_batch = batch_size // n_ins
         self.index_dic: dict[int, list[int]] = defaultdict(list)
@@ -138,11 +163,9 @@ class RandomClassSampler(Sampler[int]):
                 f"DATALOADER.TRAIN_X.BATCH_SIZE: expected at most {len(self.labels)} classes of "
                 f"N_INS {n_ins} images each for RandomClassSampler, got {batch_size}"
             )
-        state = random.getstate()
-        self.length = len(list(iter(self)))
-        random.setstate(state)
+        self.count()
 
-    def __iter__(self) -> Iterator[int]:
+    def draw(self) -> list[int]:
         groups: dict[int, list[list[int]]] = {}
         for label, indices in self.index_dic.items():
             indices = list(indices)
@@ -160,10 +183,7 @@ class RandomClassSampler(Sampler[int]):
                 order.extend(groups[label].pop(0))
                 if not groups[label]:
                     left.remove(label)
-        return iter(order)
-
-    def __len__(self) -> int:
-        return self.length
+        return order
 
 
 class SeededIndex(int):

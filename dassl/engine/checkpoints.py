@@ -131,17 +131,26 @@ def load_model(path: str) -> dict[str, Any]:
     result = checkpoint.get("val_result")
     if not (result is None or (isinstance(result, Real) and math.isfinite(result))):
         raise UserError(f"checkpoint '{path}': expected a number, got val_result {repr(result)}")
+    return {
+        "state_dict": state_of(checkpoint, path),
+        "epoch": epoch,
+        "val_result": None if result is None else float(result),
+        "class_names": class_names_of(checkpoint, path),
+    }
+
+
+def class_names_of(checkpoint: Mapping[str, Any], path: str) -> list[str]:
+    """Return the names of the classes that a checkpoint was trained on; [] where it has none.
+
+    Raises:
+        UserError: it has something else in their place.
+    """
     names = checkpoint.get("class_names", [])
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError(
             f"checkpoint '{path}': expected a list of text, got class_names {repr(names)}"
         )
-    return {
-        "state_dict": state_of(checkpoint, path),
-        "epoch": epoch,
-        "val_result": None if result is None else float(result),
-        "class_names": names,
-    }
+    return names
 
 
 def describe(checkpoint: Mapping[str, Any]) -> str:
@@ -164,7 +173,11 @@ def check_classes(trained: Sequence[str], present: Sequence[str], place: str) ->
     if not trained or list(trained) == list(present):
         return
     if len(trained) != len(present):
-        difference = f"expected {len(trained)} classes, got {len(present)}"
+        # one that is not among the others; the same name several times may hide it
+        lost = [f" without '{name}'" for name in trained if name not in present]
+        added = [f" with '{name}'" for name in present if name not in trained]
+        which = "".join([*lost[:1], *added[:1]])
+        difference = f"expected {len(trained)} classes, got {len(present)}{which}"
     else:
         pairs = enumerate(zip(trained, present, strict=True))
         label, (old, new) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])

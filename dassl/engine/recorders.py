@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.errors import UserError, check_choice
+from dassl.evaluation.evaluator import CMAT_FILE
 from dassl.evaluation.predictions import PREDICTIONS_FILE, pack_logits, write_predictions
 from dassl.utils.logger import log
 from dassl.utils.places import check_files, remove_if_there
@@ -96,6 +97,19 @@ def chosen_recorders(cfg: CfgNode, trainer: type) -> list[type[Recorder]]:
         check_files(cfg.OUTPUT_DIR, filter(None, [recorder.file]))
         chosen.append(recorder)
     return chosen
+
+
+def finish(recorders: Sequence[Recorder], cfg: CfgNode) -> None:
+    """Let the recorders of an evaluation write; say what it leaves of an earlier one."""
+    for recorder in recorders:
+        recorder.finish()
+    known = {RECORDER_REGISTRY.get(name).file for name in RECORDER_REGISTRY.registered_names()}
+    known -= {recorder.file for recorder in recorders}
+    if not cfg.TEST.COMPUTE_CMAT:
+        known.add(CMAT_FILE)
+    places = (os.path.join(cfg.OUTPUT_DIR, file) for file in sorted(known) if file)
+    for path in filter(os.path.isfile, places):
+        log.info(f"{path} is still that of an earlier evaluation")
 
 
 @RECORDER_REGISTRY.register("logits")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from dassl.config import first_difference, read_yaml
@@ -132,7 +133,44 @@ def check_same_config(old: dict[str, Any], new: dict[str, Any], place: str) -> N
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] | None:
     switches = (f"TEST.{key}" for key in new["TEST"] if key.startswith("SAVE_"))
     free = (*(key for key in FREE_KEYS if _is_free(key, new)), *switches)
-    return first_difference(_with_real_root(old), _with_real_root(new), free)
+    old, new = _with_real_root(old), _with_real_root(new)
+    # another trainer or dataset says more than the settings that differ because of it
+    of_what = _difference_in((("TRAINER", "NAME"), ("DATASET", "NAME")), old, new)
+    return of_what or first_difference(old, new, free)
+
+
+def _difference_in(
+    parts: Iterable[tuple[str, str]], old: dict[str, Any], new: dict[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """Find the first difference in some parts (section, key) of two configs."""
+
+    def part(config: dict[str, Any], section: str, key: str) -> dict[str, Any]:
+        node = config.get(section)
+        return {section: {key: node[key]}} if isinstance(node, dict) and key in node else {}
+
+    found = (first_difference(part(old, *each), part(new, *each)) for each in parts)
+    return next(filter(None, found), None)
+
+
+def model_difference(
+    folder: str, config: dict[str, Any], method: str
+) -> tuple[str, Any, Any] | None:
+    """Find in what a model that is loaded from a run's folder had other settings there.
+
+    Args:
+        folder: of the run; nothing is found in one without a whole config.yaml.
+        config: the present one, as nested plain dicts.
+        method: name of the node of TRAINER with the method's settings.
+
+    Returns:
+        The key of the trainer, the backbone or a setting, with its old and its new value, or None.
+    """
+    try:
+        kept = read_config(folder) or {}
+    except UserError:
+        return None
+    parts = (("TRAINER", "NAME"), ("MODEL", "BACKBONE"), ("TRAINER", method))
+    return _difference_in(parts, kept, config)
 
 
 def _is_free(key: str, config: dict[str, Any]) -> bool:
@@ -166,8 +204,9 @@ def read_config(folder: str) -> dict[str, Any] | None:
     if not os.path.isfile(path):
         return None
     config = read_yaml(path)
-    if not {"DATASET", "OPTIM", "VERSION"} <= config.keys():  # the last one goes when it is cut
-        raise UserError(f"config file '{path}': expected the config of a run, got something else")
+    # what begin writes has its keys in alphabetical order: the last one shows that it is whole
+    if not {"DATASET", "OPTIM", "VERSION"} <= config.keys():
+        raise UserError(f"config file '{path}': expected the whole config of a run, got less")
     return config
 
 

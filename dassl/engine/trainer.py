@@ -22,7 +22,7 @@ from dassl.engine import checkpoints, resume, run_folder, same_run
 from dassl.engine.evaluate import evaluate
 from dassl.engine.optimize import optimizer_step
 from dassl.engine.progress import EpochProgress, loss_error
-from dassl.engine.recorders import chosen_recorders
+from dassl.engine.recorders import chosen_recorders, finish
 from dassl.errors import UserError
 from dassl.evaluation import build_evaluator
 from dassl.utils.logger import log
@@ -372,7 +372,7 @@ class SimpleTrainer(TrainerBase):
             self.load_model(directory, epoch=self.max_epoch)
             return self.max_epoch
         if self.cfg.RESUME:
-            raise UserError(f"RESUME: expected the folder of a run, got '{directory}'")
+            raise UserError(f"RESUME: expected a run that has saved an epoch, got '{directory}'")
         log.info("No checkpoint found, train from scratch")
         return 0
 
@@ -406,8 +406,7 @@ class SimpleTrainer(TrainerBase):
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         if is_final:
-            for recorder in recorders:
-                recorder.finish()
+            finish(recorders, self.cfg)
             self.write_results(results, split)
         return float(next(iter(results.values())))
 

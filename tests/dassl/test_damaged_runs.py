@@ -271,6 +271,7 @@ def test_a_resume_file_that_holds_something_else_is_refused(run, content):
         b"OPTIM: [1, 2]\n",
         b"OPTIM: {LR: fast}\n",
         b"DATASET: 3\n",
+        b"OPTIM: {LR: 0.02}\n",  # the whole file but for what came later
         b"{",
         b"SOMETHING: else\n",
     ],
@@ -286,4 +287,4 @@ def test_a_config_of_a_run_that_is_cut_off_is_named(root, run, capsys):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
     assert train.main(toys.cli(root, run)) == 2
-    assert f"config file '{path}': expected the config of a run" in error_of(capsys)
+    assert f"config file '{path}': expected the whole config of a run" in error_of(capsys)

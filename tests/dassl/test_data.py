@@ -21,6 +21,7 @@ from dassl.data.datasets import (
     DATASET_REGISTRY,
     DatasetBase,
     Datum,
+    build_dataset,
     check_dataset_cfg,
     check_training,
     subsample_classes,
@@ -177,6 +178,16 @@ def test_a_sample_of_other_images_is_replaced(pool, tmp_path):
     assert paths(again) == paths(train)
 
 
+def test_a_sample_without_validation_images_is_replaced_when_there_are_some(pool, tmp_path):
+    dataset = make_dataset(pool, tmp_path)
+    before, _ = dataset.sample_few_shot(pool[:20], [], 2, seed=1)
+    train, val = dataset.sample_few_shot(pool[:20], pool[20:], 2, seed=1)
+    assert len(val) == 2 * len({item.label for item in pool[20:]})
+    again = dataset.sample_few_shot(pool[:20], pool[20:], 2, seed=1)
+    assert paths(again[0]) == paths(train) and paths(again[1]) == paths(val)
+    assert len(before) == len(train)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -283,12 +294,51 @@ def test_a_dataset_may_have_test_images_alone(pool, cfg):
         Dataset(train_x=pool, test=pool, classnames=names)
 
 
-def test_validation_images_are_compared_with_test_images_by_path(pool):
+def test_validation_images_are_no_test_images_under_any_name(pool, tmp_path):
     assert Dataset(train_x=pool, val=pool[3:6], test=pool[:3]).val_is_disjoint
     assert Dataset(train_x=pool, test=pool).val_is_disjoint
     folder, name = os.path.split(pool[2].impath)
-    same = Datum(os.path.join(folder, ".", name), pool[2].label)
-    assert not Dataset(train_x=pool, val=[*pool[3:6], same], test=pool[:3]).val_is_disjoint
+    link, hard = tmp_path / "link.png", tmp_path / "hard.png"
+    link.symlink_to(pool[2].impath)
+    hard.hardlink_to(pool[2].impath)
+    for path in (os.path.join(folder, ".", name), str(link), str(hard)):
+        same = Datum(path, pool[2].label)
+        assert not Dataset(train_x=pool, val=[*pool[3:6], same], test=pool[:3]).val_is_disjoint
+
+
+@pytest.mark.parametrize(
+    ("count", "kind"), [(0, "no validation images"), (1, "test images for validation")]
+)
+def test_a_test_on_validation_images_needs_some(cfg, monkeypatch, count, kind):
+    cfg.TEST.SPLIT = "val"
+    assert DataManager(cfg).val_loader is not None
+    monkeypatch.setattr(
+        DATASET_REGISTRY.get("Toys"), "val", property(lambda self: self.test[:count])
+    )
+    with pytest.raises(UserError) as error:
+        DataManager(cfg)
+    assert str(error.value) == f"TEST.SPLIT: expected test for Toys, which has {kind}, got val"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("FINAL_MODEL", "best_val"),
+        ("COMPUTE_CMAT", True),
+        ("RECORD", ("logits",)),
+        ("SAVE_LOGITS", True),
+        ("METRICS", ("ece",)),
+    ],
+)
+def test_what_a_test_leaves_needs_a_test(cfg, key, value):
+    cfg.TEST[key] = value
+    dataset = build_dataset(cfg)
+    check_training(cfg, dataset)
+    cfg.TEST.NO_TEST = True
+    with pytest.raises(UserError) as error:
+        check_training(cfg, dataset)
+    line = f"TEST.NO_TEST: expected False with TEST.{key} {value!r}, got True"
+    assert str(error.value) == line
 
 
 def test_a_dataset_of_the_public_toolbox_has_no_other_test_classes(cfg):
@@ -726,6 +776,29 @@ def test_class_sampler_draws_whole_groups():
         UserError, match="DATALOADER.TRAIN_X.BATCH_SIZE: expected at most 4 classes .*, got 8"
     ):
         RandomClassSampler(items, batch_size=8, n_ins=1)
+    with pytest.raises(
+        UserError, match="DATALOADER.TRAIN_X.BATCH_SIZE: expected a multiple of N_INS 2 .*, got 5"
+    ):
+        RandomClassSampler(items, batch_size=5, n_ins=2)
+
+
+@pytest.mark.parametrize("name", ["RandomClassSampler", "RandomDomainSampler"])
+def test_all_epochs_have_as_many_images(name):
+    items = items_of((0, 0, 6), (1, 1, 2), (2, 2, 2), (3, 3, 4))
+    for seed in range(5):
+        random.seed(seed)
+        sampler = build_sampler(name, None, items, 4, n_domain=2, n_ins=2)
+        assert {len(list(sampler)) for _ in range(20)} == {len(sampler)}
+
+
+def test_images_that_a_sampler_leaves_out_are_counted(cfg, capsys):
+    train = cfg.DATALOADER.TRAIN_X
+    train.SAMPLER, train.N_INS, train.BATCH_SIZE = "RandomClassSampler", 2, 6
+    loader = DataManager(cfg).train_loader_x
+    count, total = len(loader.sampler), len(loader.dataset)
+    assert count < total
+    line = f"Each epoch has {count} of {total} images (RandomClassSampler)"
+    assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,49 @@ def test_another_run_is_refused_and_the_key_named(root, used, capsys, key, value
     assert "OUTPUT_DIR" in line
 
 
+@pytest.mark.parametrize("options", [(), ("OPTIM.LR", "0.5")])
+def test_of_a_config_cut_at_any_line_nothing_is_concluded(root, used, capsys, options):
+    lines = (used / "config.yaml").read_text().splitlines(keepends=True)
+    for count in range(0, len(lines), 20):
+        (used / "config.yaml").write_text("".join(lines[:count]))
+        line = refusal(capsys, root, used, *options)
+        assert line == (
+            f"config file '{used / 'config.yaml'}': expected the whole config of a run, got less"
+        )
+
+
+def test_another_trainer_is_named_before_what_differs_because_of_it(root, used, capsys):
+    options = ("DATASET.NUM_SHOTS", "4", "OPTIM.LR", "0.5", "TRAINER.NAME", "WideToyTrainer")
+    line = refusal(capsys, root, used, *options)
+    assert line.startswith("TRAINER.NAME: expected 'ToyTrainer', as in the run in ")
+
+
+def test_a_run_that_has_saved_nothing_cannot_be_resumed_elsewhere(
+    root, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(toys.ToyTrainer, "stop_at", (1, 1))
+    assert train.main(toys.cli(root, tmp_path / "old")) == 130
+    capsys.readouterr()
+    old = str(tmp_path / "old")
+    assert train.main(toys.cli(root, tmp_path / "new", "--resume", old)) == 2
+    assert capsys.readouterr().err == (
+        f"error: RESUME: expected a run that has saved an epoch, got '{old}'\n"
+    )
+
+
+def test_what_an_evaluation_leaves_of_an_earlier_one_is_named(root, finished, tmp_path, capsys):
+    load = ("--eval-only", "--model-dir", str(finished))
+    kept = ("TEST.SAVE_LOGITS", "True", "TEST.COMPUTE_CMAT", "True")
+    output = tmp_path / "eval"
+    assert train.main(toys.cli(root, output, *load, *kept)) == 0
+    assert "earlier evaluation" not in capsys.readouterr().out
+    assert train.main(toys.cli(root, output, *load, "--load-epoch", "1")) == 0
+    printed = capsys.readouterr().out
+    for name in ("logits.npz", "cmat.pt"):
+        assert f"{output / name} is still that of an earlier evaluation" in printed
+    assert printed.count("earlier evaluation") == 2
+
+
 def test_more_epochs_than_a_finished_run_had_point_to_its_weights(root, used, tmp_path, capsys):
     line = refusal(capsys, root, used, "OPTIM.MAX_EPOCH", "5")
     weights = used / "toy_net" / "model.pth.tar-3"

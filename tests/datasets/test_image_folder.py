@@ -208,6 +208,16 @@ def test_parts_that_have_folders(tmp_path: Path, given) -> None:
     assert parts(build(tmp_path, seed=9), tmp_path) == found
 
 
+def test_a_part_need_not_have_every_class(tmp_path: Path) -> None:
+    train = photos(tmp_path / "train")
+    for name, classes in (("val", 1), ("test", 2)):
+        photos(tmp_path / name, tuple(COLORS)[1 : 1 + classes], count=3)
+    dataset = build(tmp_path)
+    assert dataset.classnames == sorted(path.name for path in train.iterdir())
+    assert {item.classname for item in dataset.test} == set(tuple(COLORS)[1:3])
+    assert len(dataset.test) == 6 and len(dataset.val) == 3
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     photos(tmp_path, ["bus", "train"], 4)
     assert build(tmp_path).classnames == ["bus", "train"]

@@ -239,6 +239,7 @@ def test_cross_dataset_has_a_column_for_each_target_and_their_average(
         *('{"accuracy": 8', "", "[]", "[" * 200_000, '"text"', '{"accuracy": 8, "accuracy": 80}'),
         *(f'{{"accuracy": {n}}}' for n in ("null", "NaN", "1e400", '"80"', "true", "-1")),
         f'{{"accuracy": 1{400 * "0"}}}',
+        '{"accuracy": 85.0, "correct": 4, "total": 5}',
     ],
     ids=lambda value: value[:20],
 )

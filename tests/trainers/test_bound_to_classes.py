@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import train
+from dassl.engine.checkpoints import check_classes
+from dassl.errors import UserError
 from trainers.trainer import MethodTrainer
 
 
@@ -52,6 +55,38 @@ def test_what_is_bound_to_its_classes_refuses_a_renamed_one(
     if trainer == "CoOp":  # fits by shape
         assert on_photos(photos, tmp_path / "further", trainer, *options, *weights) == 2
         assert capsys.readouterr().err.strip() == line
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda names: [*names, "tree"], "expected 3 classes, got 4 with 'tree'"),
+        (lambda names: names[:2], "expected 3 classes, got 2 without 'sky'"),
+        (lambda names: ["apple", "sea"], "expected 3 classes, got 2 without 'leaf' with 'sea'"),
+        (lambda names: names[::-1], "expected 'apple' as class 0, got 'sky'"),
+        (lambda names: ["Apple", *names[1:]], "expected 'apple' as class 0, got 'Apple'"),
+    ],
+)
+def test_the_class_that_differs_is_named(change, difference):
+    trained = ["apple", "leaf", "sky"]
+    check_classes(trained, trained, "model.pth")
+    check_classes([], change(trained), "model.pth")  # a checkpoint that does not say
+    with pytest.raises(UserError) as error:
+        check_classes(trained, change(trained), "model.pth")
+    assert str(error.value) == f"'model.pth' was trained on other classes: {difference}"
+
+
+@pytest.mark.parametrize("names", [5, "apple", ["apple", 3], None, {"apple": 0}])
+def test_weights_with_something_else_for_class_names_are_refused(photos, tmp_path, capsys, names):
+    assert on_photos(photos, tmp_path / "run", "CoOp") == 0
+    checkpoint = torch.load(tmp_path / "run" / "prompt_learner" / "model.pth.tar-1")
+    weights = tmp_path / "weights.pth"
+    torch.save({**checkpoint, "class_names": names}, weights)
+    capsys.readouterr()
+    assert on_photos(photos, tmp_path / "new", "CoOp", "MODEL.INIT_WEIGHTS", str(weights)) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: checkpoint '{weights}': expected a list of text, got class_names "
+    )
 
 
 def test_what_is_not_bound_serves_other_classes(photos, tmp_path):

@@ -39,11 +39,6 @@ class ColorPatchesWithTestAsVal(toy.ColorPatches):
         return self.test
 
 
-@pytest.fixture(autouse=True)
-def node(monkeypatch):
-    monkeypatch.setitem(toy.NODES, "LinearProbe", "LINEAR_PROBE")
-
-
 @pytest.mark.parametrize("subset", ["all", "base"])
 def test_it_predicts_what_scikit_learn_predicts(run, tmp_path, monkeypatch, subset):
     seen = []

@@ -15,7 +15,7 @@ import torch
 import train
 from dassl.engine import resume
 from tests.trainers.tiny import tiny_clip
-from tests.trainers.toy import CHECKPOINT, NODES, ColorPatches, checkpoint
+from tests.trainers.toy import CHECKPOINT, ColorPatches, checkpoint
 from trainers.coop import CoOp
 from trainers.trainer import MethodTrainer
 
@@ -107,10 +107,7 @@ def test_what_the_classes_of_the_test_lack_is_found_before_training(run, tmp_pat
 @pytest.mark.parametrize(
     ("trainer", "options"), [("LinearProbe", ()), ("CoOp", ("TRAINER.COOP.CSC", "True"))]
 )
-def test_what_is_bound_to_its_classes_is_not_tested_on_others(
-    run, tmp_path, monkeypatch, trainer, options
-):
-    monkeypatch.setitem(NODES, "LinearProbe", "LINEAR_PROBE")
+def test_what_is_bound_to_its_classes_is_not_tested_on_others(run, tmp_path, trainer, options):
     base = (*options, "DATASET.SUBSAMPLE_CLASSES", "base")
     code, out = run(trainer, "run", *base, "TEST.SUBSAMPLE_CLASSES", "new")
     assert code == 2
@@ -121,7 +118,6 @@ def test_what_is_bound_to_its_classes_is_not_tested_on_others(
 
 @pytest.mark.parametrize("trainer", ["CoOp", "CLIPLoRA", "LinearProbe", "ZeroshotCLIP"])
 def test_a_dataset_of_test_images_is_not_trained_on(run, tmp_path, monkeypatch, trainer):
-    monkeypatch.setitem(NODES, "LinearProbe", "LINEAR_PROBE")
     assert run(trainer, "trained")[0] == 0
     monkeypatch.setattr(ColorPatches, "train_x", [])
     code, out = run(trainer, "run")
@@ -284,6 +280,40 @@ def test_a_setting_that_no_method_uses_is_refused(run, tmp_path, key, value, exp
     assert code == 2
     assert f"error: {key}: expected {expected} for CoOp, which does not use it, got " in out
     assert not (tmp_path / "train").exists()  # no data was drawn
+
+
+def test_settings_of_another_method_are_refused(run, tmp_path):
+    code, out = run("CoOp", "bad", "TRAINER.MAPLE.N_CTX", "4")
+    assert code == 2
+    line = "error: TRAINER.MAPLE.N_CTX: expected no value, as CoOp does not read it, got 4"
+    assert line in out.splitlines()
+    assert not (tmp_path / "train").exists()  # no data was drawn
+
+
+def test_nothing_to_learn_or_to_start_from_is_said(run, tmp_path):
+    (tmp_path / "old").mkdir()
+    code, out = run("ZeroshotCLIP", "zero", flags=["--resume", f"{tmp_path}/old"])
+    line = (
+        f"error: RESUME: expected '' for ZeroshotCLIP, which learns nothing, got '{tmp_path}/old'"
+    )
+    assert code == 2 and line in out.splitlines()
+    assert run("LinearProbe", "probe")[0] == 0
+    weights = f"{tmp_path}/probe/linear_probe/model.pth.tar-2"
+    code, out = run("LinearProbe", "again", "MODEL.INIT_WEIGHTS", weights)
+    line = "error: MODEL.INIT_WEIGHTS: expected '' for LinearProbe, whose training starts from "
+    assert code == 2 and f"{line}nothing, got '{weights}'" in out.splitlines()
+
+
+def test_a_model_under_other_settings_is_not_evaluated_in_silence(run, tmp_path):
+    assert run("CoOp", "run")[0] == 0
+    load = ["--eval-only", "--model-dir", f"{tmp_path}/run"]
+    code, out = run("CoOp", "same", flags=load)
+    assert code == 0 and f"the run in '{tmp_path}/run' had" not in out
+    code, out = run("CoOp", "other", "TRAINER.COOP.CLASS_TOKEN_POSITION", "front", flags=load)
+    line = f"TRAINER.COOP.CLASS_TOKEN_POSITION: the run in '{tmp_path}/run' had 'end', got 'front'"
+    assert code == 0 and line in out.splitlines()
+    code, out = run("KgCoOp", "kg", "TRAINER.COOP.N_CTX", "16", flags=load)
+    assert f"TRAINER.NAME: the run in '{tmp_path}/run' had 'CoOp', got 'KgCoOp'" in out
 
 
 def test_an_untrained_method_is_evaluated_only_from_given_weights(run, tmp_path):

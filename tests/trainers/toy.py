@@ -63,6 +63,7 @@ OPTIONS = {
 }
 NODES = {
     "ZeroshotCLIP": "ZSCLIP",
+    "LinearProbe": "LINEAR_PROBE",
     "KgCoOp": "COOP",
     "MMA": "MMADAPTER",
 }  # config nodes with a name other than the trainer's

@@ -5,6 +5,7 @@ from dassl.data.datasets.build import (
     DATASET_REGISTRY,
     build_dataset,
     check_dataset_cfg,
+    check_test_split,
     check_training,
     other_test_classes,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "Datum",
     "build_dataset",
     "check_dataset_cfg",
+    "check_test_split",
     "check_training",
     "other_test_classes",
     "subsample_classes",

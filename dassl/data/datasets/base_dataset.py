@@ -206,9 +206,9 @@ class DatasetBase(PublicDatasetMethods):
 
     @property
     def val_is_disjoint(self) -> bool:
-        """Whether no validation image is a test image, as their paths tell."""
-        tested = {os.path.abspath(item.impath) for item in self.test}
-        return not any(os.path.abspath(item.impath) in tested for item in self.val or [])
+        """Whether no validation image is a test image; a link is the file that it leads to."""
+        val = {_identity(item.impath) for item in self.val or []}
+        return not val or val.isdisjoint(_identity(item.impath) for item in self.test)
 
     @property
     def lab2cname(self) -> dict[int, str]:
@@ -355,6 +355,15 @@ class DatasetBase(PublicDatasetMethods):
         return groups
 
 
+def _identity(path: str) -> Any:
+    """Return what tells a file from all others, whatever its names; its path if it is missing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.abspath(path)
+    return status.st_dev, status.st_ino
+
+
 def _read_few_shot(
     record: Any, part: str, path: str, folder: str, pool: Sequence[Datum], num_shots: int
 ) -> Split | None:
@@ -367,7 +376,7 @@ def _read_few_shot(
         UserError: the file is damaged, or names a file outside of the dataset.
     """
     rows = record.get(part) if isinstance(record, dict) else None
-    if not isinstance(rows, list) or (pool and not rows):
+    if not isinstance(rows, list) or (part == "train" and pool and not rows):
         raise UserError(f"few-shot file '{path}' is damaged: no images in '{part}'; delete it")
     known = {(os.path.relpath(item.impath, folder), item.label): item for item in pool}
     images = {impath for impath, _ in known}

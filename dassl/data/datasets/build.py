@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 
 from dassl.config import check_domains
 from dassl.config.defaults import declared
-from dassl.errors import UserError
+from dassl.errors import UserError, shown
 from dassl.utils.logger import log
 from dassl.utils.registry import Registry
 
@@ -18,6 +18,8 @@ DATASET_REGISTRY = Registry("DATASET")
 
 # Keys of DATALOADER.TRAIN_X that one sampler alone reads, and that sampler.
 SAMPLER_KEYS = {"N_DOMAIN": "RandomDomainSampler", "N_INS": "RandomClassSampler"}
+# Begin the names of the keys of TEST that ask for more than the figures of a test.
+OF_A_TEST = ("COMPUTE_CMAT", "METRICS", "PER_CLASS_RESULT", "RECORD", "SAVE_")
 
 
 def check_dataset_cfg(cfg: CfgNode) -> None:
@@ -73,6 +75,22 @@ def build_dataset(cfg: CfgNode) -> Any:
     return dataset
 
 
+def check_test_split(cfg: CfgNode, dataset: Any) -> None:
+    """Check that there are images to test on where ``TEST.SPLIT`` wants validation images.
+
+    Raises:
+        UserError: there are none, or they are test images.
+    """
+    if cfg.TEST.SPLIT == "val":
+        _check_validation(cfg, dataset, "TEST.SPLIT: expected test", "val")
+
+
+def _check_validation(cfg: CfgNode, dataset: Any, expected: str, got: str) -> None:
+    if not (dataset.val and dataset.val_is_disjoint):
+        kind = "test images for validation" if dataset.val else "no validation images"
+        raise UserError(f"{expected} for {cfg.DATASET.NAME}, which has {kind}, got {got}")
+
+
 def check_training(cfg: CfgNode, dataset: Any) -> None:
     """Check that a dataset has training images, and validation images to select a model by.
 
@@ -81,7 +99,8 @@ def check_training(cfg: CfgNode, dataset: Any) -> None:
     of few classes, but worth a warning.
 
     Raises:
-        UserError: it has none, or its validation images are test images.
+        UserError: it has none, or its validation images are test images, or what only a test
+            leaves is wanted without one.
     """
     name = cfg.DATASET.NAME
     if not dataset.train_x:
@@ -89,12 +108,14 @@ def check_training(cfg: CfgNode, dataset: Any) -> None:
             f"DATASET.NAME: expected a dataset with training images, got {name}, which has only "
             "test images; evaluate on it with --eval-only"
         )
-    selects = cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST
-    if selects and not (dataset.val and dataset.val_is_disjoint):
-        kind = "test images for validation" if dataset.val else "no validation images"
-        raise UserError(
-            f"TEST.FINAL_MODEL: expected last_step for {name}, which has {kind}, got best_val"
-        )
+    if cfg.TEST.FINAL_MODEL == "best_val":
+        _check_validation(cfg, dataset, "TEST.FINAL_MODEL: expected last_step", "best_val")
+    if cfg.TEST.NO_TEST:
+        for key, value in cfg.TEST.items():
+            if value == "best_val" or (value and key.startswith(OF_A_TEST)):
+                raise UserError(
+                    f"TEST.NO_TEST: expected False with TEST.{key} {shown(value)}, got True"
+                )
     batch_size, images = cfg.DATALOADER.TRAIN_X.BATCH_SIZE, len(dataset.train_x)
     if batch_size > images:
         log.warning(
