@@ -189,7 +189,11 @@ def run(args: argparse.Namespace, held: ExitStack) -> None:
 def process_state() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C, and restore afterward what a run changes in the process."""
 
+    owner = os.getpid()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a loader's process that has not begun yet
+            os._exit(128 + number)
         # Who stops a whole job tells the loader's processes, too. That they end is no error then.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise KeyboardInterrupt

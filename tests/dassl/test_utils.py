@@ -87,6 +87,11 @@ WORKER = (
 )
 
 
+def test_the_message_of_a_user_error_has_an_end():
+    assert str(UserError("x" * 10_001)) == "x" * 10_000 + "..."
+    assert str(UserError("x" * 10_000)) == "x" * 10_000
+
+
 def test_user_error_keeps_the_line_out_of_a_workers_traceback():
     text = WORKER.format("UserError", "dassl.errors.UserError: image 'a' is bad")
     assert str(UserError(text)) == "image 'a' is bad"
@@ -136,6 +141,20 @@ def system_error(number: int, *names: str) -> OSError:
             "DATALOADER.NUM_WORKERS or a smaller DATALOADER.CACHE_MB take less; the same command",
         ),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "DataLoader worker"),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 7) exited unexpectedly with exit code 1. Details are lost "
+                "due to multiprocessing. Rerunning with num_workers=0 may give better error trace."
+            ),
+            "DataLoader worker (pid 7) exited unexpectedly with exit code 1; is memory short? ",
+        ),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 7) exited unexpectedly with exit code "
+                f"{errno.EMFILE}. Details are lost due to multiprocessing."
+            ),
+            "too many open files; raise",
+        ),
         (MemoryError(), "out of memory; smaller batches (DATALOADER.TRAIN_X.BATCH_SIZE, "),
         (MemoryError(WORKER.format("MemoryError", "MemoryError")), "out of memory; smaller"),
         (
