@@ -19,7 +19,7 @@ from dassl.data.data_manager import leave_out_broken
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.data.datasets.base_dataset import Split, check_text
 from dassl.data.shared_files import read_or_make
-from dassl.errors import UserError
+from dassl.errors import UserError, shown
 from dassl.utils import log, read_json
 
 from .common import (
@@ -146,9 +146,11 @@ class ImageFolder(DatasetBase):
         for template, count in Counter(templates).items():
             check_text(template, f"'{path}': template")
             if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
-                raise UserError(f"'{path}': '{template}' must have one {{}} and no other braces")
+                raise UserError(
+                    f"'{path}': {shown(template)} must have one {{}} and no other braces"
+                )
             if count > 1:
-                raise UserError(f"'{path}': '{template}' is there {count} times")
+                raise UserError(f"'{path}': {shown(template)} is there {count} times")
         if not templates:
             raise UserError(f"'{path}' has no template")
         return templates

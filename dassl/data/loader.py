@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from multiprocessing import util
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -101,6 +102,7 @@ def _end_without_files(number: int) -> None:
     Such a thread would print the same traceback for good, or drop a batch that is then waited for.
     """
     others, feeder = sys.excepthook, Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+    remove = util._remove_temp_dir  # type: ignore[attr-defined]
 
     def uncaught(kind: Any, error: Any, traceback: Any) -> None:
         if _tells_of_files(error):
@@ -113,5 +115,10 @@ def _end_without_files(number: int) -> None:
             os._exit(errno.EMFILE)
         feeder(error, batch)
 
+    def leave(*folder: Any) -> None:
+        with suppress(OSError):  # to look into the folder takes an open file, too
+            remove(*folder)
+
+    util._remove_temp_dir = leave  # type: ignore[attr-defined]
     sys.excepthook = uncaught
     Queue._on_queue_feeder_error = staticmethod(unsent)  # type: ignore[attr-defined]

@@ -773,3 +773,21 @@ def test_domain_samplers_need_domains(cfg, monkeypatch, name):
 def test_unknown_sampler():
     with pytest.raises(UserError, match="did you mean 'RandomSampler'"):
         build_sampler("RandmSampler")
+
+
+def test_the_lock_of_a_shared_file_makes_no_file_through_a_link(tmp_path):
+    lock, path = tmp_path / "data" / ".kept.json.lock", str(tmp_path / "data" / "kept.json")
+    lock.parent.mkdir()
+    lock.symlink_to(tmp_path / "planted")
+    assert shared_files.read_or_make(path, lambda: None, lambda: ([1], "made")) == "made"
+    assert read_json(path) == [1] and not (tmp_path / "planted").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("1" * 5000, "value has 5000 digits"), ('"\\ud800"', "it has half of a character")],
+)
+def test_what_json_cannot_hold_is_said_without_pythons_advice(tmp_path, text, reason):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=f"^'.*a.json' is not valid JSON: .*{reason}$"):
+        read_json(str(tmp_path / "a.json"))
