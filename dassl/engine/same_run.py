@@ -166,7 +166,7 @@ def read_config(folder: str) -> dict[str, Any] | None:
     if not os.path.isfile(path):
         return None
     config = read_yaml(path)
-    if not isinstance(config, dict) or not config:
+    if not isinstance(config.get("TRAINER"), dict):  # such as one that was cut off
         raise UserError(f"config file '{path}': expected the config of a run, got something else")
     return config
 

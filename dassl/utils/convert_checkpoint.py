@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dassl.command import run, say
 from dassl.errors import UserError
 from dassl.utils.data_parallel import strip_module
 from dassl.utils.torchtools import (
@@ -100,7 +101,7 @@ def convert(old: str, new: str) -> None:
     numbers = {k: v for k, v in content.items() if k in ("epoch", "val_result")}
     kept = {k: v for k, v in numbers.items() if isinstance(v, int | float)}
     save_torch_file({"epoch": 0, **kept, "state_dict": tensors}, new)
-    print(f"Saved {len(tensors)} tensors of {old} to {new}")
+    say(f"Saved {len(tensors)} tensors of {old} to {new}")
 
 
 def main(arguments: list[str]) -> int:
@@ -116,4 +117,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(lambda: main(sys.argv[1:])))

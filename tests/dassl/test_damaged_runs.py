@@ -326,6 +326,8 @@ def test_a_resume_file_that_holds_something_else_is_refused(run, content):
         b"OPTIM: [1, 2]\n",
         b"OPTIM: {LR: fast}\n",
         b"DATASET: 3\n",
+        b"BASE: [other.yaml]\n",
+        b"DATASET:\n  NAME: Toys\n",  # cut off
         b"{",
     ],
 )

@@ -31,7 +31,7 @@ def test_a_run_is_finished_when_all_models_are_there_and_nothing_to_resume(tmp_p
 def test_config_comes_back_and_results_go_when_training_begins(tmp_path):
     folder = tmp_path / "run"
     assert same_run.read_config(str(folder)) is None
-    config = {"OPTIM": {"LR": 0.1, "STEPSIZE": [1, 2]}, "SEED": 1, "DATASET": {"NAME": "é"}}
+    config = {"OPTIM": {"LR": 0.1, "STEPSIZE": [1, 2]}, "SEED": 1, "TRAINER": {"NAME": "é"}}
     run_folder.begin(str(folder), config, [])
     (folder / run_folder.RESULTS_FILE).touch()
     (folder / "predictions.npz").touch()

@@ -377,8 +377,8 @@ def test_small_tools(tmp_path):
     assert listdir_nohidden(str(tmp_path), sort=True) == ["a", "b"]
     assert tolist_if_not(1) == [1] and tolist_if_not([1]) == [1]
     assert check_isfile(str(tmp_path / "a"))
-    with pytest.warns(UserWarning, match="No file found"):
-        assert not check_isfile(str(tmp_path / "c"))
+    with pytest.warns(UserWarning, match=r'^No file found at ".*/c\\x1b\[31m"$'):
+        assert not check_isfile(str(tmp_path / "c\x1b[31m"))
     assert f"torch: {torch.__version__.split('+')[0]}" in collect_env_info()
 
 
@@ -535,7 +535,7 @@ def test_number_of_parameters():
         ("[-Infinity]", "is not valid JSON: -Infinity is not a finite number$"),
         ("[1e400]", "is not valid JSON: 1e400 is not a finite number$"),
         (f"[{5000 * '9'}]", "is not valid JSON: Exceeds the limit"),
-        ('["\\ud800"]', "is not valid JSON: .* surrogates not allowed$"),
+        ('["\\ud800"]', "is not valid JSON: it has half of a character$"),
         ("", "is not valid JSON: Expecting value"),
         ('["a', "is not valid JSON: Unterminated string"),
         ("[1] 2", "is not valid JSON: Extra data: line 1"),
@@ -566,7 +566,7 @@ def test_a_damaged_json_file_is_one_line_that_names_it(tmp_path, content, messag
         ('{"c\\nat": [["A cat."]]}', r"has no list of sentences for 'c\\nat'"),
         ('{"cat": ["A cat."],\n"cat": []}', '"cat" is there twice, again in line 2'),
         ('{"cat": [NaN]}', "NaN is not a finite number"),
-        ('{"cat": ["\\ud800"]}', "surrogates not allowed"),
+        ('{"cat": ["\\ud800"]}', "it has half of a character"),
         ("[" * 200_000, "it is nested too deeply"),
     ],
     ids=lambda value: ascii(value)[:30],
