@@ -21,14 +21,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-from dassl.errors import UserError, escaped, machine_fault
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:  # it quotes what the user typed as it is
-        super().error(escaped(message))
+from dassl.command import Parser
+from dassl.command import run as run_command
+from dassl.errors import UserError, machine_fault
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -197,7 +194,11 @@ def run(args: argparse.Namespace, held: ExitStack) -> None:
 def process_state() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C, and restore afterward what a run changes in the process."""
 
+    owner = os.getpid()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a loader's process that has not begun yet
+            os._exit(128 + number)
         # Who stops a whole job tells the loader's processes, too. That they end is no error then.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise KeyboardInterrupt
@@ -253,19 +254,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def command() -> int:
     """Run the process's command line; return the exit code."""
-    for name in ("stdout", "stderr"):  # a closed one's number would go to the next file opened
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
-    code = main()
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        # Python's own attempt at the exit must not fail, too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if code == 0:  # as after --help
-            report(f"error: cannot write the standard output: {error.strerror}")
-        return code or 2
-    return code
+    return run_command(main)
 
 
 if __name__ == "__main__":

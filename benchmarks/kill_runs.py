@@ -13,7 +13,6 @@ Processes are forked from this one, so that each begins with its imports done. L
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -34,6 +33,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from dassl.command import Parser
 from dassl.engine import resume
 from dassl.utils import tools
 
@@ -236,7 +236,7 @@ class Trials:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--moments", type=int, default=20, help="number of random moments")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     args = parser.parse_args()

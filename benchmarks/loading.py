@@ -9,7 +9,6 @@ later ones.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import statistics
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dassl.command import Parser
 from dassl.config import get_cfg_default
 from dassl.data import build_data_loader
 from dassl.data.datasets import Datum
@@ -59,7 +59,7 @@ def epochs(items: Sequence[Datum], megabytes: int, count: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--height", type=int, default=768)

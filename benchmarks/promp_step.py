@@ -27,6 +27,7 @@ import trainers  # noqa: F401
 from benchmarks.text_features import NAMES, VIT_B16, plain_features, random_model
 from clip import PromptTokens, tokenize
 from clip.layer import Layers
+from dassl.command import Parser
 from dassl.config import get_cfg_default
 from trainers.promp import ProMPT
 
@@ -97,7 +98,7 @@ def largest_difference(one: Path, other: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=1)

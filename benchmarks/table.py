@@ -2,7 +2,8 @@
 
 import sys
 
+from dassl.command import run
 from experiments.table import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -8,7 +8,6 @@ one run: ratio of the times, ratio of the bytes that autograd keeps, largest dif
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from clip import CLIP, CLIPConfig, PromptTokens, tokenize
 from clip.blocks import attend_to_earlier
+from dassl.command import Parser
 
 NAMES = ["dog", "golden retriever", "Boeing 737", "annual crop land", "art deco house"]
 
@@ -84,7 +84,7 @@ def measure(model: CLIP, features: Callable[[], Tensor], repeats: int) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--depth", type=int, default=12, help="number of layers with prompts")

@@ -249,14 +249,6 @@ def _modules(archive: _Archive, root: Any) -> Iterator[tuple[str, dict[str, Any]
             raise ValueError("it has too many modules")
 
 
-def is_archive(path: Path) -> bool:
-    """Return whether a file is what ``torch.jit.save`` writes."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as file:
-        return any("/code/" in n or n.endswith("/constants.pkl") for n in file.namelist())
-
-
 def read_archive(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Return what ``torch.jit.load(path).state_dict()`` does, without running the archive's code.
 

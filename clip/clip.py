@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from dassl.utils import UserError, load_checkpoint
+from dassl.utils.checksums import is_torchscript
 from dassl.utils.data_parallel import strip_module
 from dassl.utils.download import check_file, download
 
-from .archive import is_archive, read_archive
+from .archive import read_archive
 from .model import CLIP, CLIPConfig, Preprocess, convert_weights
 from .tokens import tokenize, tokenizer
 
@@ -126,7 +127,7 @@ def _read_state_dict(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             content = _read_safetensors(path, device)
-        elif is_archive(path):
+        elif is_torchscript(path):
             content = read_archive(path, device)
         else:
             content = load_checkpoint(str(path), device)

@@ -16,6 +16,9 @@ _UNPRINTABLE = re.compile(
 )
 
 
+LONGEST_MESSAGE = 10_000  # characters
+
+
 def escaped(text: str, kept: str = "") -> str:
     """Write what must not reach a terminal as "\\x1b" or "\\u202e"; characters ``kept`` stay."""
 
@@ -54,6 +57,8 @@ class UserError(ValueError):
         caught = re.match(r"Caught (\w+) in [^\n]+\.\nOriginal ", text)
         if caught:
             text = re.sub(rf"^[\w.]*{caught[1]}: ", "", text.rsplit("\n", 1)[-1])
+        if len(text) > LONGEST_MESSAGE:  # such as a name in a damaged file
+            text = f"{text[:LONGEST_MESSAGE]}..."
         super().__init__(escaped(text))
 
 
@@ -117,10 +122,11 @@ def machine_fault(error: BaseException) -> str:
         is_limit = int(found[1]) in (errno.EMFILE, errno.ENFILE)
         return escaped(found[2]) + (f"; {_MORE_FILES}; {_RESUMES}" if is_limit else "")
     if isinstance(error, RuntimeError):
-        if killed := re.search(r"DataLoader worker \(pid[^\n]*", text):
-            return f"{killed[0].strip().rstrip('.')}; is memory short? {_LESS_MEMORY}; {_RESUMES}"
-        if re.search(r"Too many open files|items of ancdata", text):
+        # a worker of ours that cannot open a file ends with that error's number
+        if re.search(rf"Too many open files|items of ancdata|exit code {errno.EMFILE}\.", text):
             return f"too many open files; {_MORE_FILES}; {_RESUMES}"
+        if killed := re.search(r"DataLoader worker \(pid[^\n.]*", text):
+            return f"{killed[0].strip()}; is memory short? {_LESS_MEMORY}; {_RESUMES}"
         gpu = r"CUDA out of memory[^\n]*?(?= GPU|\n|$)|CUDA error: out of memory|\w+_ALLOC_FAILED"
         if full := re.search(gpu, text):
             return f"{full[0].rstrip('.')}; {_SMALLER_BATCH} take less; {_RESUMES}"

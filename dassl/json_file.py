@@ -47,8 +47,11 @@ def parse_json(text: str, source: str) -> Any:
         raise UserError(f"{source}: {name} is there twice, again in line {line}") from error
     except RecursionError as error:
         raise UserError(f"{source} is not valid JSON: it is nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source} is not valid JSON: it has half of a character") from error
     except ValueError as error:
-        raise UserError(f"{source} is not valid JSON: {error}") from error
+        reason = str(error).partition("; use sys.")[0]  # Python's advice on numbers without end
+        raise UserError(f"{source} is not valid JSON: {reason}") from error
     return value
 
 

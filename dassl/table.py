@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dassl.command import say
+
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return header, a rule of dashes, and rows, their cells padded to the widest of a column."""
@@ -15,4 +17,4 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[s
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns as wide as their widest cell."""
     for cells in aligned(header, rows):
-        print("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())

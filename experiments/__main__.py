@@ -6,6 +6,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from dassl.command import run, say
+from dassl.errors import UserError
+
 COMMANDS = {
     "run": "do the steps of one protocol for one method, dataset and seed",
     "table": "train and test methods under one protocol and print a table",
@@ -17,20 +20,20 @@ USAGE = "usage: python -m experiments COMMAND [OPTION...]; see COMMAND --help"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command named first; return its exit code."""
+    """Run the command named first; return its exit code.
+
+    Raises:
+        UserError: there is no such command, or what it raises.
+    """
     if argv[:1] and argv[0] in ("-h", "--help"):
-        print(USAGE, *(f"  {name:10} {text}" for name, text in COMMANDS.items()), sep="\n")
+        say("\n".join([USAGE, *(f"  {name:10} {text}" for name, text in COMMANDS.items())]))
         return 0
     if not argv or argv[0] not in COMMANDS:
         got = f"'{argv[0]}'" if argv else "none"
-        print(f"error: COMMAND: expected {', '.join(COMMANDS)}, got {got}", file=sys.stderr)
-        return 2
-    try:
-        return importlib.import_module(f"experiments.{argv[0]}").main(argv[1:])
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes from here", file=sys.stderr)
-        return 130
+        raise UserError(f"COMMAND: expected {', '.join(COMMANDS)}, got {got}")
+    code: int = importlib.import_module(f"experiments.{argv[0]}").main(argv[1:])
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(lambda: main(sys.argv[1:]), "stopped; the same command resumes from here"))

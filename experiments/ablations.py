@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dassl.command import Parser, say
 from dassl.errors import UserError
 from experiments.executors import Job, check_folders, run_all
 from experiments.protocols import BASE2NEW
@@ -166,7 +167,7 @@ def search_table(arguments: argparse.Namespace, scores: Scores) -> str:
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments ablations",
         description="Repeat the ablation tables of the ProMPT and HISF papers on Shapes.",
     )
@@ -193,12 +194,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code != 0:
         return code
     seeds = " ".join(map(str, arguments.seeds))
-    print(f"\nAccuracy in percent on Shapes, ViT-Mini, {SHOTS} shots, seeds {seeds}.")
+    say(f"\nAccuracy in percent on Shapes, ViT-Mini, {SHOTS} shots, seeds {seeds}.")
     scores = Scores()
     for name in arguments.tables:
         if name == SEARCH:
-            print(f"\nHISF's lambdas, validation accuracy\n\n{search_table(arguments, scores)}")
+            say(f"\nHISF's lambdas, validation accuracy\n\n{search_table(arguments, scores)}")
         else:
             title, rows = TABLES[name]
-            print(f"\n{title}\n\n{ablation_table(rows, arguments, scores)}")
+            say(f"\n{title}\n\n{ablation_table(rows, arguments, scores)}")
     return scores.report()

@@ -19,7 +19,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from dassl.errors import UserError
+from dassl.command import say
+from dassl.errors import UserError, escaped
 from experiments.protocols import Protocol
 from experiments.runs import Run
 
@@ -55,7 +56,7 @@ def do_here(runs: Sequence[Run], first: str) -> int:
     """
     for run in runs:
         if run.is_finished:
-            print(f"skipped, finished before: {run.place}", flush=True)
+            say(f"skipped, finished before: {run.place}")
             continue
         run.check_model(first)
         make_root(run.root)
@@ -143,7 +144,7 @@ def run_all(jobs: Sequence[Job], workers: int) -> int:
         print("stopped; the same command resumes from here", file=sys.stderr)
         return INTERRUPTED
     except RunFailed as failure:
-        print(f"error: {failure}", file=sys.stderr)
+        print(f"error: {escaped(str(failure))}", file=sys.stderr)
         return 1
     return 0
 
@@ -167,7 +168,7 @@ def do_all(jobs: Sequence[Job], workers: int) -> None:
         futures = {pool.submit(work, job): job for job in jobs}
         for number, future in enumerate(as_completed(futures), start=1):
             seconds = future.result()
-            print(f"[{number}/{len(jobs)}] {futures[future]}: {seconds:.0f} s", flush=True)
+            say(f"[{number}/{len(jobs)}] {futures[future]}: {seconds:.0f} s")
     except BaseException:
         # Runs in progress can be resumed later from their last checkpoints.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dassl.command import Parser, say
 from dassl.errors import UserError
 from dassl.json_file import parse_json
 
@@ -367,7 +368,7 @@ def png_path(text: str) -> Path:
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments figures",
         description="Draw what ProMPT and HISF record in an evaluation.",
     )
@@ -401,5 +402,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(output)
+    say(str(output))
     return 0

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from dassl.command import Parser
 from dassl.errors import UserError
 from experiments.executors import do_here
 from experiments.protocols import PROTOCOLS
@@ -26,7 +27,7 @@ from experiments.table import (
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; report an invalid one in one line and exit with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments run",
         description="Run the steps of one protocol for one method, dataset and seed.",
     )

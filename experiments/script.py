@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dassl.errors import UserError
+from dassl.errors import UserError, escaped
 from experiments.configs import is_embedded
 from experiments.executors import do_here
 from experiments.protocols import BASE2NEW, CROSS_DATASET, FEW_SHOT, Protocol
@@ -96,11 +96,14 @@ def training_script(called: str, folder: str, run: Run) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run a script's command line and return its exit code."""
+    if len(argv) < 4 or argv[1] not in (ZEROSHOT, *PROTOCOL_OF):
+        print("error: script: expected to be called by the files in scripts/", file=sys.stderr)
+        return 2
     trainer, step, called, folder, *arguments = argv
     names = {ZEROSHOT: ["DATASET"], "train_all": ["DATASET", "SHOTS"]}.get(step)
     names = names or ["DATASET", "SEED"]
     if len(arguments) != len(names):
-        print(f"error: usage: sh {called} {' '.join(names)}", file=sys.stderr)
+        print(f"error: usage: sh {escaped(called)} {' '.join(names)}", file=sys.stderr)
         return 2
     try:
         runs = runs_for(trainer, step, folder, arguments)

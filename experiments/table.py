@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dassl.command import Parser, say
 from dassl.errors import UserError
 from dassl.table import aligned
 from experiments.configs import CONFIGS
@@ -214,7 +215,7 @@ def known_datasets() -> list[str]:
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse and check the command line; report an invalid one in one line and exit with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments table",
         description="Train and test methods under one protocol and print a table.",
     )
@@ -266,12 +267,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code != 0:
             return code
         minutes, seconds = divmod(round(time.monotonic() - start), 60)
-        print(f"\nDone in {minutes} min {seconds} s. ", end="")
+        say(f"\nDone in {minutes} min {seconds} s. ", end="")
     protocol, scores = PROTOCOLS[arguments.protocol], Scores()
     table = render(*tabulate(jobs, protocol, scores))
     shots = ", ".join(map(str, arguments.shots or protocol.shots))
     caption = ["Accuracy in percent", *scores.backbones, f"{shots} shots"]
     seeds = " ".join(map(str, arguments.seeds))
     spread = ", mean ± standard deviation" if len(arguments.seeds) > 1 else ""
-    print(f"{', '.join(caption)}, seed {seeds}{spread}:\n\n{table}", flush=True)
+    say(f"{', '.join(caption)}, seed {seeds}{spread}:\n\n{table}")
     return scores.report()

@@ -498,7 +498,8 @@ def test_what_is_in_the_way_of_a_run_is_found_before_training(root, tmp_path, ca
 
 def test_what_is_typed_reaches_the_terminal_escaped(capsys):
     assert train.main(["--se\x1b[31m\n"]) == 2
-    assert capsys.readouterr().err.endswith("unrecognized arguments: --se\\x1b[31m\\n\n")
+    line = error_of(capsys)
+    assert line.startswith("error: unrecognized arguments: --se\\x1b[31m\\n; see ")
     assert train.main(["--seed", "\x1b[31m"]) == 2
     assert "\x1b" not in capsys.readouterr().err
 

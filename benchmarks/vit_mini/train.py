@@ -31,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.vit_mini.captions import ANY, Facts, caption, glyph_facts, shape_facts
 from clip import tokenize
 from clip.model import CLIP, CLIPConfig
+from dassl.command import Parser
 from datasets.embedded.drawing import (
     COLORS,
     GLYPHS,
@@ -289,9 +290,7 @@ def train(worker: int, args: argparse.Namespace, meeting: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--pictures", type=Path, required=True, help="file that stores the drawn pictures"
     )

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing import util
 from multiprocessing.queues import Queue
 from typing import Any
 
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from dassl.errors import UserError
 
@@ -18,12 +22,39 @@ from dassl.errors import UserError
 _SIGNS = ("Too many open files", "items of ancdata", f"exit code {errno.EMFILE}.")
 
 
+class _Batches(_MultiProcessingDataLoaderIter):
+    """torch's iterator, which ends its workers without a traceback in whatever state it is.
+
+    It may have been made in part, and a worker may fail while all of them are told to end.
+    """
+
+    # what torch's own ``__init__`` sets, after what may fail
+    _shutdown = True
+    _workers_done_event: Any = threading.Event()
+    _workers: Any = ()
+    _index_queues: Any = ()
+
+    def __init__(self, loader: Loader) -> None:
+        self._workers_status = [True] * loader.num_workers
+        super().__init__(loader)
+
+    def _shutdown_workers(self) -> None:
+        with suppress(OSError, RuntimeError):  # the loading process knows, or has what it needs
+            super()._shutdown_workers()
+
+
 class Loader(DataLoader[Any]):
     """A ``DataLoader`` that raises ``UserError`` where it or a worker has too many files open."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.worker_init_fn = _end_without_files
+
+    def _get_iterator(self) -> Any:
+        return _Batches(self) if self.num_workers > 0 else super()._get_iterator()
+
+    def check_worker_number_rationality(self) -> None:
+        """Leave out torch's warning where there are fewer cores; it would come in each epoch."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches: Any = None
@@ -37,7 +68,7 @@ class Loader(DataLoader[Any]):
         # Raised without the other error, which would keep the workers.
         self._iterator = batches = None
         raise UserError(
-            "DATALOADER.NUM_WORKERS: expected as many as the limit of open files (ulimit -n) "
+            "DATALOADER.NUM_WORKERS: expected no more than the limit of open files (ulimit -n) "
             f"allows, got {self.num_workers}"
         )
 
@@ -71,6 +102,7 @@ def _end_without_files(number: int) -> None:
     Such a thread would print the same traceback for good, or drop a batch that is then waited for.
     """
     others, feeder = sys.excepthook, Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+    remove = util._remove_temp_dir  # type: ignore[attr-defined]
 
     def uncaught(kind: Any, error: Any, traceback: Any) -> None:
         if _tells_of_files(error):
@@ -83,5 +115,10 @@ def _end_without_files(number: int) -> None:
             os._exit(errno.EMFILE)
         feeder(error, batch)
 
+    def leave(*folder: Any) -> None:
+        with suppress(OSError):  # to look into the folder takes an open file, too
+            remove(*folder)
+
+    util._remove_temp_dir = leave  # type: ignore[attr-defined]
     sys.excepthook = uncaught
     Queue._on_queue_feeder_error = staticmethod(unsent)  # type: ignore[attr-defined]

@@ -63,7 +63,8 @@ def _locked(path: str) -> Iterator[None]:
     try:
         mkdir_if_missing(os.path.dirname(path))
         while fcntl is not None:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            no_links = getattr(os, "O_NOFOLLOW", 0)  # one could make any file of the user
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | no_links, 0o666)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(lock)):

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
+from dassl.command import run, say
 from dassl.errors import UserError
-from dassl.utils.checksums import check_sums
 from dassl.utils.data_parallel import strip_module
 from dassl.utils.torchtools import (
     NotRead,
     checkpoint_types,
+    load_data,
     plain_reason,
     refused_type,
     save_torch_file,
@@ -39,8 +40,9 @@ def _read_without_objects(path: str, stand_in: type) -> Any:
     replaced, names = checkpoint_types(), set()
     while True:
         try:
-            with torch.serialization.safe_globals(list(replaced)):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            return load_data(path, list(replaced))
+        except UserError:
+            raise
         except Exception as error:  # a damaged file raises errors of many kinds
             name = refused_type(error)
             if not name or name in names:
@@ -58,10 +60,11 @@ def read_without_objects(path: str) -> Any:
     if not os.path.isfile(path):
         problem = "is not a file" if os.path.lexists(path) else "does not exist"
         raise UserError(f"checkpoint '{path}' {problem}")
-    check_sums(path)  # a converted file would hide the damage
     for stand_in in (NotRead, _Items):
         try:
             return _read_without_objects(path, stand_in)
+        except UserError:
+            raise
         except Exception as error:
             name = refused_type(error)
             reason = f"it names {name}, which no checkpoint needs" if name else plain_reason(error)
@@ -98,7 +101,7 @@ def convert(old: str, new: str) -> None:
     numbers = {k: v for k, v in content.items() if k in ("epoch", "val_result")}
     kept = {k: v for k, v in numbers.items() if isinstance(v, int | float)}
     save_torch_file({"epoch": 0, **kept, "state_dict": tensors}, new)
-    print(f"Saved {len(tensors)} tensors of {old} to {new}")
+    say(f"Saved {len(tensors)} tensors of {old} to {new}")
 
 
 def main(arguments: list[str]) -> int:
@@ -114,4 +117,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(lambda: main(sys.argv[1:])))

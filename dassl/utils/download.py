@@ -6,6 +6,7 @@ here.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import lzma
@@ -26,6 +27,7 @@ from dassl.utils.tools import mkdir_if_missing
 
 TIMEOUT = 30  # seconds for a server to respond
 BLOCK = 1 << 20  # bytes
+_OF_A_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EROFS)
 
 
 class NetworkError(UserError):
@@ -60,6 +62,8 @@ def download(url: str, path: str, checksum: str = "") -> None:
     except Exception as error:
         # urllib's and requests' errors have a response where the server answers, if only to refuse
         refused = isinstance(error, urllib.error.HTTPError)
+        if isinstance(error, OSError) and error.errno in _OF_A_DISK:  # gdown's own writing
+            raise UserError(f"cannot write '{part}': {error.strerror}") from error
         if isinstance(error, OSError) and not refused and getattr(error, "response", None) is None:
             raise NetworkError(f"cannot reach {url}: {_root(error)}") from error
         raise UserError(f"cannot download {url}: {' '.join(str(error).split())}") from error

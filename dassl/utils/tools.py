@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from dassl.errors import UserError, writing
+from dassl.errors import UserError, escaped, writing
 from dassl.json_file import read_json as read_json  # as in the public toolbox, also from here
 
 # Names of the files that ``atomic_write`` renames when they are complete. A killed process leaves
@@ -55,7 +55,7 @@ def check_isfile(path: str) -> bool:
     """Return whether ``path`` is a file; warn where it is not."""
     found = os.path.isfile(path)
     if not found:
-        warnings.warn(f'No file found at "{path}"', stacklevel=2)
+        warnings.warn(f'No file found at "{escaped(path)}"', stacklevel=2)
     return found
 
 

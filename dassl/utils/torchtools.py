@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dassl.compat import __getattr__  # noqa: F401
-from dassl.errors import UserError
-from dassl.utils.checksums import check_sums
+from dassl.errors import UserError, shown
+from dassl.utils.checksums import check_size, check_sums, is_torchscript
 from dassl.utils.data_parallel import PREFIX, strip_module
 from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write, mkdir_if_missing
@@ -106,7 +107,7 @@ def checkpoint_types() -> list[Any]:
 
 def refused_type(error: Exception) -> str:
     """Name the class or function for which torch refused a file; "" for other errors."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    found = re.search(r"GLOBAL (\S+)", str(error))
     name = found.group(1) if found else ""
     return f"builtins.{name}" if name and "." not in name else name  # torch leaves that out
 
@@ -117,9 +118,30 @@ def plain_reason(error: Exception) -> str:
     text = text.split("\n")[0].split(". ")[0]
     # an opcode, an index or a key: how far the bytes of something else made sense
     # or one of torch's ways to read other formats unsafely
-    if " " not in text or re.search("^Unsupported operand|index out of range|weights_only", text):
+    other = "^Unsupported operand|index out of range|weights_only|safe_globals|allowed global"
+    if " " not in text or re.search(other, text):
         return "it is not what torch.save writes with its usual pickle protocol, 2"
     return text[:200]
+
+
+def load_data(path: str, types: list[Any], device: str = "cpu") -> Any:
+    """Read a file as ``torch.load`` does; nothing but tensors, plain values and ``types`` is made.
+
+    On the device "meta" tensors have shapes and types, and no values are read or checked.
+
+    Raises:
+        UserError: the file is damaged, or a TorchScript program.
+        Exception: of many kinds; the file holds something else.
+    """
+    (check_size if device == "meta" else check_sums)(path)
+    if is_torchscript(path):
+        raise UserError(
+            f"checkpoint '{path}' is a TorchScript program, which is not run; expected what "
+            "torch.save writes of a state_dict"
+        )
+    with torch.serialization.safe_globals(types), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch warns of, it refuses, or it is read here
+        return torch.load(path, map_location=device, weights_only=True)
 
 
 def load_checkpoint(path: str, device: str = "cpu") -> Any:
@@ -134,11 +156,10 @@ def load_checkpoint(path: str, device: str = "cpu") -> Any:
         raise UserError("no checkpoint file was named")
     if not os.path.isfile(path):
         raise UserError(f"checkpoint '{path}' does not exist")
-    if device != "meta":
-        check_sums(path)
     try:
-        with torch.serialization.safe_globals(checkpoint_types()):
-            return torch.load(path, map_location=device, weights_only=True)
+        return load_data(path, checkpoint_types(), device)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file raises errors of many kinds
         if name := refused_type(error):
             raise UserError(
@@ -171,7 +192,7 @@ def flaw_of(value: Any, own: Tensor) -> str:
     if not isinstance(value, Tensor):
         return f"is no tensor but a {type(value).__name__}"
     if tuple(value.shape) != tuple(own.shape):
-        return f"has shape {tuple(value.shape)}, this model's has {tuple(own.shape)}"
+        return f"has shape {shown(tuple(value.shape))}, this model's has {tuple(own.shape)}"
     if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
         return "is not dense, or has no values"
     is_number = own.is_floating_point() and value.is_floating_point()

@@ -1,5 +1,7 @@
 import sys
 
+from dassl.command import run
+
 from .command import main
 
-sys.exit(main())
+sys.exit(run(main))

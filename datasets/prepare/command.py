@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from dassl.command import INTERRUPTED, Parser
 from dassl.errors import UserError, check_choice
 from dassl.utils.download import NetworkError
 
@@ -19,7 +20,7 @@ from .status import report
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m datasets.prepare",
         description="Fetch public datasets, or the descriptions of their classes.",
         epilog="Exit codes: 0 complete, 1 something must be obtained manually (or, with --check, "
@@ -101,5 +102,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 
+from dassl.command import say
 from dassl.errors import UserError
 from dassl.table import print_table
 from dassl.utils import listdir_nohidden, read_json, write_json
@@ -30,7 +31,7 @@ def prepare_descriptions(name: str, fetched: list[str]) -> None:
     """
     path = os.path.join(DESCRIPTIONS_DIR, f"{name}.json")
     if os.path.exists(path):
-        print(f"{shown(path)} exists")
+        say(f"{shown(path)} exists")
         return
     url = DESCRIPTIONS_URL.format(DESCRIPTIONS[name])
     with tempfile.TemporaryDirectory() as temporary:
@@ -49,7 +50,7 @@ def prepare_descriptions(name: str, fetched: list[str]) -> None:
             ) from error
     write_json(content, path)
     fetched.append(path)
-    print(f"Saved {shown(path)}")
+    say(f"Saved {shown(path)}")
 
 
 def report_descriptions() -> bool:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dassl.command import say
 from dassl.errors import UserError
 from dassl.utils import read_json
 from dassl.utils.download import check_file, download, extract_archive
@@ -39,18 +40,18 @@ def prepare(name: str, root: str, fetched: list[str]) -> None:
     entry = PUBLIC_SETS[name]
     folder = entry.folder(root)
     if not check(entry, folder).missing:
-        print(f"{name}: complete")
+        say(f"{name}: complete")
         return
-    print(f"{name}: into {shown(folder)}")
+    say(f"{name}: into {shown(folder)}")
     sources = [
         source for source in entry.sources if not all(exists(folder, path) for path in source.gives)
     ]
     by_hand = [s for s in sources if not s.url and not exists(folder, s.file)]
     if by_hand or not entry.sources:
         for line in entry.by_hand:
-            print(line.format(folder=shown(folder)))
+            say(line.format(folder=shown(folder)))
     for source in by_hand:
-        print(
+        say(
             f"  {source.file} (SHA-256 {source.checksum}): place it in {shown(folder)} and run "
             f"the same command to unpack it. Or provide {', '.join(source.gives)} in it."
         )
@@ -62,7 +63,7 @@ def prepare(name: str, root: str, fetched: list[str]) -> None:
             _unpack(source, path, folder, path in fetched)
     missing = check(entry, folder).missing
     if missing and entry.sources and not by_hand:
-        print(
+        say(
             f"{name} lacks {', '.join(missing)}. Existing files are not fetched again: first move "
             "away an incomplete folder or a wrong file."
         )
@@ -148,4 +149,4 @@ def _unpack(source: Source, path: str, folder: str, was_fetched: bool) -> None:
     if was_fetched:
         os.unlink(path)
     else:
-        print(f"'{shown(path)}' has been unpacked and is no longer needed")
+        say(f"'{shown(path)}' has been unpacked and is no longer needed")

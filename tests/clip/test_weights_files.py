@@ -186,7 +186,7 @@ def test_what_is_not_a_file(tmp_path, kind, monkeypatch):
         def refuse(*arguments: object) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr(clip.clip, "is_archive", refuse)
+        monkeypatch.setattr(clip.clip, "is_torchscript", refuse)
     else:
         path = tmp_path / ("x" * 300)
     one_line(path)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +17,7 @@ from dassl.engine import TrainerBase, resume
 from dassl.engine.resume import DIGEST
 from dassl.errors import UserError
 from dassl.utils import load_checkpoint
+from dassl.utils.convert_checkpoint import read_without_objects
 from tests.dassl import toys
 
 NAN = float("nan")
@@ -127,6 +131,57 @@ def test_a_checkpoint_without_our_own_fields_is_read(trainer, tmp_path):
     torch.save({"state_dict": state}, path)
     trainer.load_model(str(tmp_path), epoch=2)
     assert trainer.model_epoch == 0
+
+
+def as_torchscript(path):
+    torch.save(whole(), path)
+    with zipfile.ZipFile(path, "a") as file:  # what makes torch hand a file to torch.jit.load
+        file.writestr(f"{file.namelist()[0].split('/')[0]}/constants.pkl", b"")
+
+
+def with_protocol_4(path):
+    torch.save(whole(), path, pickle_protocol=4)
+
+
+def in_the_oldest_format(path):
+    with tarfile.open(path, "w") as file:
+        for name in ("storages", "tensors", "pickle"):
+            file.addfile(tarfile.TarInfo(name))
+
+
+def with_a_number_of_another_type(path):
+    torch.save({**whole(), "val_result": np.void(b"x")}, path)
+
+
+def that_fills_memory(path):
+    torch.save({**whole(), "more": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as old:
+        members = [(name, old.read(name)) for name in old.namelist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, content in members:
+            new.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (as_torchscript, "is a TorchScript program, which is not run; expected what torch.save"),
+        (with_protocol_4, "it is not what torch.save writes with its usual pickle protocol, 2"),
+        (in_the_oldest_format, "it is not what torch.save writes with its usual pickle protoc"),
+        (with_a_number_of_another_type, "it is not what torch.save writes with its usual pickle"),
+        (that_fills_memory, "is damaged: it would have 4,"),
+    ],
+)
+def test_what_torch_warns_of_or_advises_is_one_line(tmp_path, capsys, recwarn, write, reason):
+    path = tmp_path / "model.pth.tar-2"
+    write(path)
+    for read in (load_checkpoint, read_without_objects):
+        with pytest.raises(UserError) as raised:
+            read(str(path))
+        line = str(raised.value)
+        assert reason in line and str(path) in line and "\n" not in line
+        assert not any(word in line for word in ("weights_only", "safe_globals", "jit.load"))
+    assert not recwarn.list
 
 
 def test_every_flipped_bit_is_found_or_harmless(trainer, tmp_path):
@@ -272,6 +327,8 @@ def test_a_resume_file_that_holds_something_else_is_refused(run, content):
         b"OPTIM: {LR: fast}\n",
         b"DATASET: 3\n",
         b"OPTIM: {LR: 0.02}\n",  # the whole file but for what came later
+        b"BASE: [other.yaml]\n",
+        b"DATASET:\n  NAME: Toys\n",  # cut off
         b"{",
         b"SOMETHING: else\n",
     ],

@@ -1,5 +1,7 @@
 import errno
+import gc
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -506,8 +508,38 @@ def test_the_limit_of_open_files_is_one_line(cfg, pool, monkeypatch, error):
         next(iter(loader))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_workers_that_cannot_all_be_started_end_without_a_word(cfg, pool, monkeypatch, number):
+    """The first queue is for batches, then each worker has one."""
+    made, ignored = [], []
+
+    def queue(self):
+        if len(made) == number - 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(original(self))
+        return made[-1]
+
+    original = multiprocessing.context.ForkContext.Queue
+    monkeypatch.setattr(multiprocessing.context.ForkContext, "Queue", queue)
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    cfg.DATALOADER.NUM_WORKERS = 2
+    cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 2
+    loader = build_data_loader(cfg, data_source=pool, batch_size=2, tfm=build_transform(cfg))
+    with pytest.raises(UserError, match="^DATALOADER.NUM_WORKERS: expected no more than "):
+        next(iter(loader))
+    gc.collect()
+    assert not ignored and not multiprocessing.active_children()
+
+
+def test_more_workers_than_cores_are_no_warning(cfg, pool, recwarn):
+    cfg.DATALOADER.NUM_WORKERS = 1000
+    loader = build_data_loader(cfg, data_source=pool * 500, batch_size=1, tfm=None)
+    assert loader.num_workers == 1000 and not recwarn.list
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [28, 100, 256])
+@pytest.mark.parametrize("limit", [16, 20, 28, 100, 256])
 def test_workers_that_run_out_of_files_are_one_line(root, limit):
     program = f"""
 import resource, sys
@@ -838,3 +870,21 @@ def test_domain_samplers_need_domains(cfg, monkeypatch, name):
 def test_unknown_sampler():
     with pytest.raises(UserError, match="did you mean 'RandomSampler'"):
         build_sampler("RandmSampler")
+
+
+def test_the_lock_of_a_shared_file_makes_no_file_through_a_link(tmp_path):
+    lock, path = tmp_path / "data" / ".kept.json.lock", str(tmp_path / "data" / "kept.json")
+    lock.parent.mkdir()
+    lock.symlink_to(tmp_path / "planted")
+    assert shared_files.read_or_make(path, lambda: None, lambda: ([1], "made")) == "made"
+    assert read_json(path) == [1] and not (tmp_path / "planted").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("1" * 5000, "value has 5000 digits"), ('"\\ud800"', "it has half of a character")],
+)
+def test_what_json_cannot_hold_is_said_without_pythons_advice(tmp_path, text, reason):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=f"^'.*a.json' is not valid JSON: .*{reason}$"):
+        read_json(str(tmp_path / "a.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -20,7 +21,9 @@ import pytest
 import yaml
 
 from dassl.data.datasets import DatasetBase
+from dassl.errors import UserError
 from dassl.utils.descriptions import read_descriptions
+from dassl.utils.download import download
 from datasets import prepare
 from datasets.prepare import descriptions, sources
 from datasets.prepare.sources import DESCRIPTIONS, PUBLIC_SETS, PublicSet, Source
@@ -411,6 +414,17 @@ def test_google_drive_is_asked_by_gdown(tmp_path, server, table, capsys, monkeyp
     assert command("dtd", "--root", tmp_path / "root") == 2
     one_error(capsys, drive.url, "Google Drive", f"place it at '{tmp_path}/root/dtd/{drive.file}'")
     assert command("dtd", "--root", tmp_path / "root") == 0
+
+
+def test_gdown_on_a_full_disk_is_no_fault_of_the_network(tmp_path, monkeypatch) -> None:
+    import gdown
+
+    def full(url: str, output: str, **options: bool) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gdown, "download", full)
+    with pytest.raises(UserError, match="^cannot write '.*/a.zip.part': No space left on device$"):
+        download("https://drive.google.com/uc?id=1", str(tmp_path / "a.zip"))
 
 
 def test_what_needs_a_log_in_is_said(tmp_path, capsys) -> None:
