@@ -73,12 +73,19 @@ class Group(NamedTuple):
     images: list[Evolution]
 
 
+def check_no_other(path: Path) -> None:
+    """Raise ``UserError`` for what is no file, as to read a pipe or a device may never end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read '{path}': it is not a file")
+
+
 def read_evolution(path: Path) -> list[Evolution]:
     """Read the lines of an evolution.jsonl.
 
     Raises:
         UserError: the file is missing or empty, or a line is damaged.
     """
+    check_no_other(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
@@ -86,7 +93,8 @@ def read_evolution(path: Path) -> list[Evolution]:
             f"'{path}' does not exist; ProMPT writes it with TEST.RECORD \"('evolution',)\""
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read '{path}': {error}") from error
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"cannot read '{path}': {reason}") from error
     found = [evolution(line, f"line {i} of '{path}'") for i, line in enumerate(lines, start=1)]
     if not found:
         raise UserError(f"'{path}' is empty; expected a line for each image")
@@ -248,6 +256,9 @@ def read_attention(path: Path) -> Attention:
     Raises:
         UserError: the file is missing or damaged, or has other contents.
     """
+    from dassl.evaluation.predictions import reason_of
+
+    check_no_other(path)
     weights: dict[str, dict[int, np.ndarray]] = {"text": {}, "vision": {}}
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -261,7 +272,8 @@ def read_attention(path: Path) -> Attention:
             f"'{path}' does not exist; HISF writes it with TEST.RECORD \"('attention',)\""
         ) from error
     except Exception as error:  # NumPy, zipfile and zlib raise many kinds for damaged files
-        raise UserError(f"'{path}' is damaged or not an attention.npz: {error}") from error
+        reason = reason_of(error)
+        raise UserError(f"'{path}' is damaged or not an attention.npz: {reason}") from error
     if not weights["text"] or weights["text"].keys() != weights["vision"].keys():
         raise UserError(f"'{path}' must have the same fusion layers for both towers")
     for tower, layers in weights.items():

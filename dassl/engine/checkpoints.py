@@ -60,6 +60,8 @@ def find_checkpoint(folder: str, epoch: int | None = None) -> str:
 def _newest(folder: str) -> str | None:
     """Return the path of the checkpoint that the file ``checkpoint`` names, None without it."""
     place = os.path.join(folder, NEWEST)
+    if os.path.exists(place) and not os.path.isfile(place):  # to open a named pipe would hang
+        raise UserError(f"cannot read '{place}': it is not a file")
     try:
         with open(place, encoding="utf-8") as file:
             name = file.readline().strip()

@@ -159,13 +159,20 @@ def read_predictions(path: str) -> Predictions:
         if version <= FORMAT:
             return _checked(arrays)
     except Exception as error:  # a damaged file raises errors of many kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if "allow_pickle" in reason:  # NumPy's advice would run any code
-            reason = "it holds pickled objects, which are refused"
         raise UserError(
-            f"predictions '{path}' are damaged: {reason}; evaluate the run again"
+            f"predictions '{path}' are damaged: {reason_of(error)}; evaluate the run again"
         ) from error
     raise UserError(f"predictions '{path}' have format {version}; expected {FORMAT} or less")
+
+
+def reason_of(error: Exception) -> str:
+    """Say why NumPy cannot read a file, without its advice to let the file run any code."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "max_header_size" in reason:
+        return "the description of an array is too long"
+    if "allow_pickle" in reason:
+        return "it holds pickled objects, which are refused"
+    return reason[:200]
 
 
 def _checked(arrays: Mapping[str, np.ndarray]) -> Predictions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -253,6 +254,14 @@ def test_a_file_checkpoint_that_names_no_checkpoint_is_refused(used, content):
     place = used / "toy_net" / "checkpoint"
     place.write_text(content, errors="surrogateescape")
     with pytest.raises(UserError, match=str(place)):
+        find_checkpoint(str(used / "toy_net"))
+
+
+def test_a_pipe_in_place_of_the_file_checkpoint_is_not_waited_for(used):
+    place = used / "toy_net" / "checkpoint"
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(UserError, match=f"^cannot read '{place}': it is not a file$"):
         find_checkpoint(str(used / "toy_net"))
 
 

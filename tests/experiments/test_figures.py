@@ -1,6 +1,9 @@
 """experiments/figures.py on handwritten files; what trainers write is tested in tests/trainers."""
 
 import json
+import os
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -189,6 +192,32 @@ def test_damaged_lines_are_named(run_dir, capsys, damage, message):
 def test_an_image_that_is_gone_is_named(run_dir, capsys):
     (run_dir / "2.png").unlink()
     assert "2.png" in error_of(capsys, "evolution", run_dir)
+
+
+@pytest.mark.parametrize(
+    ("figure", "name"), [("evolution", "evolution.jsonl"), ("attention", "attention.npz")]
+)
+def test_what_is_no_file_is_not_waited_for(tmp_path, capsys, figure, name):
+    os.mkfifo(tmp_path / name)
+    assert figures.main([figure, str(tmp_path)]) == 2
+    line = f"error: cannot read '{tmp_path / name}': it is not a file\n"
+    assert capsys.readouterr().err == line
+
+
+def test_numpys_advice_to_unpickle_is_left_out(tmp_path, capsys):
+    path = tmp_path / "attention.npz"
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({20_000 * '1,'}), }}".encode()
+    for content, reason in (
+        (b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header, "is too long"),
+        (pickle.dumps([1]), "it holds pickled objects, which are refused"),
+    ):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("class_names.npy", content)
+        if content[:1] != b"\x93":
+            path.write_bytes(content)
+        assert figures.main(["attention", str(tmp_path)]) == 2
+        line = capsys.readouterr().err
+        assert line.endswith(f"{reason}\n") and "allow_pickle" not in line and str(path) in line
 
 
 def test_attention_files_that_do_not_fit_are_refused(tmp_path, capsys):
