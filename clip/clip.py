@@ -39,6 +39,8 @@ __all__ = [
 
 VIT_MINI = Path(__file__).parent / "weights" / "ViT-Mini.pt"
 VIT_MINI_RESOLUTION = 32
+# Models that have seen no photograph.
+OF_DRAWINGS = ("ViT-Mini",)
 # Side, in pixels, of the images that each of OpenAI's models takes.
 OPENAI_MODELS = {
     "RN50": 224,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import clip
 from clip import CLIP, ClipError, Preprocess
-from clip.clip import OPEN_CLIP
+from clip.clip import OF_DRAWINGS, OPEN_CLIP
 from dassl.config import register_defaults, set_keys
 from dassl.config.defaults import declared
 from dassl.config.domains import Choice
@@ -177,8 +177,19 @@ class MethodTrainer(TrainerX):
             names = list(cfg.INPUT.TRANSFORMS)
             log.warning(f"INPUT.TRANSFORMS: {backbone} was trained with 'normalize', got {names}")
 
+    def check_pictures(self, cfg: Any) -> None:
+        """Warn of photographs for a model that knows drawings alone."""
+        name = cfg.MODEL.BACKBONE.NAME
+        if name in OF_DRAWINGS and not getattr(self.dm.dataset, "is_drawn", False):
+            self.warnings.append(
+                f"MODEL.BACKBONE.NAME: {name} has learned from drawings and seen no photograph; on "
+                f"those of {cfg.DATASET.NAME} it may do no better than chance, use ViT-B/16"
+            )
+            log.warning(self.warnings[-1])
+
     def build_model(self) -> None:
         cfg = self.cfg
+        self.check_pictures(cfg)
         types = precision(cfg.TRAINER[self.method.config_node].PREC, self.device)
         clip_model = self.clip_model.to(self.device)
         if types.dtype != torch.float32:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -215,12 +215,14 @@ def write_results(
     split: str | None,
     epoch: int,
     wall_time_s: float,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write results.json: the figures and everything needed to identify their run.
 
     A built-in metric that neither the evaluator's ``results`` (empty where TEST.NO_TEST left the
     test out) nor its ``summary`` of further figures has is null there. ``split`` and ``epoch`` say
-    on what and after how many epochs the model was evaluated.
+    on what and after how many epochs the model was evaluated, and ``warnings`` what to bear in mind
+    when reading the figures.
     """
     figures = {("error" if k == "error_rate" else k): float(v) for k, v in results.items()}
     record = {
@@ -233,6 +235,7 @@ def write_results(
         "seed": config["SEED"],
         "epoch": epoch,
         "wall_time_s": round(wall_time_s, 3),
+        "warnings": list(warnings),
         "versions": package_versions(),
         "config": config,
     }

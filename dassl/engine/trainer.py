@@ -255,6 +255,7 @@ class SimpleTrainer(TrainerBase):
         self._time_begin, self._elapsed_before = time.time(), 0.0
         self._resume_writer = resume.ResumeWriter()
         self.cfg, self._config = cfg, to_dict(cfg)
+        self.warnings: list[str] = []  # of the results, for results.json
         self.recorders = chosen_recorders(cfg, type(self))
         self.check_cfg(cfg)
         on_gpu = torch.cuda.is_available() and cfg.USE_CUDA
@@ -413,7 +414,7 @@ class SimpleTrainer(TrainerBase):
     def write_results(self, results: Mapping[str, float], split: str | None) -> None:
         """Write results.json; ``results`` is empty where TEST.NO_TEST left the test out."""
         summary = getattr(self.evaluator, "summary", {}) if results else {}
-        whose = (self._config, split, self.model_epoch, self.elapsed_s())
+        whose = (self._config, split, self.model_epoch, self.elapsed_s(), self.warnings)
         run_folder.write_results(self.output_dir, results, summary, *whose)
 
     def model_inference(self, input: Any) -> Tensor:

@@ -45,6 +45,7 @@ class EmbeddedDataset(DatasetBase):
 
     folder: str
     creates_root = True
+    is_drawn = True
 
     def __init__(self, cfg: CfgNode) -> None:
         root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,13 @@ def test_weights_with_something_else_for_class_names_are_refused(photos, tmp_pat
     assert capsys.readouterr().err.startswith(
         f"error: checkpoint '{weights}': expected a list of text, got class_names "
     )
+
+
+def test_photographs_for_a_model_of_drawings_are_warned_of(photos, tmp_path, capsys):
+    assert on_photos(photos, tmp_path / "run", "ZeroshotCLIP") == 0
+    (warning,) = json.loads((tmp_path / "run" / "results.json").read_text())["warnings"]
+    assert warning.startswith("MODEL.BACKBONE.NAME: ViT-Mini has learned from drawings")
+    assert "ImageFolder" in warning and warning in capsys.readouterr().out
 
 
 def test_what_is_not_bound_serves_other_classes(photos, tmp_path):

@@ -92,6 +92,7 @@ class DatasetBase(PublicDatasetMethods):
     templates: list[str] = ["a photo of a {}."]  # prompt templates; the first is *the* template
     creates_root: bool = False  # True: draws or downloads into a root that need not exist yet
     root_is_dataset: bool = False  # True: another DATASET.ROOT is another dataset
+    is_drawn: bool = False  # True: pictures for a model that knows drawings alone
 
     def __init__(
         self,
