@@ -21,9 +21,9 @@ from dassl.utils import read_json, write_json
 same_examples = settings(
     derandomize=True,
     database=None,
-    deadline=None,  # no test times anything
+    deadline=None,  # no test times anything, hypothesis's own checks included
     max_examples=100,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
