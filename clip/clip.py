@@ -22,6 +22,7 @@ from dassl.utils import UserError, load_checkpoint
 from dassl.utils.checksums import is_torchscript
 from dassl.utils.data_parallel import strip_module
 from dassl.utils.download import check_file, download
+from dassl.utils.torchtools import state_in
 
 from .archive import read_archive
 from .model import CLIP, CLIPConfig, Preprocess, convert_weights
@@ -138,14 +139,10 @@ def _read_state_dict(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     except Exception as error:  # each format has its own family of errors
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ClipError(f"cannot read CLIP weights from {path}: {reason}") from error
-    if isinstance(content, Mapping):
-        if "state_dict" in content:
-            content = content["state_dict"]
-        elif isinstance(content.get("model"), Mapping):
-            content = content["model"]
-    if not isinstance(content, Mapping):
+    state = state_in(content)
+    if state is None:
         raise ClipError(f"{path} holds no state dict")
-    return strip_module(content)
+    return strip_module(state)
 
 
 def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:

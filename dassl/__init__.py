@@ -1,4 +1,4 @@
 """A toolbox for supervised few-shot learning, with the names and behavior of Dassl.pytorch."""
 
-#: The version of Dassl.pytorch whose behavior this has, for public files that ask.
+#: For public files that ask for the version of Dassl.pytorch.
 __version__ = "0.6.3"

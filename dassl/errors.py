@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,12 @@ class LogitsError(UserError, FloatingPointError):
 
 class LossError(UserError, FloatingPointError):
     """A loss that is infinite or not a number."""
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise ``UserError`` for what is no file but there: to read a pipe may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"cannot read '{path}': it is not a file")
 
 
 @contextmanager

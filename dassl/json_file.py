@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from typing import Any
 
-from dassl.errors import UserError
+from dassl.errors import UserError, check_regular
 
 
 def read_json(path: str) -> Any:
@@ -19,8 +18,7 @@ def read_json(path: str) -> Any:
             number that is not finite or text that is not Unicode.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError(f"cannot read '{path}': it is not a file")
+        check_regular(path)
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
     except OSError as error:

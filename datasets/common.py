@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.datasets.base_dataset import Split, check_text, leaves_folder
 from dassl.data.shared_files import read_or_make
-from dassl.errors import UserError
+from dassl.errors import UserError, check_regular
 from dassl.utils import listdir_nohidden, log, read_json, write_json
 
 # Folders (and files without a picture's suffix) that systems, cameras' programs and network drives
@@ -127,8 +127,7 @@ def read_fields(path: str, count: int, separator: str | None = None) -> Iterator
     Raises:
         UserError: the file cannot be read, or a line has fewer fields.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # to open a named pipe would hang
-        raise UserError(f"cannot read '{path}': it is not a file")
+    check_regular(path)
     try:
         with open(path, encoding="utf-8-sig") as file:  # some editors write a byte order mark
             lines = file.read().splitlines()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dassl.command import Parser, say
-from dassl.errors import UserError
+from dassl.errors import UserError, check_regular
 from dassl.json_file import parse_json
 
 if TYPE_CHECKING:
@@ -73,19 +73,13 @@ class Group(NamedTuple):
     images: list[Evolution]
 
 
-def check_no_other(path: Path) -> None:
-    """Raise ``UserError`` for what is no file, as to read a pipe or a device may never end."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"cannot read '{path}': it is not a file")
-
-
 def read_evolution(path: Path) -> list[Evolution]:
     """Read the lines of an evolution.jsonl.
 
     Raises:
         UserError: the file is missing or empty, or a line is damaged.
     """
-    check_no_other(path)
+    check_regular(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
@@ -258,7 +252,7 @@ def read_attention(path: Path) -> Attention:
     """
     from dassl.evaluation.predictions import reason_of
 
-    check_no_other(path)
+    check_regular(path)
     weights: dict[str, dict[int, np.ndarray]] = {"text": {}, "vision": {}}
     try:
         with np.load(path, allow_pickle=False) as arrays:

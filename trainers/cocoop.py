@@ -12,7 +12,7 @@ from clip import PromptTokens
 from dassl.config.domains import Int, Words
 
 from .base import Method, Towers
-from .context import chosen_words, context_of_all_words
+from .context import context_of_all_words
 from .settings import MOST_PROMPTS
 from .trainer import register_method
 
@@ -56,16 +56,13 @@ class CoCoOp(Method):
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
-        self.context = context_of_all_words(
-            self.clip, chosen_words(settings.CTX_INIT), settings.N_CTX
-        )
+        self.context = context_of_all_words(self.clip, settings.CTX_INIT, settings.N_CTX)
         ctx = self.context.start(self.clip.config.text_width)
         self.prompt_learner = ConditionalContextLearner(ctx, self.clip.config.embed_dim)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        words, n_prompts, init = self.context
-        key = "N_CTX" if init is None else "CTX_INIT"
-        return self.prompt_tokens(class_names, words, n_prompts, key=key)
+        words, n_prompts, _ = self.context
+        return self.prompt_tokens(class_names, words, n_prompts, key=self.context.key())
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         return Towers(text=[self.prompt_learner(condition)])

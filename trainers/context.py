@@ -21,6 +21,10 @@ class Context(NamedTuple):
     n_prompts: int
     init: Tensor | None  # (n_prompts, text width), or None for a random start
 
+    def key(self, n_ctx: str = "N_CTX") -> str:
+        """Name the setting that says how long the context is; ``n_ctx`` where no words do."""
+        return n_ctx if self.init is None else "CTX_INIT"
+
     def start(self, text_width: int, *leading: int) -> Tensor:
         """Return the words' embeddings, or normal(0, 0.02): (*leading, n_prompts, text width)."""
         if self.init is not None:
@@ -77,16 +81,17 @@ def context_from_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
     return Context(words, n_prompts, weight[torch.tensor(ids, device=weight.device)].float())
 
 
-def context_of_all_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
-    """Start as ``context_from_words``, but as many prompts as the words have (CoOp, CoCoOp)."""
+def context_of_all_words(clip_model: CLIP, setting: str | bool, n_prompts: int) -> Context:
+    """Start from the words of a CTX_INIT, with as many prompts as they have (CoOp, CoCoOp)."""
+    words = chosen_words(setting)
     if words:
         n_prompts = count_tokens(words)
     return context_from_words(clip_model, words, n_prompts)
 
 
-def context_of_few_words(clip_model: CLIP, words: str, n_prompts: int) -> Context:
-    """Start as ``context_from_words``, but use words for at most four prompts (MaPLe and later)."""
-    most = MOST_FROM_WORDS
+def context_of_few_words(clip_model: CLIP, setting: str | bool, n_prompts: int) -> Context:
+    """Start from the words of a CTX_INIT, for at most four prompts (MaPLe and later)."""
+    words, most = chosen_words(setting), MOST_FROM_WORDS
     if words and n_prompts > most:
         log.info(f'CTX_INIT "{words}" is ignored: {n_prompts} context tokens > {most}, random')
         words = ""

@@ -11,7 +11,7 @@ from clip import PromptTokens
 from dassl.config.domains import Bool, Choice, Int, Words
 
 from .base import Method, Towers
-from .context import ContextLearner, chosen_words, context_of_all_words
+from .context import ContextLearner, context_of_all_words
 from .settings import MOST_PROMPTS
 from .trainer import register_method
 
@@ -41,18 +41,15 @@ class CoOp(Method):
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
-        self.context = context_of_all_words(
-            self.clip, chosen_words(settings.CTX_INIT), settings.N_CTX
-        )
+        self.context = context_of_all_words(self.clip, settings.CTX_INIT, settings.N_CTX)
         per_class = (len(class_names),) if settings.CSC else ()
         ctx = self.context.start(self.clip.config.text_width, *per_class)
         self.prompt_learner = ContextLearner(ctx)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        words, n_prompts, init = self.context
+        words, n_prompts, _ = self.context
         position = self.settings.CLASS_TOKEN_POSITION
-        key = "N_CTX" if init is None else "CTX_INIT"
-        return self.prompt_tokens(class_names, words, n_prompts, position, key=key)
+        return self.prompt_tokens(class_names, words, n_prompts, position, self.context.key())
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         return Towers(text=[self.prompt_learner.ctx])

@@ -15,7 +15,7 @@ from clip.blocks import QuickGELU
 from dassl.config.domains import Choice, Float, Int, Text, Words
 
 from .base import Batch, Features, Method, Towers
-from .context import Context, check_few_words, chosen_words, context_of_few_words, random_prompts
+from .context import Context, check_few_words, context_of_few_words, random_prompts
 from .descriptions import cut_to_context, descriptions_of
 from .settings import MOST_PROMPTS, check_unread, deepest_layer
 from .trainer import load_frozen, register_method
@@ -257,9 +257,7 @@ class HiCroPL(Method):
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
-        self.context = context_of_few_words(
-            self.clip, chosen_words(settings.CTX_INIT), settings.N_CTX
-        )
+        self.context = context_of_few_words(self.clip, settings.CTX_INIT, settings.N_CTX)
         self.prompt_learner = CrossModalPromptLearner(
             settings, self.context, config.text_width, config.vision_width
         )
@@ -272,9 +270,8 @@ class HiCroPL(Method):
             self.teacher.to(self.device, self.clip.dtype)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        words, n_prompts, init = self.context
-        key = "N_CTX" if init is None else "CTX_INIT"
-        return self.prompt_tokens(class_names, words, n_prompts, key=key)
+        words, n_prompts, _ = self.context
+        return self.prompt_tokens(class_names, words, n_prompts, key=self.context.key())
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)

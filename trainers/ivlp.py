@@ -16,7 +16,6 @@ from .base import Method, Towers
 from .context import (
     ContextLearner,
     check_few_words,
-    chosen_words,
     context_of_few_words,
     random_prompts,
 )
@@ -84,7 +83,7 @@ class IVLP(Method):
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
         m = settings.N_CTX_TEXT
-        self.context = context_of_few_words(self.clip, chosen_words(settings.CTX_INIT), m)
+        self.context = context_of_few_words(self.clip, settings.CTX_INIT, m)
         self.prompt_learner = ContextLearner(self.context.start(config.text_width))
         self.text_encoder = TowerPrompts(
             settings.PROMPT_DEPTH_TEXT, m, config.text_width, first_layer=False
@@ -97,8 +96,8 @@ class IVLP(Method):
         )
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        words, n_prompts, init = self.context
-        key = "N_CTX_TEXT" if init is None else "CTX_INIT"
+        words, n_prompts, _ = self.context
+        key = self.context.key("N_CTX_TEXT")
         return self.prompt_tokens(class_names, words, n_prompts, key=key)
 
     def layers(self, condition: Tensor | None = None) -> Towers:

@@ -12,7 +12,7 @@ from clip import CLIP, PromptTokens
 from dassl.config.domains import Int, Words
 
 from .base import Method, Towers
-from .context import check_few_words, chosen_words, context_of_few_words, random_prompts
+from .context import check_few_words, context_of_few_words, random_prompts
 from .settings import MOST_PROMPTS, deepest_layer
 from .trainer import register_method
 
@@ -76,18 +76,15 @@ class MaPLe(Method):
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
-        self.context = context_of_few_words(
-            self.clip, chosen_words(settings.CTX_INIT), settings.N_CTX
-        )
+        self.context = context_of_few_words(self.clip, settings.CTX_INIT, settings.N_CTX)
         ctx = self.context.start(config.text_width)
         self.prompt_learner = MultiModalPromptLearner(
             ctx, settings.PROMPT_DEPTH, config.vision_width
         )
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
-        words, n_prompts, init = self.context
-        key = "N_CTX" if init is None else "CTX_INIT"
-        return self.prompt_tokens(class_names, words, n_prompts, key=key)
+        words, n_prompts, _ = self.context
+        return self.prompt_tokens(class_names, words, n_prompts, key=self.context.key())
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         return self.prompt_learner()

@@ -81,8 +81,9 @@ class ProgressivePromptLearner(nn.Module):
             self.text_generator = Generator(config.embed_dim, config.text_width, 1)
 
 
-def padded_context(clip_model: CLIP, words: str, n_prompts: int) -> Context:
-    """Start as ``context_from_words``, with randomly started "X" for missing words."""
+def padded_context(clip_model: CLIP, setting: str | bool, n_prompts: int) -> Context:
+    """Start from the words of a CTX_INIT, with randomly started "X" for missing ones."""
+    words = chosen_words(setting)
     missing = n_prompts - count_tokens(words)
     if not words or missing <= 0:
         return context_from_words(clip_model, words, n_prompts)
@@ -140,9 +141,7 @@ class ProMPT(Method):
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings = self.settings
-        self.context = padded_context(
-            self.clip, chosen_words(settings.CTX_INIT), settings.N_CTX_TEXT
-        )
+        self.context = padded_context(self.clip, settings.CTX_INIT, settings.N_CTX_TEXT)
         if settings.ITERATIONS > 0:
             self.prompt_learner = ProgressivePromptLearner(settings, self.context, self.clip)
         self.conditional = settings.ITERATIONS > 0 and settings.TEXT_GENERATOR

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dassl.engine.run_folder import BEST_CHECKPOINT, epoch_checkpoint
-from dassl.errors import UserError, shown
+from dassl.errors import UserError, check_regular, shown
 from dassl.utils.logger import log
 from dassl.utils.tools import atomic_write
 from dassl.utils.torchtools import flaw_of, load_checkpoint, save_checkpoint, state_of
@@ -60,8 +60,7 @@ def find_checkpoint(folder: str, epoch: int | None = None) -> str:
 def _newest(folder: str) -> str | None:
     """Return the path of the checkpoint that the file ``checkpoint`` names, None without it."""
     place = os.path.join(folder, NEWEST)
-    if os.path.exists(place) and not os.path.isfile(place):  # to open a named pipe would hang
-        raise UserError(f"cannot read '{place}': it is not a file")
+    check_regular(place)
     try:
         with open(place, encoding="utf-8") as file:
             name = file.readline().strip()

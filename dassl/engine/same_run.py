@@ -76,7 +76,7 @@ def folder_to_resume(own: str, other: str, max_epoch: int) -> str:
     Args:
         own: folder of the run.
         other: the one that RESUME names; "" for none. A run that began as the continuation of
-            another one goes on with what it has itself.
+            another one continues from its own progress.
         max_epoch: of the run.
     """
     has_own = os.path.isfile(os.path.join(own, RESUME_FILE)) or _checkpoints(own, max_epoch)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from dassl.utils.torchtools import (
     plain_reason,
     refused_type,
     save_torch_file,
+    state_in,
 )
 
 
@@ -71,18 +71,6 @@ def read_without_objects(path: str) -> Any:
     raise UserError(f"checkpoint '{path}' cannot be converted: {reason}")
 
 
-def state_of(content: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint, or of a file that holds nothing else, by their names."""
-    if not isinstance(content, Mapping):
-        return {}
-    for key in ("state_dict", "model"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
-    return strip_module(tensors)
-
-
 def convert(old: str, new: str) -> None:
     """Write what ``old`` holds of state_dict, epoch and val_result to ``new``.
 
@@ -95,7 +83,8 @@ def convert(old: str, new: str) -> None:
     if os.path.lexists(new):
         raise UserError(f"NEW_FILE: expected a file that does not exist, got '{new}'")
     content = read_without_objects(old)
-    tensors = state_of(content)
+    state = state_in(content) or {}
+    tensors = strip_module({k: v for k, v in state.items() if isinstance(v, torch.Tensor)})
     if not tensors:
         raise UserError(f"checkpoint '{old}' cannot be converted: it holds no state_dict")
     numbers = {k: v for k, v in content.items() if k in ("epoch", "val_result")}

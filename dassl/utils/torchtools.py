@@ -171,14 +171,27 @@ def load_checkpoint(path: str, device: str = "cpu") -> Any:
         raise UserError(f"checkpoint '{path}' is corrupt or not a checkpoint: {reason}") from error
 
 
+def state_in(content: Any) -> Mapping[Any, Any] | None:
+    """Return the state_dict in what a file holds, or that itself; None where it has another form.
+
+    It is below "state_dict" or, as some packages name it, "model".
+    """
+    if isinstance(content, Mapping):
+        if "state_dict" in content:
+            content = content["state_dict"]
+        elif isinstance(content.get("model"), Mapping):
+            content = content["model"]
+    return content if isinstance(content, Mapping) else None
+
+
 def state_of(checkpoint: Any, path: str) -> dict[str, Any]:
     """Return the state_dict of a checkpoint, or a state_dict itself, without DataParallel's names.
 
     Raises:
         UserError: there is none.
     """
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
-    if not isinstance(state, Mapping):
+    state = state_in(checkpoint)
+    if state is None:
         raise UserError(f"checkpoint '{path}' holds no state_dict")
     return strip_module({str(key): value for key, value in state.items()})
 

@@ -6,14 +6,13 @@ import os
 import tempfile
 
 from dassl.command import say
-from dassl.errors import UserError
+from dassl.errors import UserError, escaped
 from dassl.table import print_table
 from dassl.utils import listdir_nohidden, read_json, write_json
 from dassl.utils.descriptions import read_descriptions
 from dassl.utils.download import download
 
 from .sources import DESCRIPTIONS, DESCRIPTIONS_URL
-from .status import shown
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DESCRIPTIONS_DIR = os.path.join(os.path.dirname(HERE), "descriptions")
@@ -31,7 +30,7 @@ def prepare_descriptions(name: str, fetched: list[str]) -> None:
     """
     path = os.path.join(DESCRIPTIONS_DIR, f"{name}.json")
     if os.path.exists(path):
-        say(f"{shown(path)} exists")
+        say(f"{escaped(path)} exists")
         return
     url = DESCRIPTIONS_URL.format(DESCRIPTIONS[name])
     with tempfile.TemporaryDirectory() as temporary:
@@ -50,7 +49,7 @@ def prepare_descriptions(name: str, fetched: list[str]) -> None:
             ) from error
     write_json(content, path)
     fetched.append(path)
-    say(f"Saved {shown(path)}")
+    say(f"Saved {escaped(path)}")
 
 
 def report_descriptions() -> bool:
@@ -59,14 +58,14 @@ def report_descriptions() -> bool:
     files = {name.removesuffix(".json") for name in names if name.endswith(".json")}
     rows, complete = [], True
     for name in sorted({*DESCRIPTIONS, *files}):
-        row = (shown(name), "-", "-", "absent")
+        row = (escaped(name), "-", "-", "absent")
         if name in files:
             try:
                 content = read_descriptions(os.path.join(DESCRIPTIONS_DIR, f"{name}.json"))
                 sentences = sum(map(len, content.values()))
-                row = (shown(name), f"{len(content):,}", f"{sentences:,}", "present")
+                row = (escaped(name), f"{len(content):,}", f"{sentences:,}", "present")
             except UserError as error:
-                row = (shown(name), "-", "-", str(error))
+                row = (escaped(name), "-", "-", str(error))
         complete = complete and row[-1] == "present"
         rows.append(row)
     print_table(("descriptions", "classes", "sentences", "file"), rows)

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dassl.command import say
-from dassl.errors import UserError
+from dassl.errors import UserError, escaped
 from dassl.utils import read_json
 from dassl.utils.download import check_file, download, extract_archive
 
 from .sources import PUBLIC_SETS, Source
-from .status import check, exists, shown
+from .status import check, exists
 
 try:
     import fcntl
@@ -42,17 +42,17 @@ def prepare(name: str, root: str, fetched: list[str]) -> None:
     if not check(entry, folder).missing:
         say(f"{name}: complete")
         return
-    say(f"{name}: into {shown(folder)}")
+    say(f"{name}: into {escaped(folder)}")
     sources = [
         source for source in entry.sources if not all(exists(folder, path) for path in source.gives)
     ]
     by_hand = [s for s in sources if not s.url and not exists(folder, s.file)]
     if by_hand or not entry.sources:
         for line in entry.by_hand:
-            say(line.format(folder=shown(folder)))
+            say(line.format(folder=escaped(folder)))
     for source in by_hand:
         say(
-            f"  {source.file} (SHA-256 {source.checksum}): place it in {shown(folder)} and run "
+            f"  {source.file} (SHA-256 {source.checksum}): place it in {escaped(folder)} and run "
             f"the same command to unpack it. Or provide {', '.join(source.gives)} in it."
         )
     for source in sources:
@@ -149,4 +149,4 @@ def _unpack(source: Source, path: str, folder: str, was_fetched: bool) -> None:
     if was_fetched:
         os.unlink(path)
     else:
-        say(f"'{shown(path)}' has been unpacked and is no longer needed")
+        say(f"'{escaped(path)}' has been unpacked and is no longer needed")

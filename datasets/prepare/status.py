@@ -91,11 +91,6 @@ def exists(folder: str, path: str) -> bool:
     return os.path.exists(os.path.join(folder, path))
 
 
-def shown(text: str) -> str:
-    """Return a name with escapes for characters that a terminal would obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 def _gives(sources: Iterable[Source]) -> list[str]:
     return [path for source in sources for path in source.gives]
 
