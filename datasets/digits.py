@@ -9,6 +9,7 @@ from PIL import Image
 
 from dassl.data.datasets import DATASET_REGISTRY
 
+from .common import SPLITS
 from .embedded import EmbeddedDataset, Example
 from .embedded.drawing import SIZE, random_state
 from .embedded.wording import NUMBERS
@@ -23,6 +24,7 @@ class Digits(EmbeddedDataset):
     """
 
     folder = "digits"
+    numbers = {"train": 92, "val": 37, "test": 55}  # of the largest class
     templates = [
         "a photo of the number {}.",
         "a written {}.",
@@ -39,8 +41,9 @@ class Digits(EmbeddedDataset):
             images = digits.images[digits.target == label]
             order = random_state(7, label).permutation(len(images))
             ends = (round(0.5 * len(images)), round(0.7 * len(images)))
-            for rank, index in enumerate(order):
-                split = "train" if rank < ends[0] else "val" if rank < ends[1] else "test"
-                small = Image.fromarray(np.round(images[index] * (255 / 16)).astype(np.uint8))
-                large = small.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB")
-                yield Example(split, label, classname, np.asarray(large))
+            parts = dict(zip(SPLITS, np.split(order, ends), strict=True))
+            for split, number in cls.numbers.items():
+                for index in parts[split][:number]:
+                    small = Image.fromarray(np.round(images[index] * (255 / 16)).astype(np.uint8))
+                    large = small.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB")
+                    yield Example(split, label, classname, np.asarray(large))

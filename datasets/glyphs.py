@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from dassl.data.datasets import DATASET_REGISTRY
 
+from .common import SPLITS
 from .embedded import EmbeddedDataset, Example
 from .embedded.drawing import Hand, draw_glyph, random_state
 from .embedded.wording import glyph_classes, glyph_name
@@ -21,14 +22,14 @@ class Glyphs(EmbeddedDataset):
     each of 36 classes."""
 
     folder = "glyphs"
+    numbers = {"train": 32, "val": 8, "test": 20}
     templates = ["a photo of the {}.", "a picture of the {}.", "a written {}.", "the printed {}."]
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
-        index = 0
         for label, character in enumerate(glyph_classes()):
-            for split, number in (("train", 32), ("val", 8), ("test", 20)):
-                for _ in range(number):
-                    picture = draw_glyph(random_state(6, index), character, HAND)
+            for split, number in cls.numbers.items():
+                for index in range(number):
+                    random = random_state(6, label, SPLITS.index(split), index)
+                    picture = draw_glyph(random, character, HAND)
                     yield Example(split, label, glyph_name(character), picture)
-                    index += 1

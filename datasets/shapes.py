@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from dassl.data.datasets import DATASET_REGISTRY
 
+from .common import SPLITS
 from .embedded import EmbeddedDataset, Example
 from .embedded.drawing import Look, draw_shape, random_state
 from .embedded.wording import shape_classes, shape_name
@@ -33,14 +34,13 @@ def shape_examples(seed: int, looks: Sequence[Look], numbers: dict[str, int]) ->
         looks: looks that successive pictures take in turn.
         numbers: pictures per class, by split.
     """
-    index = 0
     for label, (color, texture, shape) in enumerate(shape_classes()):
         for split, number in numbers.items():
-            for _ in range(number):
+            for index in range(number):
+                random = random_state(seed, label, SPLITS.index(split), index)
                 look = looks[index % len(looks)]
-                picture = draw_shape(random_state(seed, index), color, texture, shape, look)
+                picture = draw_shape(random, color, texture, shape, look)
                 yield Example(split, label, shape_name(color, texture, shape), picture)
-                index += 1
 
 
 @DATASET_REGISTRY.register()
@@ -49,6 +49,7 @@ class Shapes(EmbeddedDataset):
     test pictures of each of 32 classes."""
 
     folder = "shapes"
+    numbers = {"train": 32, "val": 8, "test": 24}
     templates = [
         "a photo of a {}.",
         "a picture of the {}.",
@@ -58,4 +59,4 @@ class Shapes(EmbeddedDataset):
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
-        return shape_examples(1, [LOOK], {"train": 32, "val": 8, "test": 24})
+        return shape_examples(1, [LOOK], cls.numbers)

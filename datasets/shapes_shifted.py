@@ -21,6 +21,7 @@ class ShapesV2(EmbeddedDataset):
     """New pictures taken like those of Shapes, a little harder. The counterpart of ImageNetV2."""
 
     folder = "shapes_v2"
+    numbers = NUMBERS
     templates = Shapes.templates
 
     @classmethod
@@ -28,7 +29,7 @@ class ShapesV2(EmbeddedDataset):
         look = replace(
             LOOK, radius=(6.0, 10.0), rotation=35.0, clutter=4, occlusion=0.3, noise=(0.0, 0.08)
         )
-        return shape_examples(2, [look], NUMBERS)
+        return shape_examples(2, [look], cls.numbers)
 
 
 @DATASET_REGISTRY.register()
@@ -36,6 +37,7 @@ class ShapesSketch(EmbeddedDataset):
     """Pencil drawings on paper. The counterpart of ImageNet-Sketch."""
 
     folder = "shapes_sketch"
+    numbers = NUMBERS
     templates = Shapes.templates
 
     @classmethod
@@ -48,7 +50,7 @@ class ShapesSketch(EmbeddedDataset):
             noise=(0.03, 0.09),
             cast=(0.1, 0.5),
         )
-        return shape_examples(3, [look], NUMBERS)
+        return shape_examples(3, [look], cls.numbers)
 
 
 @DATASET_REGISTRY.register()
@@ -56,6 +58,7 @@ class ShapesNoise(EmbeddedDataset):
     """Small, half-hidden, noisy shapes on gaudy backgrounds. The counterpart of ImageNet-A."""
 
     folder = "shapes_noise"
+    numbers = NUMBERS
     templates = Shapes.templates
 
     @classmethod
@@ -70,7 +73,7 @@ class ShapesNoise(EmbeddedDataset):
             cast=(0.2, 0.6),
             warm=0.5,
         )
-        return shape_examples(4, [look], NUMBERS)
+        return shape_examples(4, [look], cls.numbers)
 
 
 @DATASET_REGISTRY.register()
@@ -78,10 +81,11 @@ class ShapesRendition(EmbeddedDataset):
     """Cartoons, mosaics and silkscreen prints. The counterpart of ImageNet-R."""
 
     folder = "shapes_rendition"
+    numbers = NUMBERS
     templates = Shapes.templates
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
         look = replace(LOOK, wobble=0.09, color_jitter=0.12, cast=(0.3, 0.7))
         looks = [replace(look, medium=medium) for medium in ("cartoon", "mosaic", "silkscreen")]
-        return shape_examples(5, looks, NUMBERS)
+        return shape_examples(5, looks, cls.numbers)

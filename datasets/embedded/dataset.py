@@ -33,8 +33,8 @@ class EmbeddedDataset(DatasetBase):
 
     On first use the pictures are written to ``<root>/<folder>/images/<class>/<number>.png``, with a
     split file in CoOp's format; later runs, whatever their shots or classes, read these files. A
-    subclass defines its ``folder`` and ``examples``, which may be test pictures only, as in a
-    shifted version of another dataset.
+    subclass defines its ``folder``, the ``numbers`` of its pictures, which may be test pictures
+    only, as in a shifted version of another dataset, and ``examples``.
 
     Args:
         cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.
@@ -44,6 +44,7 @@ class EmbeddedDataset(DatasetBase):
     """
 
     folder: str
+    numbers: dict[str, int]  # pictures of each class, by split
     creates_root = True
     is_drawn = True
 
@@ -59,7 +60,10 @@ class EmbeddedDataset(DatasetBase):
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
-        """Yield all pictures: the same ones in the same order at every call."""
+        """Yield ``cls.numbers`` pictures of each class, always the same ones in the same order.
+
+        Other numbers change how many there are of a class and split, not what the first ones show.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -109,8 +113,7 @@ class EmbeddedDataset(DatasetBase):
             splits = read_split(self.split_path, self.image_dir)
         except UserError as error:
             raise UserError(f"{error}; {repair}") from error
-        # training pictures are drawn first; a dataset for tests alone has none
-        if not splits[0] and next(iter(self.examples())).split == "train":
+        if not splits[0] and "train" in self.numbers:
             raise UserError(
                 f"split file '{self.split_path}' is damaged: 'train' is empty; {repair}"
             )

@@ -37,9 +37,9 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "crescent")
 
 
-def random_state(seed: int, index: int) -> Random:
-    """Return the generator of picture number ``index`` of the set drawn from ``seed``."""
-    return Random(np.array([seed, index], dtype=np.uint32))
+def random_state(seed: int, *place: int) -> Random:
+    """Return the generator of the picture at a place (numbers) in the set drawn from ``seed``."""
+    return Random(np.array([seed, *place], dtype=np.uint32))
 
 
 # -------------------------------------------------------------------------------------------------

