@@ -17,6 +17,7 @@ import dassl.engine
 import train
 from clip import clip
 from clip.tokens import PromptTokens
+from tests.embedded import SIZE, draw_small
 from tests.public import context_trainer, episodic_trainer, multimodal_trainer, public_train
 
 CONFIGS = Path(train.__file__).parent / "configs"
@@ -40,8 +41,10 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Make the folder that the images are drawn into."""
-    return tmp_path_factory.mktemp("data")
+    """Draw 4 + 4 + 4 images of each of Digits."""
+    root = tmp_path_factory.mktemp("data")
+    draw_small(root, "Digits", train=4, val=4, test=4)
+    return root
 
 
 @pytest.fixture
@@ -156,7 +159,7 @@ def test_maples_text_blocks_are_the_hook_of_clip(cfg):
     )
     theirs = model.text_encoder(prompts, model.prompt_learner.ids, deep_text)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, SIZE, SIZE)
     features = clip_model.encode_image(images, [shared, *deep_vision])
     torch.testing.assert_close(model(images), clip_model.similarity(features, ours))
 
@@ -165,7 +168,7 @@ def test_maples_text_blocks_are_the_hook_of_clip(cfg):
 def test_metaprompts_blocks_are_the_hook_of_clip(cfg):
     clip_model = context_trainer.fetch_clip(cfg)
     model = episodic_trainer.CustomCLIP(cfg, NAMES, clip_model).eval()
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, SIZE, SIZE)
     text = clip_model.encode_text(
         PromptTokens.from_names(NAMES, "X X", 2), list(model.prompt_learner.ctx)
     )

@@ -1,4 +1,4 @@
-"""Every method learns on Shapes with ViT-Mini: better after training than before."""
+"""Every method learns on Shapes with the embedded backbone: better after training than before."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import pytest
 
 import train
+from tests.embedded import draw_small
 
 # KgCoOp is held near its start and takes longer to leave it; ProMPT has many slow steps.
 SHOTS_AND_EPOCHS = {"KgCoOp": (16, 20), "ProMPT": (4, 3)}
@@ -18,31 +19,26 @@ METHODS += [pytest.param(method, marks=pytest.mark.slow) for method in SLOW]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")  # each process draws its own in its first test
+    root = tmp_path_factory.mktemp("data")
+    draw_small(root, "Shapes", train=16, val=4, test=24)
+    return root
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_on_shapes_improves_on_its_starting_point(method, root, tmp_path):
     shots, epochs = SHOTS_AND_EPOCHS.get(method, (8, 6))
 
-    def accuracy(output: str, epochs: int, *pairs: str) -> float:
+    def accuracy(output: str, shots: int, epochs: int, *pairs: str) -> float:
         code = train.main(
             ["--trainer", method, "--seed", "1", "--root", str(root)]
             + ["--dataset-config-file", "configs/datasets/shapes.yaml"]
             + ["--config-file", f"configs/trainers/{method}/vit_mini.yaml"]
             + ["--output-dir", str(tmp_path / output), "DATASET.SUBSAMPLE_CLASSES", "base"]
-            + [
-                "DATASET.NUM_SHOTS",
-                "16",
-                "OPTIM.MAX_EPOCH",
-                str(epochs),
-                "TRAIN.PRINT_FREQ",
-                "100",
-                *pairs,
-            ]
+            + ["DATASET.NUM_SHOTS", str(shots), "OPTIM.MAX_EPOCH", str(epochs)]
+            + ["TRAIN.PRINT_FREQ", "100", *pairs]
         )
         assert code == 0
         return json.loads((tmp_path / output / "results.json").read_text())["accuracy"]
 
     still = ("OPTIM.LR", "0", "OPTIM.WARMUP_EPOCH", "-1", "OPTIM.WEIGHT_DECAY", "0")
-    assert accuracy("trained", epochs) > accuracy("start", 1, *still)
+    assert accuracy("trained", shots, epochs) > accuracy("start", 1, 1, *still)
