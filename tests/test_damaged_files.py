@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 import datasets
 import train
 import trainers
-from clip.clip import VIT_MINI
 from dassl.engine import resume
 from dassl.utils import convert_checkpoint
 from tests.dassl import toys
+from tests.embedded import WEIGHTS
 
 assert datasets and trainers  # they register themselves
 pytestmark = pytest.mark.slow
@@ -98,8 +98,8 @@ def world(photos, tmp_path_factory):
         patch.setattr(resume, "SAVE_INTERVAL", 0.0)
         patch.setattr(toys.ToyTrainer, "stop_at", (3, 1))
         assert train.main(toy(photos, folder / "interrupted")) == 130
-    state = torch.load(VIT_MINI, weights_only=True)
-    shutil.copy(VIT_MINI, folder / "weights.pt")
+    state = torch.load(WEIGHTS, weights_only=True)
+    shutil.copy(WEIGHTS, folder / "weights.pt")
     save_file(
         {name: value.contiguous() for name, value in state.items()}, folder / "weights.safetensors"
     )

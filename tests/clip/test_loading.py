@@ -25,6 +25,7 @@ from clip.clip import (
     build_model,
     from_open_clip,
 )
+from tests.embedded import BACKBONE, SIZE
 
 CONFIG = CLIPConfig(
     embed_dim=16,
@@ -115,11 +116,10 @@ def test_head_width_travels_in_the_state_dict(model):
     assert loaded.transformer.resblocks[0].attn.num_heads == 4
 
 
-def test_vit_mini_loads_and_matches_open_clip():
-    mini = clip.load_model("ViT-Mini")
+def test_the_embedded_backbone_loads_and_matches_open_clip():
+    mini = clip.load_model(BACKBONE)
     config = mini.config
     assert config.vision_layers == config.text_layers == 12
-    assert Path(clip.clip.VIT_MINI).stat().st_size <= 12 * 2**20
     vision = {
         "layers": 12,
         "width": config.vision_width,
@@ -170,18 +170,18 @@ def picture(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-@pytest.mark.parametrize("size", [(40, 70), (70, 40), (32, 32), (20, 90)])
+@pytest.mark.parametrize("size", [(40, 70), (70, 40), (SIZE, SIZE), (20, 90)])
 def test_preprocess_is_open_clip_s(size):
-    ours = clip.load_model("ViT-Mini").preprocess
-    theirs = open_clip.image_transform(32, is_train=False)
+    ours = clip.load_model(BACKBONE).preprocess
+    theirs = open_clip.image_transform(SIZE, is_train=False)
     assert torch.equal(ours(picture(size)), theirs(picture(size)))
 
 
 def test_load_keeps_openai_s_contract():
-    model, preprocess = clip.load("ViT-Mini", device="cpu", jit=False)
+    model, preprocess = clip.load(BACKBONE, device="cpu", jit=False)
     assert model.dtype == torch.float32 and not model.training
     image = preprocess(picture((50, 60)).convert("L")).unsqueeze(0)
-    assert image.shape == (1, 3, 32, 32)
+    assert image.shape == (1, 3, SIZE, SIZE)
     text = clip.tokenize(["a red circle", "a green square"])
     with torch.no_grad():
         per_image, per_text = model(image, text)
@@ -189,7 +189,7 @@ def test_load_keeps_openai_s_contract():
     assert per_image.shape == (1, 2) and torch.equal(per_text, per_image.t())
     torch.testing.assert_close(found, per_image)
     with pytest.raises(ClipError, match="jit: expected False, got True"):
-        clip.load("ViT-Mini", jit=True)
+        clip.load(BACKBONE, jit=True)
 
 
 def test_an_open_clip_model_brings_its_own_preprocessing():
@@ -209,7 +209,7 @@ def test_an_open_clip_model_brings_its_own_preprocessing():
 
 
 def test_preprocessing_of_names_is_what_their_models_bring():
-    assert clip.preprocess_of("ViT-Mini") == clip.load_model("ViT-Mini").preprocess
+    assert clip.preprocess_of(BACKBONE) == clip.load_model(BACKBONE).preprocess
     for name in OPENAI_MODELS:
         key = name.replace("/", "-").replace("@336px", "-336")
         size = open_clip.get_model_config(key)["vision_cfg"]["image_size"]

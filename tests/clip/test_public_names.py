@@ -19,6 +19,7 @@ from clip import ClipError, Layer, Preprocess, PromptTokens
 from clip.clip import _tokenizer, _transform
 from clip.simple_tokenizer import SimpleTokenizer as _Tokenizer
 from tests.clip.weights_files import TINY, tiny_clip
+from tests.embedded import BACKBONE, SIZE
 
 NAMES = ["red apple", "leaf", "deep blue sky"]
 
@@ -26,12 +27,12 @@ NAMES = ["red apple", "leaf", "deep blue sky"]
 def test_an_adapter_script_starts():
     """Follow the first lines of scripts that keep features of a whole dataset."""
     assert {"RN50", "ViT-B/16", "ViT-L/14@336px"} <= set(clip.available_models())
-    model, preprocess = clip.load("ViT-Mini", device="cpu")
-    assert preprocess == _transform(32) == Preprocess(32)
+    model, preprocess = clip.load(BACKBONE, device="cpu")
+    assert preprocess == _transform(SIZE) == Preprocess(SIZE)
     texts = clip.tokenize([f"a photo of a {name}." for name in NAMES], truncate=True)
     with torch.no_grad():
         weights = F.normalize(model.encode_text(texts), dim=-1).t()
-        features = F.normalize(model.encode_image(torch.randn(2, 3, 32, 32)), dim=-1)
+        features = F.normalize(model.encode_image(torch.randn(2, 3, SIZE, SIZE)), dim=-1)
     assert (features @ weights).shape == (2, 3)
     with pytest.raises(ValueError, match="tokens long"):
         clip.tokenize("a " * 100)

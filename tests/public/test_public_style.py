@@ -16,6 +16,7 @@ from dassl.data import DataManager
 from dassl.data.datasets import build_dataset
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed
+from tests.embedded import BACKBONE, SIZE
 
 # they register themselves
 assert tests.public.context_trainer and tests.public.patches_dataset
@@ -33,8 +34,8 @@ def config(root, output):
     cfg.DATASET.NUM_SHOTS = 8
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = 6
-    cfg.MODEL.BACKBONE.NAME = "ViT-Mini"
-    cfg.INPUT.SIZE = (32, 32)
+    cfg.MODEL.BACKBONE.NAME = BACKBONE
+    cfg.INPUT.SIZE = (SIZE, SIZE)
     cfg.INPUT.TRANSFORMS = ["random_flip", "normalize"]
     cfg.OPTIM.NAME = "sgd"
     cfg.OPTIM.LR = 0.01

@@ -12,6 +12,7 @@ from PIL import Image
 import train
 from dassl.engine.checkpoints import check_classes
 from dassl.errors import UserError
+from tests.embedded import BACKBONE
 from trainers.trainer import MethodTrainer
 
 
@@ -31,7 +32,7 @@ def on_photos(photos: Path, output: Path, trainer: str, *options: str) -> int:
     first = next((i for i, option in enumerate(options) if option.isupper()), len(options))
     return train.main(
         ["--root", str(photos), "--output-dir", str(output), "--seed", "1", "--trainer", trainer]
-        + ["--backbone", "ViT-Mini", *options[:first], "DATASET.NAME", "ImageFolder"]
+        + ["--backbone", BACKBONE, *options[:first], "DATASET.NAME", "ImageFolder"]
         + ["DATALOADER.NUM_WORKERS", "0", "OPTIM.MAX_EPOCH", "1", *options[first:]]
     )
 
@@ -93,7 +94,7 @@ def test_weights_with_something_else_for_class_names_are_refused(photos, tmp_pat
 def test_photographs_for_a_model_of_drawings_are_warned_of(photos, tmp_path, capsys):
     assert on_photos(photos, tmp_path / "run", "ZeroshotCLIP") == 0
     (warning,) = json.loads((tmp_path / "run" / "results.json").read_text())["warnings"]
-    assert warning.startswith("MODEL.BACKBONE.NAME: ViT-Mini has learned from drawings")
+    assert warning.startswith(f"MODEL.BACKBONE.NAME: {BACKBONE} has learned from drawings")
     assert "ImageFolder" in warning and warning in capsys.readouterr().out
 
 

@@ -14,6 +14,7 @@ import train
 from clip.model import OPENAI_MEAN, OPENAI_STD
 from dassl.config import get_cfg_default
 from tests.dassl import toys  # noqa: F401  (registers a trainer for the public toolbox)
+from tests.embedded import BACKBONE, SIZE
 from trainers.trainer import TRANSFORMS
 
 INPUT = ("SIZE", "INTERPOLATION", "PIXEL_MEAN", "PIXEL_STD", "TRANSFORMS")
@@ -38,7 +39,7 @@ def defaults() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("ViT-Mini", 32), ("RN50x4", 288), ("ViT-L/14@336px", 336)]
+    ("name", "size"), [(BACKBONE, SIZE), ("RN50x4", 288), ("ViT-L/14@336px", 336)]
 )
 @pytest.mark.parametrize("trainer", ["ZeroshotCLIP", "CoOp", "LinearProbe"])
 def test_keys_that_nobody_set_follow_the_backbone(trainer, name, size):
@@ -65,8 +66,8 @@ def test_a_pair_and_a_weights_file_bring_theirs(backbone, monkeypatch):
     ],
 )
 def test_what_is_set_stays_even_at_its_default(arguments, own):
-    assert input_of("--trainer", "CoOp", "--backbone", "ViT-Mini", *arguments) == clip_input(
-        32, **own
+    assert input_of("--trainer", "CoOp", "--backbone", BACKBONE, *arguments) == clip_input(
+        SIZE, **own
     )
 
 
@@ -74,8 +75,8 @@ def test_what_a_file_sets_stays(tmp_path):
     (tmp_path / "base.yaml").write_text("INPUT:\n  INTERPOLATION: nearest\n")
     (tmp_path / "file.yaml").write_text("BASE: [base.yaml]\n")
     file = ["--config-file", str(tmp_path / "file.yaml")]
-    found = input_of("--trainer", "CoOp", "--backbone", "ViT-Mini", *file)
-    assert found == clip_input(32, INTERPOLATION="nearest")
+    found = input_of("--trainer", "CoOp", "--backbone", BACKBONE, *file)
+    assert found == clip_input(SIZE, INTERPOLATION="nearest")
 
 
 @pytest.mark.parametrize("name", ["", "ViT-B/17", "open_clip:ViT-B-16/nothing"])
@@ -89,7 +90,7 @@ def test_an_unknown_backbone_fills_nothing_and_its_trainer_says_so(name, tmp_pat
 
 @pytest.mark.parametrize("trainer", ["ToyTrainer", "Nobody"])
 def test_trainers_of_another_kind_find_the_public_defaults(trainer):
-    assert input_of("--trainer", trainer, "--backbone", "ViT-Mini") == defaults()
+    assert input_of("--trainer", trainer, "--backbone", BACKBONE) == defaults()
 
 
 def test_a_run_records_what_it_used_and_does_not_warn(run, tmp_path):
