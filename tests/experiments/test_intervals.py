@@ -1,13 +1,12 @@
 """experiments/intervals.py against closed forms and a simulation, and the cells of tables."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dassl.evaluation.predictions import PREDICTIONS_FILE, write_predictions
+from dassl.evaluation.predictions import PREDICTIONS_FILE
 from experiments import table
 from experiments.intervals import (
     mean_and_half_width,
@@ -16,7 +15,8 @@ from experiments.intervals import (
     shares_right,
 )
 from experiments.protocols import BASE2NEW, base_and_novel, harmonic_mean, mean_of_targets
-from experiments.runs import Run, runs_of
+from experiments.runs import runs_of
+from tests.experiments.finished import leave
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -84,19 +84,6 @@ def test_intervals_cover_the_truth_in_19_of_20_test_sets():
         covered["mean"] += abs(harmonic_mean(base, novel) - true_mean) <= mean
     for count in covered.values():
         assert 0.93 < count / n_sets < 0.97
-
-
-def leave(run: Run, right: list[bool], predicts: bool = True) -> None:
-    """Write results and predictions of a finished run that is right about these pictures."""
-    accuracy = 100 * sum(right) / len(right)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "results.json").write_text(json.dumps({"accuracy": accuracy}))
-    if predicts:
-        paths = [f"/data/{i}.png" for i in range(len(right))]
-        labels = np.zeros(len(right), dtype=np.int64)
-        logits = np.array([[1.0, 0.0] if r else [0.0, 1.0] for r in right], dtype=np.float16)
-        with open(run.folder / PREDICTIONS_FILE, "wb") as file:
-            write_predictions(file, paths, "/data", labels, ["a", "b"], {"logits": logits})
 
 
 def printed(capsys, folder: Path, *arguments: str) -> tuple[int, list[list[str]], list[str]]:
