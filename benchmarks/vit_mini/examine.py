@@ -219,7 +219,11 @@ def gates_of_text(
     known = sorted({word for name in names for word in name.split()})
     nearest = nearest_words(halves[0].model.clip, list(synonyms.values()), known)
     return gates, [
-        f"- {word}: " + (", ".join(f"{name} {cosine:.2f}" for name, cosine in found) or "nothing")
+        f"- {word}: "
+        + (
+            ", ".join(f"{name} {cosine:.2f}" for name, cosine in found)
+            or "none, its embedding is zero"
+        )
         for word, found in nearest.items()
     ]
 
@@ -260,13 +264,15 @@ def gates_of_runs(dataset: str, jobs: Mapping[str, Sequence[Job]], scores: Score
     found = {method: accuracies(own, scores) for method, own in jobs.items()}
     zero_shot, coop = found["ZeroshotCLIP"], found["CoOp"]
     zero_base, zero_novel, coop_base = shares
-    widths = [mean_and_half_width(half.values())[1] for half in (zero_base, zero_novel)]
+    base_width, novel_width = (
+        mean_and_half_width(half.values())[1] for half in (zero_base, zero_novel)
+    )
     return [
         leaves_room(zero_shot.base, zero_shot.novel),
         costs_novel(coop.novel, zero_shot.novel),
         fits_base(*mean_difference(coop_base, zero_base)),
         is_beyond_color(zero_shot, found[CONTROL], found["IVLP"]),
-        has_pictures(*widths, is_exempt=dataset in EXEMPT),
+        has_pictures(base_width, novel_width, dataset in EXEMPT),
     ]
 
 
@@ -302,7 +308,7 @@ def report(arguments: argparse.Namespace) -> str:
                 found[method] = accuracies(jobs, scores)
         rows.append((dataset, *correlations(found)))
     rows.append(("the papers' averages", *correlations(AVERAGES)))
-    header = ("Dataset", "Methods", "r of base and novel", "In the papers", "rank correlation")
+    header = ("Dataset", "Methods", "r of base and novel", "In the papers", "Rank correlation")
     return render(header, rows)
 
 
