@@ -44,6 +44,7 @@ LATE_AGGREGATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eu
 PAPERS: dict[str, tuple[Rule, ...]] = {
     "ZeroshotCLIP": (Rule("vit_b16"),),
     "ZeroshotCLIP2": (Rule("vit_b16"),),
+    "StandardizedCLIP": (Rule("vit_b16"),),
     "LinearProbe": (Rule("vit_b16"),),
     "CoOp": (
         # Fewer shots, fewer epochs (as in the paper); ImageNet always has 50.
@@ -83,7 +84,9 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
 }
 MINIATURE = (Rule("vit_mini_cross_datasets", TRANSFER), Rule("vit_mini"))
 ONE_MINIATURE = (Rule("vit_mini"),)
-MINIATURES = dict.fromkeys((*UNTRAINED, "LinearProbe", "MMA", "CLIPLoRA"), ONE_MINIATURE)
+MINIATURES = dict.fromkeys(
+    (*UNTRAINED, "StandardizedCLIP", "LinearProbe", "MMA", "CLIPLoRA"), ONE_MINIATURE
+)
 
 
 def is_embedded(dataset: str) -> bool:

@@ -25,6 +25,7 @@ from dassl.errors import UserError
 from dassl.table import aligned
 from experiments.configs import CONFIGS
 from experiments.executors import Job, check_folders, run_all
+from experiments.intervals import mean_and_half_width, propagated, shares_right
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
 from experiments.runs import Run, runs_of
 
@@ -38,6 +39,8 @@ class Scores:
         self.backbones: dict[str, None] = {}  # of the runs read, in their order
         self._accuracies: dict[Path, float | None] = {}
         self._damaged = 0
+        self._right: dict[Path, dict[str, bool] | None] = {}
+        self._damaged_predictions = 0
 
     def accuracy(self, run: Run) -> float | None:
         """Return the accuracy in percent, None if there is none; report a damaged file."""
@@ -71,34 +74,101 @@ class Scores:
             return []
         return [job.protocol.summary[1](steps)]
 
-    def report(self) -> int:
-        """Print a line that counts what was skipped, if anything was; return the exit code.
+    def right(self, run: Run) -> dict[str, bool] | None:
+        """Return {test picture: whether the run is right}, None where its predictions lack."""
+        folder = run.folder
+        if folder not in self._right:
+            self._right[folder] = self._read_predictions(run)
+        return self._right[folder]
 
-        It is 1 where a result is damaged: what is printed lacks a run that has finished.
+    def _read_predictions(self, run: Run) -> dict[str, bool] | None:
+        from dassl.evaluation.predictions import PREDICTIONS_FILE, read_predictions
+
+        path = run.place / PREDICTIONS_FILE
+        if not path.exists():
+            return None
+        try:
+            found = read_predictions(str(path))
+        except UserError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            self._damaged_predictions += 1
+            return None
+        right = found.top_indices[:, 0] == found.labels
+        return dict(zip(found.paths.tolist(), right.tolist(), strict=True))
+
+    def shares(self, runs: Iterable[Run]) -> dict[str, float]:
+        """Return {test picture: share of the finished runs that are right}; empty if one lacks."""
+        rights = [self.right(run) for run in runs if self.accuracy(run) is not None]
+        known = [right for right in rights if right is not None]
+        return shares_right(known) if len(known) == len(rights) else {}
+
+    def half_width(self, runs: Iterable[Run]) -> float | None:
+        """Return the half-width of the test set's interval; None without predictions."""
+        shares = self.shares(runs)
+        return mean_and_half_width(shares.values())[1] if shares else None
+
+    def summary_half_width(self, jobs: Iterable[Job]) -> float | None:
+        """Return the half-width of the summary of the complete jobs of one method and dataset."""
+        complete = [job for job in jobs if self.summary(job)]
+        parts = list(zip(*(job.runs for job in complete), strict=True))
+        known = [half for half in map(self.half_width, parts) if half is not None]
+        if not parts or len(known) < len(parts):
+            return None
+        summarize = complete[0].protocol.summary
+
+        def function(values: Sequence[float]) -> float:
+            steps: dict[str, list[float]] = {}
+            for runs, value in zip(parts, values, strict=True):
+                steps.setdefault(runs[0].step.name, []).append(value)
+            assert summarize is not None
+            return summarize[1](steps)
+
+        means = [statistics.fmean(self.accuracies(runs)) for runs in parts]
+        return propagated(function, means, known)
+
+    def report(self) -> int:
+        """Print lines that count what was skipped, if anything was; return the exit code.
+
+        It is 1 where a file is damaged: what is printed lacks a run that has finished.
         """
         missing = sum(a is None for a in self._accuracies.values()) - self._damaged
         if missing or self._damaged:
             total = len(self._accuracies)
             skipped = f"{self._damaged} damaged and {missing} missing of {total} results"
             print(f"skipped: {skipped}", file=sys.stderr)
-        return 1 if self._damaged else 0
+        unknown = sum(right is None for right in self._right.values())
+        if unknown:
+            print(
+                f"no intervals: {unknown} of {len(self._right)} runs have no predictions that can "
+                "be read",
+                file=sys.stderr,
+            )
+        return 1 if self._damaged or self._damaged_predictions else 0
 
 
-def cell(values: Sequence[float]) -> str:
-    """Format the mean and, over several seeds, (population) standard deviation; "-" if empty."""
+def cell(values: Sequence[float], half_width: float | None = None) -> str:
+    """Format the mean and, over several seeds, (population) standard deviation; "-" if empty.
+
+    The half-width of the test set's interval, where it is known, follows in parentheses.
+    """
     if not values:
         return "-"
-    mean = f"{statistics.fmean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.pstdev(values):.1f}"
+    parts = [f"{statistics.fmean(values):.1f}"]
+    if len(values) > 1:
+        parts.append(f"± {statistics.pstdev(values):.1f}")
+    if half_width is not None:
+        parts.append(f"(± {half_width:.1f})")
+    return " ".join(parts)
 
 
 def tabulate(
-    jobs: Sequence[Job], protocol: Protocol, scores: Scores
+    jobs: Sequence[Job], protocol: Protocol, scores: Scores, intervals: bool = False
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the header and the rows of a table of finished jobs.
 
     A row is a dataset and a method, in the order of ``jobs``, and also a number of shots if there
-    are several that the columns do not tell apart. Cells summarize all seeds.
+    are several that the columns do not tell apart. Cells summarize all seeds, with ``intervals``
+    also the test set.
     """
     runs = sorted((r for job in jobs for r in job.runs), key=lambda r: r.shots)
     headings = [s.column for s in protocol.steps if "{" not in s.column]
@@ -108,18 +178,29 @@ def tabulate(
     columns = [*dict.fromkeys(headings), *summary, *others]
     several = protocol is not FEW_SHOT and len({r.shots for r in runs if r.is_trained}) > 1
 
-    rows: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    rows: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:
         first = job.runs[0]
         key = (first.dataset, first.trainer, *([str(first.shots)] if several else []))
-        row = rows.setdefault(key, {column: [] for column in columns})
-        for run in job.runs:
-            column = run.column if run.step in protocol.steps else ALL_CLASSES
-            row[column] += scores.accuracies([run])
-        if job.protocol is protocol and protocol.summary:
-            row[protocol.summary[0]] += scores.summary(job)
+        rows.setdefault(key, []).append(job)
+
+    def cells(jobs: Sequence[Job]) -> list[str]:
+        by_column: dict[str, list[Run]] = {column: [] for column in columns}
+        for run in (run for job in jobs for run in job.runs):
+            by_column[run.column if run.step in protocol.steps else ALL_CLASSES].append(run)
+        found = {
+            column: cell(scores.accuracies(runs), scores.half_width(runs) if intervals else None)
+            for column, runs in by_column.items()
+        }
+        for heading in summary:
+            own = [job for job in jobs if job.protocol is protocol]
+            values = [value for job in own for value in scores.summary(job)]
+            half_width = scores.summary_half_width(own) if intervals else None
+            found[heading] = cell(values, half_width)
+        return list(found.values())
+
     header = ("Dataset", "Method", *(["Shots"] if several else []), *columns)
-    return header, [(*key, *map(cell, row.values())) for key, row in rows.items()]
+    return header, [(*key, *cells(jobs)) for key, jobs in rows.items()]
 
 
 def render(header: tuple[str, ...], table: Sequence[tuple[str, ...]]) -> str:
@@ -238,6 +319,11 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="datasets, among --datasets, on which to train on all classes, too",
     )
     parser.add_argument("--no-run", action="store_true", help="only read finished runs")
+    parser.add_argument(
+        "--intervals",
+        action="store_true",
+        help="also print the 95 %% intervals that come from the finite test set",
+    )
     add_setting_arguments(parser)
     add_run_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -269,10 +355,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         minutes, seconds = divmod(round(time.monotonic() - start), 60)
         say(f"\nDone in {minutes} min {seconds} s. ", end="")
     protocol, scores = PROTOCOLS[arguments.protocol], Scores()
-    table = render(*tabulate(jobs, protocol, scores))
+    table = render(*tabulate(jobs, protocol, scores, arguments.intervals))
     shots = ", ".join(map(str, arguments.shots or protocol.shots))
     caption = ["Accuracy in percent", *scores.backbones, f"{shots} shots"]
     seeds = " ".join(map(str, arguments.seeds))
     spread = ", mean ± standard deviation" if len(arguments.seeds) > 1 else ""
+    if arguments.intervals:
+        spread += ", (± half of the test set's 95 % interval)"
     say(f"{', '.join(caption)}, seed {seeds}{spread}:\n\n{table}")
     return scores.report()

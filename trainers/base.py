@@ -55,9 +55,8 @@ class Method(nn.Module):
         fixable: class features may be kept for all batches of an evaluation.
         n_views: views of each image that a training batch holds (DATALOADER.K_TRANSFORMS).
         public_file: name of a file that the public code saves instead of a Dassl checkpoint.
-        fit: what replaces the epochs where there are none: ``fit(train, val)`` gets unit image
-            features (N, d) with labels (N,) of the training images, and of the validation images
-            or None.
+        fit: what replaces the epochs where there are none: ``fit(train, val)`` gets loaders of the
+            training images and of the validation images (or None), both in the test transform.
     """
 
     config_node: str
@@ -334,6 +333,16 @@ class Method(nn.Module):
     def encode_image(self, images: Tensor, layers: Layers = ()) -> Tensor:
         """Return unit image features (B, d), fp32."""
         return F.normalize(self.clip.encode_image(images, layers).float(), dim=-1)
+
+    @torch.no_grad()
+    def frozen_features(self, loader: Any) -> tuple[Tensor, Tensor]:
+        """Return unit features (N, d) and labels (N,) of a loader's images, on the CPU."""
+        features, labels = [], []
+        for batch in loader:
+            with self.autocast():
+                features.append(self.encode_image(batch["img"].to(self.device)).cpu())
+            labels.append(batch["label"])
+        return torch.cat(features), torch.cat(labels)
 
     def encode_text(self, layers: Layers, tokens: PromptTokens | None = None) -> Tensor:
         """Return unit text features (K, d), or (V, K, d) where prompts have variants; fp32.

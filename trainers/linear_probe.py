@@ -44,19 +44,20 @@ class LinearProbe(Method):
     def logits(self, features: Features) -> Tensor:
         return self.classifier(features["image"])
 
-    def fit(self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor] | None) -> None:
+    def fit(self, train: Any, val: Any) -> None:
         from sklearn.linear_model import LogisticRegression
 
-        x, y = (part.numpy() for part in train)
+        x, y = (part.numpy() for part in self.frozen_features(train))
         if len(set(y)) < 2:
             raise UserError(
                 "the training images have one class, but a linear probe needs at least two"
             )
+        chosen_on = [part.numpy() for part in self.frozen_features(val)] if val else []
         best: tuple[float, Any] = (-1.0, None)
         # Without a validation split nothing can be chosen: scikit-learn's default.
         for strength in STRENGTHS if val else (1.0,):
             classifier = LogisticRegression(C=strength, max_iter=2000).fit(x, y)
-            accuracy = classifier.score(*(part.numpy() for part in val)) if val else 0.0
+            accuracy = classifier.score(*chosen_on) if val else 0.0
             log.info(f"C {strength:g}: validation accuracy {100 * accuracy:.1f}%")
             if accuracy > best[0]:
                 best = (accuracy, classifier)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os.path as osp
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -255,33 +255,19 @@ class MethodTrainer(TrainerX):
             self.test()
 
     def fit(self, fit: Callable[..., None]) -> None:
-        """Let the method fit itself to features of the training and validation images."""
-        dataset = self.dm.dataset
-        val = dataset.val
-        if val and not dataset.val_is_disjoint:
+        """Let the method fit itself to the training and validation images, without augmentation."""
+        cfg, dataset, val = self.cfg, self.dm.dataset, self.val_loader
+        if val is not None and not dataset.val_is_disjoint:
             log.info("The validation images are also test images: nothing is selected by them")
             val = None
-        train = self.frozen_features(dataset.train_x)
-        fit(train, self.frozen_features(val) if val else None)
-
-    @torch.no_grad()
-    def frozen_features(self, items: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """Return unit image features (N, d) and labels (N,), in the test transform, on the CPU."""
-        cfg = self.cfg
-        loader = build_data_loader(
+        train = build_data_loader(
             cfg,
-            data_source=items,
+            data_source=dataset.train_x,
             batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
             tfm=build_transform(cfg, is_train=False),
             is_train=False,
         )
-        features, labels = [], []
-        for batch in loader:
-            images, targets = self.parse_batch_test(batch)
-            with self.model.autocast():
-                features.append(self.model.encode_image(images).cpu())
-            labels.append(targets.cpu())
-        return torch.cat(features), torch.cat(labels)
+        fit(train, val)
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         super().set_model_mode(mode, names)

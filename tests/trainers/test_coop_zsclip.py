@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from clip import tokenize
 from dassl.utils import UserError
 from tests.plain import assert_same_gradients, plain_logits, text_feature, unit
 from tests.trainers.tiny import NAMES, TEMPLATES, build, check, class_ids, learned
 from trainers.coop import CoOp
-from trainers.zsclip import ZeroshotCLIP, ZeroshotCLIP2
+from trainers.zsclip import StandardizedCLIP, ZeroshotCLIP, ZeroshotCLIP2
 
 
 @pytest.mark.parametrize("csc", [False, True])
@@ -92,3 +94,40 @@ def test_zero_shot_2_averages_over_the_templates(clip_model, batch):
         weights.append(torch.stack(each).mean(0))
     expected = plain_logits(clip_model, images, weights)
     torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_standardized_equals_zero_shot_with_the_training_images_own_normalization(run, tmp_path):
+    save = ("TEST.SAVE_LOGITS", "True")
+    base, new = (("DATASET.SUBSAMPLE_CLASSES", part) for part in ("base", "new"))
+    code, out = run("StandardizedCLIP", "base", *base, *save)
+    assert code == 0, out
+    flags = ["--eval-only", "--model-dir", f"{tmp_path}/base"]
+    assert run("StandardizedCLIP", "new", *new, *save, flags=flags)[0] == 0
+    # of the base classes' training pictures, which have the model's size
+    paths = [path for name in ("red", "green") for path in (tmp_path / "train" / name).iterdir()]
+    pixels = np.concatenate([np.array(Image.open(path)).reshape(-1, 3) / 255 for path in paths])
+    assert pixels.shape == (8 * 16 * 16, 3)
+    own = ("INPUT.PIXEL_MEAN", str(pixels.mean(axis=0).tolist()))
+    own += ("INPUT.PIXEL_STD", str(pixels.std(axis=0).tolist()))
+    for part, folder in ((base, "base"), (new, "new")):
+        assert run("ZeroshotCLIP", f"{folder}_own", *part, *save, *own)[0] == 0
+        assert run("ZeroshotCLIP", f"{folder}_clip", *part, *save)[0] == 0
+        found, expected, usual = (
+            np.load(tmp_path / place / "logits.npz")["logits"]
+            for place in (folder, f"{folder}_own", f"{folder}_clip")
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+        assert np.abs(found - usual).max() > 0.01
+    saved = torch.load(tmp_path / "base/standardization/model.pth.tar-2", weights_only=True)
+    assert {name: tuple(t.shape) for name, t in saved["state_dict"].items()} == {
+        "mean": (3,),
+        "std": (3,),
+    }
+
+
+def test_standardization_refuses_images_of_one_value(clip_model):
+    model = build(StandardizedCLIP, clip_model)
+    images = torch.rand(2, 3, 16, 16)
+    images[:, 1] = 0.3
+    with pytest.raises(UserError, match="a color channel that is the same everywhere"):
+        model.fit([{"img": images[:1]}, {"img": images[1:]}], None)

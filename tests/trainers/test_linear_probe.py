@@ -13,8 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from tests.trainers import toy
-from trainers.linear_probe import STRENGTHS
-from trainers.trainer import MethodTrainer
+from trainers.linear_probe import STRENGTHS, LinearProbe
 
 
 @DATASET_REGISTRY.register()
@@ -42,14 +41,14 @@ class ColorPatchesWithTestAsVal(toy.ColorPatches):
 @pytest.mark.parametrize("subset", ["all", "base"])
 def test_it_predicts_what_scikit_learn_predicts(run, tmp_path, monkeypatch, subset):
     seen = []
-    features = MethodTrainer.frozen_features
+    features = LinearProbe.frozen_features
 
-    def remember(self, items):
-        found = features(self, items)
+    def remember(self, loader):
+        found = features(self, loader)
         seen.append([part.numpy() for part in found])
         return found
 
-    monkeypatch.setattr(MethodTrainer, "frozen_features", remember)
+    monkeypatch.setattr(LinearProbe, "frozen_features", remember)
     code, out = run(
         "LinearProbe", "run", "DATASET.NAME", "ColorPatchesWithVal",
         "DATASET.SUBSAMPLE_CLASSES", subset, "TEST.SAVE_LOGITS", "True",

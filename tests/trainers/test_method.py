@@ -93,7 +93,7 @@ class Counting(Method):
         self.register_buffer("counts", torch.zeros(len(class_names)))
 
     def fit(self, train, val):
-        features, labels = train
+        features, labels = self.frozen_features(train)
         assert val is None and features.shape == (len(labels), self.clip.config.embed_dim)
         self.counts += F.one_hot(labels).sum(dim=0)
 

@@ -63,6 +63,7 @@ OPTIONS = {
 }
 NODES = {
     "ZeroshotCLIP": "ZSCLIP",
+    "StandardizedCLIP": "ZSCLIP",
     "LinearProbe": "LINEAR_PROBE",
     "KgCoOp": "COOP",
     "MMA": "MMADAPTER",

@@ -1,0 +1,63 @@
+"""95 % intervals of accuracies that come from a finite test set.
+
+All seeds are tested on the same pictures, so averaging over seeds does not make them narrower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+NORMAL_95 = 1.96  # standard errors
+
+
+def shares_right(seeds: Iterable[Mapping[str, bool]]) -> dict[str, float]:
+    """Return {picture: share of the seeds that are right} from {picture: right} of each seed."""
+    answers: dict[str, list[bool]] = {}
+    for seed in seeds:
+        for picture, right in seed.items():
+            answers.setdefault(picture, []).append(right)
+    return {picture: sum(rights) / len(rights) for picture, rights in answers.items()}
+
+
+def mean_and_half_width(values: Collection[float]) -> tuple[float, float]:
+    """Return the mean over the test pictures and the half-width of its interval, in percent.
+
+    Args:
+        values: for each picture, such as the share of seeds that are right or a difference of two.
+            The interval of fewer than two is infinite.
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return 100 * mean, math.inf
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    return 100 * mean, 100 * NORMAL_95 * math.sqrt(variance / n)
+
+
+def mean_difference(first: Mapping[str, float], second: Mapping[str, float]) -> tuple[float, float]:
+    """Return the mean of first - second over the pictures of both, and its half-width."""
+    return mean_and_half_width([first[p] - second[p] for p in first.keys() & second.keys()])
+
+
+def propagated(
+    function: Callable[[Sequence[float]], float],
+    means: Sequence[float],
+    half_widths: Sequence[float],
+    step: float = 1e-3,
+) -> float:
+    """Return the half-width of a smooth function of independent means, by the delta method.
+
+    Args:
+        function: of as many values as there are means.
+        means: in percent.
+        half_widths: theirs.
+        step: of the central differences that give the derivatives.
+    """
+    parts = []
+    for i, (mean, half_width) in enumerate(zip(means, half_widths, strict=True)):
+        above, below = (
+            function([*means[:i], value, *means[i + 1 :]]) for value in (mean + step, mean - step)
+        )
+        parts.append((above - below) / (2 * step) * half_width)
+    return math.hypot(*parts)
