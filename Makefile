@@ -48,7 +48,7 @@ $(STAMP): requirements-lock.txt requirements.txt setup.py
 
 demo: $(STAMP)
 	@$(BIN)/python -m experiments table --datasets shapes digits \
-	  --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 --few-shot digits \
+	  --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 \
 	  --root data --output-dir output/demo
 
 test: lint

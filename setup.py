@@ -29,6 +29,8 @@ setup(
             "mypy>=1.18,<3",
             "torchmetrics>=1.5,<2",
             "hypothesis>=6.140,<7",
-        ]
+        ],
+        # renders what ViT-Mini-2 is trained on; its optimizer came with PyTorch 2.9
+        "vit_mini": ["resvg-py>=0.5,<1", "torch>=2.9"],
     },
 )

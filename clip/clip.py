@@ -1,7 +1,7 @@
 """Loading of a CLIP model by its name or from a file.
 
-A model is named ``ViT-B/16``, ``RN50``, ... (OpenAI's published files), ``ViT-Mini`` (in this
-repository), ``open_clip:ViT-B-16/laion2b_s34b_b88k`` (open_clip's registry), or is a path to a
+A model is named ``ViT-B/16``, ``RN50``, ... (OpenAI's published files), ``ViT-Mini-2`` (in
+this repository), ``open_clip:ViT-B-16/laion2b_s34b_b88k`` (open_clip's registry), or is a path to a
 weights file: OpenAI's JIT archive (read as data, see ``archive``), a plain PyTorch state dict, or
 safetensors.
 """
@@ -38,10 +38,14 @@ __all__ = [
     "tokenize",
 ]
 
-VIT_MINI = Path(__file__).parent / "weights" / "ViT-Mini.pt"
-VIT_MINI_RESOLUTION = 32
-# Models that have seen no photograph.
-OF_DRAWINGS = ("ViT-Mini",)
+_WEIGHTS = Path(__file__).parent / "weights"
+# The models in this repository, which have seen no photograph. ViT-Mini is there for old
+# checkpoints.
+OF_DRAWINGS = {name: _WEIGHTS / f"{name}.pt" for name in ("ViT-Mini-2", "ViT-Mini")}
+OF_DRAWINGS_RESOLUTION = 32
+# In a file whose ``token_embedding.weight`` has fewer rows than the vocabulary has tokens: the row
+# of each token, which similar words share.
+ROWS = "token_embedding.rows"
 # Side, in pixels, of the images that each of OpenAI's models takes.
 OPENAI_MODELS = {
     "RN50": 224,
@@ -65,7 +69,7 @@ class ClipError(UserError):
 
 def available_models() -> list[str]:
     """List the names that ``load`` takes, besides paths and open_clip pairs."""
-    return ["ViT-Mini", *OPENAI_MODELS]
+    return [*OF_DRAWINGS, *OPENAI_MODELS]
 
 
 def _openai_url(name: str) -> str:
@@ -79,7 +83,8 @@ def __getattr__(attribute: str) -> Any:
     # Trainers written for OpenAI's package use clip._MODELS[name] and clip._tokenizer.  Both need
     # open_clip, whose import takes seconds, so only on demand.
     if attribute == "_MODELS":
-        return {"ViT-Mini": str(VIT_MINI), **{n: _openai_url(n) for n in OPENAI_MODELS}}
+        local = {name: str(path) for name, path in OF_DRAWINGS.items()}
+        return {**local, **{name: _openai_url(name) for name in OPENAI_MODELS}}
     if attribute == "_tokenizer":
         return tokenizer()
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
@@ -243,9 +248,13 @@ def _check_kinds(state: Mapping[str, Any]) -> None:
                 f"'{name}': expected a dense tensor of floating-point numbers, "
                 f"got {_described(value)}"
             )
-        # a few bytes may be expanded to any size, which would be allocated
-        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            raise ClipError(f"'{name}' repeats the same numbers: {tuple(value.shape)}")
+        _check_memory(name, value)
+
+
+def _check_memory(name: str, value: Tensor) -> None:
+    """Raise ``ClipError`` for a few bytes expanded to any size, which would be allocated."""
+    if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise ClipError(f"'{name}' repeats the same numbers: {tuple(value.shape)}")
 
 
 def _check_shapes(state: Mapping[str, Tensor], config: CLIPConfig) -> None:
@@ -277,6 +286,22 @@ def _and_others(names: list[str]) -> str:
     return f" and {len(names) - 1} other tensors" if len(names) > 1 else ""
 
 
+def _all_rows(table: Tensor, rows: Any) -> Tensor:
+    """Give every token an embedding of its own: those (n, d) of a file, in the rows it names.
+
+    Raises:
+        ClipError: the rows are not those of the table.
+    """
+    usable = isinstance(rows, Tensor) and rows.dtype == torch.int32 and rows.dim() == 1
+    if not usable or rows.layout != torch.strided or rows.is_meta:
+        raise ClipError(f"'{ROWS}': expected a list of int32 numbers, got {_described(rows)}")
+    _check_memory(ROWS, rows)
+    wrong = rows[(rows < 0) | (rows >= len(table))]
+    if len(wrong):
+        raise ClipError(f"'{ROWS}': expected rows from 0 to {len(table) - 1}, got {int(wrong[0])}")
+    return table[rows.long()]
+
+
 def build_model(
     state_dict: Mapping[str, Tensor],
     config: CLIPConfig | None = None,
@@ -296,9 +321,14 @@ def build_model(
             f"build_model: expected no second argument, got {_described(config)}: design details "
             "are not used here, prompts are given to each forward call as clip.Layer"
         )
-    state = {name: value for name, value in state_dict.items() if name not in _SCALARS}
     try:
+        apart = (*_SCALARS, ROWS)
+        state = {name: value for name, value in state_dict.items() if name not in apart}
         _check_kinds(state)
+        if ROWS in state_dict:
+            _shape(state, "token_embedding.weight", 2)
+            table = state["token_embedding.weight"]
+            state["token_embedding.weight"] = _all_rows(table, state_dict[ROWS])
         if config is None:
             config = _config_from(state, quick_gelu=True)
             config = replace(config, head_width=_head_width(state_dict))
@@ -379,8 +409,8 @@ def preprocess_of(name: str) -> Preprocess | None:
     Returns:
         None where ``load_model`` raises an error, which says why.
     """
-    if name == "ViT-Mini":
-        return Preprocess(VIT_MINI_RESOLUTION)
+    if name in OF_DRAWINGS:
+        return Preprocess(OF_DRAWINGS_RESOLUTION)
     if name in OPENAI_MODELS:
         return Preprocess(OPENAI_MODELS[name])
     if name.startswith(OPEN_CLIP):
@@ -446,8 +476,8 @@ def load_model(
     """
     if name.startswith(OPEN_CLIP):
         return _load_open_clip(name.removeprefix(OPEN_CLIP)).to(device)
-    if name == "ViT-Mini":
-        path = VIT_MINI
+    if name in OF_DRAWINGS:
+        path = OF_DRAWINGS[name]
     elif name in OPENAI_MODELS:
         path = Path(_download(_openai_url(name), download_root))
     elif os.path.isfile(name):

@@ -1,11 +1,15 @@
 """The datasets; importing this registers them all."""
 
 from . import (
+    animals,
     caltech101,
     digits,
     dtd,
+    emoji,
     eurosat,
+    faces,
     fgvc_aircraft,
+    food,
     food101,
     glyphs,
     image_folder,
@@ -17,7 +21,6 @@ from . import (
     oxford_flowers,
     oxford_pets,
     shapes,
-    shapes_shifted,
     stanford_cars,
     sun397,
     ucf101,

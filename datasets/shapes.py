@@ -1,62 +1,34 @@
-"""Shapes, the embedded benchmark's counterpart of ImageNet: 32 classes such as "red striped
-circle".
-"""
+"""Shapes: 32 classes such as "red striped circle"."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .common import SPLITS
-from .embedded import EmbeddedDataset, Example
-from .embedded.drawing import Look, draw_shape, random_state
+from .embedded import SceneDataset
+from .embedded.drawing import Look, Random, Sprite
+from .embedded.figures import INKS, shape_sprite
 from .embedded.wording import shape_classes, shape_name
-
-# Every picture has strong evening light, which ViT-Mini has hardly seen: something that few-shot
-# learning can adapt to for base and novel classes alike.
-LOOK = Look(
-    radius=(6.0, 11.0),
-    clutter=3,
-    background_color=0.5,
-    occlusion=0.2,
-    cast=(0.7, 0.95),
-    warm=1.0,
-    exposure=(0.6, 0.95),
-)
-
-
-def shape_examples(seed: int, looks: Sequence[Look], numbers: dict[str, int]) -> Iterable[Example]:
-    """Yield pictures of all classes.
-
-    Args:
-        seed: seed of the set.
-        looks: looks that successive pictures take in turn.
-        numbers: pictures per class, by split.
-    """
-    for label, (color, texture, shape) in enumerate(shape_classes()):
-        for split, number in numbers.items():
-            for index in range(number):
-                random = random_state(seed, label, SPLITS.index(split), index)
-                look = looks[index % len(looks)]
-                picture = draw_shape(random, color, texture, shape, look)
-                yield Example(split, label, shape_name(color, texture, shape), picture)
+from .emoji import TEMPLATES
 
 
 @DATASET_REGISTRY.register()
-class Shapes(EmbeddedDataset):
-    """Colored and textured shapes in evening light among clutter: 32 training, 8 validation and 24
-    test pictures of each of 32 classes."""
+class Shapes(SceneDataset):
+    """Colored and textured shapes in muted inks, among clutter, each in a light of its own: 32
+    training, 8 validation and 285 test pictures of each of 32 classes."""
 
     folder = "shapes"
-    numbers = {"train": 32, "val": 8, "test": 24}
-    templates = [
-        "a photo of a {}.",
-        "a picture of the {}.",
-        "a blurry photo of a {}.",
-        "this is a {}.",
-    ]
+    seed = 1
+    numbers = {"train": 32, "val": 8, "test": 285}
+    looks = (Look(size=(11.0, 21.0), clutter=4, occlusion=0.2, cast=(0.2, 0.8)),)
+    templates = TEMPLATES
 
     @classmethod
-    def examples(cls) -> Iterable[Example]:
-        return shape_examples(1, [LOOK], cls.numbers)
+    def classes(cls) -> Iterable[tuple[str, Callable[[Random], Sprite]]]:
+        for color, texture, shape in shape_classes():
+            yield (
+                shape_name(color, texture, shape),
+                partial(shape_sprite, color=color, texture=texture, shape=shape, colors=INKS),
+            )

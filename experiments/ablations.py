@@ -2,7 +2,7 @@
 
     python -m experiments ablations --tables promp4 promp5 hisf4 hisf5 --seeds 1 2 3
 
-Base-to-novel with ViT-Mini; every row is one setting of the config. The runs use the same folders
+Base-to-novel with ViT-Mini-2; every row is one setting of the config. The runs use the same folders
 as ``experiments.table``, so neither command repeats what the other has finished. ``hisf_lambdas``
 is the search that chose HISF's lambdas by accuracy on the validation images of the base classes,
 without novel classes or test images.
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from dassl.command import Parser, say
 from dassl.errors import UserError
+from experiments.configs import MINI
 from experiments.executors import Job, check_folders, run_all
 from experiments.protocols import BASE2NEW
 from experiments.runs import runs_of
@@ -194,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code != 0:
         return code
     seeds = " ".join(map(str, arguments.seeds))
-    say(f"\nAccuracy in percent on Shapes, ViT-Mini, {SHOTS} shots, seeds {seeds}.")
+    say(f"\nAccuracy in percent on Shapes, {MINI}, {SHOTS} shots, seeds {seeds}.")
     scores = Scores()
     for name in arguments.tables:
         if name == SEARCH:

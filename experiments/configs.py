@@ -1,4 +1,4 @@
-"""Which config file a method runs with: its paper's, or ViT-Mini's on the embedded datasets."""
+"""Which config file a method runs with: its paper's, or that for the embedded datasets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from dassl.errors import UserError
 from experiments.protocols import Protocol
 
 CONFIGS = Path("configs")
-MINI = "ViT-Mini"
+MINI = "ViT-Mini-2"
+EMBEDDED = (
+    *("emoji", "emoji_v2", "emoji_sketch", "emoji_noise", "emoji_rendition"),
+    *("animals", "food", "faces", "shapes", "glyphs", "digits"),
+)
+EMBEDDED_SOURCE = "emoji"  # what ImageNet is to the public datasets
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
 CLOSED_SET = ("LinearProbe",)  # can predict only the classes that they were trained on
 
@@ -91,7 +96,7 @@ MINIATURES = dict.fromkeys(
 
 def is_embedded(dataset: str) -> bool:
     """Tell whether a dataset is one of the embedded benchmark, drawn on first use."""
-    return dataset.startswith("shapes") or dataset in ("glyphs", "digits")
+    return dataset in EMBEDDED
 
 
 def config_of(
@@ -99,7 +104,7 @@ def config_of(
 ) -> str:
     """Name the config file of a method trained on ``dataset``, without folder and .yaml.
 
-    It is ViT-Mini's if that is the backbone, which is the default for the embedded datasets.
+    It is ViT-Mini-2's if that is the backbone, which is the default for the embedded datasets.
 
     Raises:
         UserError: no rule of the method applies.

@@ -36,7 +36,7 @@ def mean_and_half_width(values: Collection[float]) -> tuple[float, float]:
 
 
 def mean_difference(first: Mapping[str, float], second: Mapping[str, float]) -> tuple[float, float]:
-    """Return the mean of first - second over the pictures of both, and its half-width."""
+    """Return the mean of first - second over the pictures that both have, and its half-width."""
     return mean_and_half_width([first[p] - second[p] for p in first.keys() & second.keys()])
 
 

@@ -107,7 +107,7 @@ CROSS_DATASET = Protocol(
             *("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
             *("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"),
         ),
-        "shapes": ("glyphs", "digits"),
+        "emoji": ("animals", "food", "faces", "shapes", "glyphs", "digits"),
     },
 )
 DOMAIN_GENERALIZATION = Protocol(
@@ -115,7 +115,7 @@ DOMAIN_GENERALIZATION = Protocol(
     summary=("Average", mean_of_targets),
     targets={
         "imagenet": ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
-        "shapes": ("shapes_v2", "shapes_sketch", "shapes_noise", "shapes_rendition"),
+        "emoji": ("emoji_v2", "emoji_sketch", "emoji_noise", "emoji_rendition"),
     },
 )
 PROTOCOLS = {p.name: p for p in (BASE2NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALIZATION)}

@@ -1,6 +1,6 @@
 """Run the steps of one protocol for one method, dataset and seed, one after another.
 
-    python -m experiments run base2new --trainer CoOp --dataset shapes --seed 1
+    python -m experiments run base2new --trainer CoOp --dataset emoji --seed 1
 
 A finished run, one with a results.json, is skipped; an unfinished one is resumed.
 """

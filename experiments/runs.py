@@ -15,7 +15,14 @@ from typing import Any
 from dassl.config.domains import Float
 from dassl.errors import UserError, shown
 from dassl.json_file import read_json
-from experiments.configs import CLOSED_SET, CONFIGS, UNTRAINED, config_of, is_embedded
+from experiments.configs import (
+    CLOSED_SET,
+    CONFIGS,
+    EMBEDDED_SOURCE,
+    UNTRAINED,
+    config_of,
+    is_embedded,
+)
 from experiments.protocols import NOVEL_CLASSES, Protocol, Step
 
 # As in dassl.engine.run_folder, which imports torch: skipping a finished run must not take seconds.
@@ -82,7 +89,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """The folder of the run's files."""
-        usual = "shapes" if is_embedded(self.target) else "imagenet"
+        usual = EMBEDDED_SOURCE if is_embedded(self.target) else "imagenet"
         transfer = self.target if self.dataset == usual else f"{self.dataset}_to_{self.target}"
         place = (self.step.folder if self.is_trained else UNTRAINED_FOLDER).format(
             dataset=self.dataset,

@@ -8,10 +8,10 @@ variables:
     DATA     folder of the datasets                  (default: data, in the repository)
     SHOTS    training images per class               (default: 16)
     CFG      config file in configs/trainers/<TRAINER>, without .yaml
-             (default: the paper's ViT-B/16 file; for the embedded datasets the ViT-Mini one)
+             (default: the paper's ViT-B/16 file; for the embedded datasets ViT-Mini-2's)
     LOADEP   epoch to load in the test scripts       (default: the last one)
     SEED     one or more seeds for few_shot.sh       (default: 1 2 3)
-    SOURCE   dataset trained on, for xd_test.sh      (default: imagenet; for embedded ones shapes)
+    SOURCE   dataset trained on, for xd_test.sh      (default: imagenet; for embedded ones emoji)
     SUB      classes of zeroshot.sh                  (default: all; or base, new)
     TRAINER  method of zeroshot.sh                   (default: ZeroshotCLIP; or ZeroshotCLIP2)
     PYTHON   interpreter, read by the scripts        (default: .venv's, python or python3)
@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dassl.errors import UserError, escaped
-from experiments.configs import is_embedded
+from experiments.configs import EMBEDDED_SOURCE, is_embedded
 from experiments.executors import do_here
 from experiments.protocols import BASE2NEW, CROSS_DATASET, FEW_SHOT, Protocol
 from experiments.runs import Run, runs_of
@@ -71,7 +71,7 @@ def runs_for(trainer: str, step: str, folder: str, arguments: Sequence[str]) -> 
     protocol: Protocol = PROTOCOL_OF[step]
     source = target
     if step == "test_target":
-        source = setting("SOURCE", "shapes" if is_embedded(target) else "imagenet")
+        source = setting("SOURCE", EMBEDDED_SOURCE if is_embedded(target) else "imagenet")
     runs = []
     for seed in seeds:
         for run in runs_of(

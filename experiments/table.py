@@ -1,6 +1,6 @@
 """Train and test methods under one protocol and print a table of their accuracies.
 
-    python -m experiments table --datasets shapes --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 2 3
+    python -m experiments table --datasets emoji --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 2 3
     python -m experiments table --protocol cross_dataset --datasets imagenet --methods MMA --no-run
 
 Every run is one call of ``train.main``, as on the command line, in the folder that the scripts use.
@@ -23,7 +23,7 @@ from pathlib import Path
 from dassl.command import Parser, say
 from dassl.errors import UserError
 from dassl.table import aligned
-from experiments.configs import CONFIGS
+from experiments.configs import CONFIGS, EMBEDDED_SOURCE
 from experiments.executors import Job, check_folders, run_all
 from experiments.intervals import mean_and_half_width, propagated, shares_right
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
@@ -75,7 +75,7 @@ class Scores:
         return [job.protocol.summary[1](steps)]
 
     def right(self, run: Run) -> dict[str, bool] | None:
-        """Return {test picture: whether the run is right}, None where its predictions lack."""
+        """Return {test picture: whether the run is right}; None without readable predictions."""
         folder = run.folder
         if folder not in self._right:
             self._right[folder] = self._read_predictions(run)
@@ -97,7 +97,7 @@ class Scores:
         return dict(zip(found.paths.tolist(), right.tolist(), strict=True))
 
     def shares(self, runs: Iterable[Run]) -> dict[str, float]:
-        """Return {test picture: share of the finished runs that are right}; empty if one lacks."""
+        """Return {test picture: share of finished runs that are right}; empty if one is unread."""
         rights = [self.right(run) for run in runs if self.accuracy(run) is not None]
         known = [right for right in rights if right is not None]
         return shares_right(known) if len(known) == len(rights) else {}
@@ -302,7 +302,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     methods, datasets = known_methods(), known_datasets()
     parser.add_argument("--protocol", default=BASE2NEW.name, choices=PROTOCOLS)
-    parser.add_argument("--datasets", nargs="+", default=["shapes"], choices=datasets)
+    parser.add_argument("--datasets", nargs="+", default=[EMBEDDED_SOURCE], choices=datasets)
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     parser.add_argument(
         "--shots",

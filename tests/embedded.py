@@ -9,7 +9,7 @@ import datasets  # noqa: F401  (registers the datasets)
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY
 
-BACKBONE, SIZE = "ViT-Mini", 32  # its name, and the side of its images in pixels
+BACKBONE, SIZE = "ViT-Mini-2", 32  # its name, and the side of its images in pixels
 WEIGHTS = Path(clip.__file__).parent / "weights" / f"{BACKBONE}.pt"
 
 

@@ -1,33 +1,29 @@
-"""Captions for ViT-Mini's training: class names in templates, parts of names, and descriptions.
+"""Captions for ViT-Mini-2's training: names in templates, words, and sentences.
 
-What a caption says about its picture is stored with it, as numbers, so that training can tell of
-which other pictures of a batch the caption is true, too.
+What a caption says is a set of things of which it is true, so that training can tell of which
+other pictures of a batch it is true, too.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from random import Random
 
-from datasets.embedded.drawing import COLORS, GLYPHS, SHAPES, TEXTURES
+import numpy as np
+import numpy.typing as npt
+
+from datasets.embedded.figures import COLORS, GLYPHS, SHAPES, TEXTURES
+from datasets.embedded.sheets import Concept
 from datasets.embedded.wording import (
-    COLOR_PHRASES,
-    GLYPH_PHRASES,
-    NUMBERS,
-    SHAPE_PHRASES,
-    TEXTURE_PHRASES,
-    glyph_name,
+    concept_sentences,
+    glyph_names,
     glyph_sentences,
+    kind_of,
     shape_name,
+    shape_phrases,
     shape_sentences,
 )
-
-ANY = -1  # the caption says nothing about this attribute
-NONE = -2  # the picture has no such attribute
-
-# What a picture shows or a caption says: (color, texture, shape, medium, glyph), as indices into
-# the lists below.
-Facts = tuple[int, int, int, int, int]
-MEDIA = ("photo", "sketch", "cartoon")
 
 TEMPLATES = (
     "{}.",
@@ -38,7 +34,6 @@ TEMPLATES = (
     "a picture of a {}.",
     "a picture of the {}.",
     "a small image of a {}.",
-    "an image of one {}.",
     "there is a {}.",
     "this is a {}.",
     "a close-up photo of a {}.",
@@ -49,116 +44,110 @@ TEMPLATES = (
     "itap of a {}.",
     "a {} in the middle of the picture.",
     "a {} on some background.",
-    "the {} that somebody made.",
-    "a photo of the number {}.",
-    "a centered photo of the {}.",
+    "a drawing of a {}.",
+    "an icon of a {}.",
+    "a colorful drawing of the {}.",
+    "somebody drew this {} for you.",
 )
-MEDIUM_TEMPLATES = {
-    "photo": ("a photo of a {}.", "a picture of a {}."),
-    "sketch": ("a sketch of a {}.", "a pencil drawing of a {}.", "a {} drawn in thin lines."),
-    "cartoon": ("a cartoon of a {}.", "a {} with a thick black edge.", "a comic {}."),
-}
 GLYPH_TEMPLATES = (
     "a written {}.",
     "a {} in thick strokes.",
     "the printed {}.",
-    "a handwritten {}.",
+    "a photo of the {}.",
     "a {} on paper.",
 )
-FILLERS = (
-    "X X X X a the of in on with and one some this that here there photo picture image view look "
-    "see small large good new old bright dark light near far whole clean thing type kind simple "
-    "single for from by at it is was are very quite only just shown taken made drawn seen my your "
-    "our many nice low high real art color style"
-).split()
-
-_COLORS, _GLYPHS = list(COLORS), list(GLYPHS)
 
 
-def shape_facts(color: str, texture: str, shape: str, medium: str) -> Facts:
-    return (
-        _COLORS.index(color),
-        TEXTURES.index(texture),
-        SHAPES.index(shape),
-        MEDIA.index(medium),
-        NONE,
-    )
+class Captions:
+    """Captions of all things: the concepts, then the shapes, then the characters.
 
+    Attributes:
+        things: for each thing a concept, a (color, texture, shape), or a character.
+        true: which fact is true of which thing, (facts, things). The first facts, as many as there
+            are things, say which thing it is.
+    """
 
-def glyph_facts(character: str) -> Facts:
-    return (NONE, NONE, NONE, NONE, _GLYPHS.index(character))
+    def __init__(self, concepts: Sequence[Concept]):
+        shapes = list(itertools.product(COLORS, TEXTURES, SHAPES))
+        self.things: list[Concept | tuple[str, str, str] | str] = [*concepts, *shapes, *GLYPHS]
+        self._facts: dict[object, int] = {}
+        truths: list[tuple[int, int]] = []
+        for thing in range(len(self.things)):
+            self._fact("thing", thing)
+        for thing, what in enumerate(self.things):
+            truths.append((thing, thing))
+            if isinstance(what, Concept):
+                told = [("word", word) for word in dict.fromkeys([*what.words, what.name])]
+                told.append(("kind", what.subgroup))
+                truths += [(self._fact(*fact), thing) for fact in told]
+            elif isinstance(what, tuple):
+                for kept in itertools.product((True, False), repeat=3):
+                    part = tuple(w if k else "" for w, k in zip(what, kept, strict=True))
+                    truths.append((self._fact("shape", part), thing))
+        self.true: npt.NDArray[np.bool_] = np.zeros((len(self._facts), len(self.things)), bool)
+        self.true[tuple(np.array(truths).T)] = True
+        # a concept's name may be a word of another, of which it is then true, too
+        for thing, what in enumerate(self.things):
+            if isinstance(what, Concept):
+                self.true[thing] |= self.true[self._fact("word", what.name)]
 
+    def _fact(self, kind: str, what: object) -> int:
+        return self._facts.setdefault((kind, what), len(self._facts))
 
-def caption(random: Random, facts: Facts) -> tuple[str, Facts]:
-    """Make a caption that is true of a picture; return it and its facts (all others ``ANY``)."""
-    text, told = _glyph_caption(random, facts) if facts[4] >= 0 else _shape_caption(random, facts)
-    # Learned prompts will precede a name, so names must be understood at any position.
-    if random.random() < 0.35:
-        words = random.choices(FILLERS, k=random.randint(1, 17))
-        if random.random() < 0.3:
-            words = ["X"] * len(words)
-        text = " ".join([*words, text])
-    return text, told
+    def caption(self, random: Random, thing: int) -> tuple[str, int]:
+        """Make a caption that is true of a thing; return it and its fact."""
+        what = self.things[thing]
+        if isinstance(what, Concept):
+            return self._of_concept(random, what, thing)
+        if isinstance(what, tuple):
+            return self._of_shape(random, what, thing)
+        return self._of_glyph(random, what, thing)
 
+    def _of_concept(self, random: Random, concept: Concept, thing: int) -> tuple[str, int]:
+        choice = random.random()
+        words = list(concept.words)
+        if choice < 0.45 or not words:
+            return random.choice(TEMPLATES).format(concept.name), thing
+        if choice < 0.60:  # as people tag their pictures
+            tags = random.sample(words, min(len(words), random.randint(1, 4)))
+            tags.insert(random.randint(0, len(tags)), concept.name)
+            text = ", ".join(tags)
+            return (text if random.random() < 0.5 else f"a picture of {text}."), thing
+        if choice < 0.80:
+            word = random.choice(words)
+            return random.choice(TEMPLATES).format(word), self._fact("word", word)
+        if choice < 0.88:
+            kind = kind_of(concept.subgroup)
+            return random.choice(TEMPLATES).format(kind), self._fact("kind", concept.subgroup)
+        sentences = concept_sentences(concept.name, concept.words, concept.group, concept.subgroup)
+        return random.choice(sentences), thing
 
-def _shape_caption(random: Random, facts: Facts) -> tuple[str, Facts]:
-    c, t, s, m, _ = facts
-    color, texture, shape, medium = _COLORS[c], TEXTURES[t], SHAPES[s], MEDIA[m]
-    kind = random.random()
-    if kind < 0.5:
-        text, told = shape_name(color, texture, shape), (c, t, s)
-    elif kind < 0.78:
-        text, told = random.choice(
-            [
-                (f"{color} {shape}", (c, ANY, s)),
-                (f"{texture} {shape}", (ANY, t, s)),
-                (f"{color} {texture} thing", (c, t, ANY)),
-                (shape, (ANY, ANY, s)),
-                (f"{texture} thing", (ANY, t, ANY)),
-                (f"{color} thing", (c, ANY, ANY)),
-                (f"{color} shape", (c, ANY, ANY)),
-            ]
-        )
-    elif kind < 0.88:
-        return random.choice(shape_sentences(color, texture, shape)), (c, t, s, ANY, ANY)
-    else:
-        a, b = random.choice(COLOR_PHRASES[color]), random.choice(TEXTURE_PHRASES[texture])
-        d = random.choice(SHAPE_PHRASES[shape])
-        text, told = random.choice(
-            [
-                (f"it is {a}.", (c, ANY, ANY)),
-                (f"something {a}.", (c, ANY, ANY)),
-                (f"it has {b}.", (ANY, t, ANY)),
-                (f"a {shape} with {b}.", (ANY, t, s)),
-                (f"you see {d}.", (ANY, ANY, s)),
-                (f"the {shape} is {d}.", (ANY, ANY, s)),
-                (f"{d}, {a}.", (c, ANY, s)),
-                (f"a {color} thing with {b}.", (c, t, ANY)),
-            ]
-        )
-        return text, (*told, ANY, ANY)
-    if random.random() < 0.2:
-        return random.choice(MEDIUM_TEMPLATES[medium]).format(text), (
-            *told,
-            m if medium != "photo" else ANY,
-            ANY,
-        )
-    return random.choice(TEMPLATES).format(text), (*told, ANY, ANY)
+    def _of_shape(self, random: Random, what: tuple[str, str, str], thing: int) -> tuple[str, int]:
+        kind = random.random()
+        if kind < 0.12:
+            return random.choice(shape_sentences(*what)), thing
+        if kind < 0.24:
+            phrase, part = random.choice(shape_phrases(*what))
+            return phrase, self._fact("shape", part)
+        color, texture, shape = what
+        if kind < 0.70:
+            part, text = what, shape_name(*what)
+        else:
+            part, text = random.choice(
+                [
+                    ((color, "", shape), f"{color} {shape}"),
+                    (("", texture, shape), f"{texture} {shape}"),
+                    ((color, texture, ""), f"{color} {texture} thing"),
+                    (("", "", shape), shape),
+                    (("", texture, ""), f"{texture} thing"),
+                    ((color, "", ""), f"{color} thing"),
+                ]
+            )
+        return random.choice(TEMPLATES).format(text), self._fact("shape", part)
 
-
-def _glyph_caption(random: Random, facts: Facts) -> tuple[str, Facts]:
-    character = GLYPHS[facts[4]]
-    names = [glyph_name(character)]
-    if character.isdigit():
-        word = NUMBERS[int(character)]
-        names += [word, f"digit {word}", f"number {word}", f"number {character}", word]
-    else:
-        names += [names[0], f"capital letter {character}"]
-    told = (ANY, ANY, ANY, ANY, facts[4])
-    kind = random.random()
-    if kind < 0.12:
-        return random.choice(glyph_sentences(character, random.choice(names))), told
-    if kind < 0.2:
-        return f"you see {random.choice(GLYPH_PHRASES[character])}.", told
-    templates = TEMPLATES if random.random() < 0.7 else GLYPH_TEMPLATES
-    return random.choice(templates).format(random.choice(names)), told
+    def _of_glyph(self, random: Random, character: str, thing: int) -> tuple[str, int]:
+        name = random.choice(glyph_names(character))
+        if random.random() < 0.15:
+            return random.choice(glyph_sentences(character, name)), thing
+        templates = TEMPLATES if random.random() < 0.6 else GLYPH_TEMPLATES
+        return random.choice(templates).format(name), thing

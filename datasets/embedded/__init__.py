@@ -1,5 +1,5 @@
 """What the embedded datasets share: how they are stored, drawn and named."""
 
-from .dataset import EmbeddedDataset, Example
+from .dataset import DrawnByPeople, EmbeddedDataset, Example, SceneDataset
 
-__all__ = ["EmbeddedDataset", "Example"]
+__all__ = ["DrawnByPeople", "EmbeddedDataset", "Example", "SceneDataset"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from PIL import Image
@@ -16,7 +17,8 @@ from dassl.errors import UserError
 from dassl.utils import log
 
 from ..common import SPLITS, Splits, read_split, save_split
-from .drawing import Picture
+from .drawing import Look, Picture, Random, Sprite, paint, random_state
+from .sheets import concepts, sprites
 
 
 class Example(NamedTuple):
@@ -118,3 +120,50 @@ class EmbeddedDataset(DatasetBase):
                 f"split file '{self.split_path}' is damaged: 'train' is empty; {repair}"
             )
         return splits
+
+
+class SceneDataset(EmbeddedDataset):
+    """A dataset whose pictures are scenes: a sprite of the class in some look.
+
+    A subclass defines the ``seed`` of its pictures, the ``looks`` that the pictures of a class take
+    in turn, and ``classes``.
+    """
+
+    seed: int
+    looks: tuple[Look, ...]
+
+    @classmethod
+    def _split_name(cls) -> str:
+        # another one than that of Shapes and Glyphs as they once were, so that these are not read
+        return f"split_scenes_{cls.__name__}.json"
+
+    @classmethod
+    def classes(cls) -> Iterable[tuple[str, Callable[[Random], Sprite]]]:
+        """Yield each class's name and what makes a sprite of it, in label order."""
+        raise NotImplementedError
+
+    @classmethod
+    def examples(cls) -> Iterable[Example]:
+        for label, (name, make_sprite) in enumerate(cls.classes()):
+            for split, number in cls.numbers.items():
+                for index in range(number):
+                    random = random_state(cls.seed, label, SPLITS.index(split), index)
+                    look = cls.looks[index % len(cls.looks)]
+                    yield Example(split, label, name, paint(random, make_sprite(random), look))
+
+
+class DrawnByPeople(SceneDataset):
+    """Scenes with pictures that people drew: ``concepts`` of a set, in one or more ``styles``."""
+
+    concepts: str  # the set's name
+    styles: tuple[str, ...]
+
+    @classmethod
+    def classes(cls) -> Iterable[tuple[str, Callable[[Random], Sprite]]]:
+        for concept in concepts()[cls.concepts]:
+            drawings = [sprites(style)[concept.name] for style in cls.styles]
+            yield concept.name, partial(_one_of, drawings)
+
+
+def _one_of(drawings: Sequence[Sprite], random: Random) -> Sprite:
+    return drawings[random.randint(len(drawings))]

@@ -1,15 +1,18 @@
 """Words for the drawn pictures: class names, phrases about them, and description files.
 
-The captions on which ViT-Mini was trained are composed of the same phrases. The description files
+The captions on which ViT-Mini-2 was trained are composed of the same phrases. The description files
 in ``datasets/descriptions`` are written by ``python -m datasets.embedded.wording``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from .drawing import COLORS, GLYPHS, SHAPES, TEXTURES
+from .figures import COLORS, GLYPHS, SHAPES, TEXTURES
+from .sheets import concepts
 
 COLOR_PHRASES: dict[str, tuple[str, ...]] = {
     "red": ("red like a tomato", "as red as fire"),
@@ -22,7 +25,7 @@ COLOR_PHRASES: dict[str, tuple[str, ...]] = {
     "brown": ("brown like chocolate", "as brown as earth"),
 }
 TEXTURE_PHRASES: dict[str, tuple[str, ...]] = {
-    "plain": ("one even colour all over", "a smooth surface without any pattern"),
+    "plain": ("one even color all over", "a smooth surface without any pattern"),
     "striped": ("parallel stripes across it", "straight bands that are light and dark in turn"),
     "dotted": ("small round dots all over", "many spots on its surface"),
     "checkered": (
@@ -81,6 +84,29 @@ GLYPH_PHRASES: dict[str, tuple[str, ...]] = {
     "8": ("two closed loops, one above the other", "a snowman of two rings"),
     "9": ("a loop at the top with a stem that falls", "a curve that closes above"),
 }
+# What Unicode's groups of concepts are, and the parts of its subgroups' names: first parts that say
+# what their concepts are, and second parts that say it alone.
+GROUPS = {
+    "smileys-emotion": "faces and feelings",
+    "people-body": "people",
+    "animals-nature": "animals and plants",
+    "food-drink": "food and drinks",
+    "travel-places": "places and vehicles",
+    "activities": "things to do",
+    "objects": "objects",
+}
+FAMILIES = ("animal", "food", "plant", "place", "transport", "person", "face")
+KINDS = (
+    "mammal",
+    "bird",
+    "amphibian",
+    "reptile",
+    "bug",
+    "fruit",
+    "vegetable",
+    "flower",
+    "building",
+)
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -110,6 +136,54 @@ def shape_sentences(color: str, texture: str, shape: str) -> list[str]:
     ]
 
 
+def shape_phrases(color: str, texture: str, shape: str) -> list[tuple[str, tuple[str, str, str]]]:
+    """Return phrases and what each says of a shape: the words, "" for what it leaves open."""
+    pairs = []
+    for a, b, d in itertools.product(
+        COLOR_PHRASES[color], TEXTURE_PHRASES[texture], SHAPE_PHRASES[shape]
+    ):
+        pairs += [
+            (f"it is {a}.", (color, "", "")),
+            (f"it has {b}.", ("", texture, "")),
+            (f"a {shape} with {b}.", ("", texture, shape)),
+            (f"you see {d}.", ("", "", shape)),
+            (f"{d}, {a}.", (color, "", shape)),
+            (f"a {color} thing with {b}.", (color, texture, "")),
+        ]
+    return pairs
+
+
+def glyph_names(character: str) -> list[str]:
+    """List what people call a character."""
+    if character.isdigit():
+        word = NUMBERS[int(character)]
+        return [f"digit {character}", f"number {character}", f"number {word}", word]
+    return [f"letter {character}", f"capital letter {character}"]
+
+
+def kind_of(subgroup: str) -> str:
+    """Say what the concepts of a subgroup are: "smiling face" for "face-smiling"."""
+    family, _, kind = subgroup.partition("-")
+    if not kind or kind == "other":
+        return family
+    if family == "other" or kind in KINDS:
+        return kind
+    return f"{kind} {family}" if family in FAMILIES else subgroup.replace("-", " ")
+
+
+def concept_sentences(name: str, words: Sequence[str], group: str, subgroup: str) -> list[str]:
+    """Return sentences about something that people drew, from the words that go with it."""
+    kind = kind_of(subgroup)
+    about = [word for word in words if word not in name] or [kind]
+    return [
+        f"{name}, a kind of {kind}.",
+        f"This is called {name}, think of {about[0]} and {about[-1]}.",
+        f"Among {GROUPS[group]}: {name}.",
+        f"A picture of {', '.join(about[:4])}: {name}.",
+        f"A drawing of {name}, which has to do with {' and '.join(about[:3])}.",
+    ]
+
+
 def glyph_sentences(character: str, name: str) -> list[str]:
     """Return sentences that describe one letter or digit, which they call ``name``."""
     first, second = GLYPH_PHRASES[character]
@@ -122,21 +196,20 @@ def glyph_sentences(character: str, name: str) -> list[str]:
     ]
 
 
-# No two classes share more than one of color, texture and shape, and in each half of the classes
-# (base, novel) every color occurs twice, every texture four times and every shape twice.
-_COLOR_SHIFT = {"plain": 0, "striped": 2, "dotted": 1, "checkered": 3}
-
-
 def shape_classes() -> list[tuple[str, str, str]]:
-    """Return the classes (color, texture, shape) of Shapes and its shifts, in label order."""
-    base: list[tuple[str, str, str]] = []
-    novel: list[tuple[str, str, str]] = []
+    """Return the classes (color, texture, shape) of Shapes in label order.
+
+    Each half of the classes has two colors and three shapes that the other does not have. No two
+    classes of a half share more than one of color, texture and shape.
+    """
     colors = list(COLORS)
-    for s, shape in enumerate(SHAPES):
-        for t, texture in enumerate(TEXTURES):
-            color = colors[(s + _COLOR_SHIFT[texture]) % len(colors)]
-            (base if (s + t) % 2 == 0 else novel).append((color, texture, shape))
-    return base + novel
+    return [
+        (of_half[(s + t) % 6], texture, shape)
+        for of_half, shapes in ((colors[:6], SHAPES[:5]), (colors[2:], SHAPES[3:]))
+        for s, shape in enumerate(shapes)
+        for t, texture in enumerate(TEXTURES)
+        if s != t
+    ]
 
 
 def glyph_classes() -> list[str]:
@@ -154,8 +227,16 @@ def descriptions() -> dict[str, dict[str, list[str]]]:
     digits = {
         word: glyph_sentences(str(value), f"number {word}") for value, word in enumerate(NUMBERS)
     }
-    shape_sets = ("Shapes", "ShapesV2", "ShapesSketch", "ShapesNoise", "ShapesRendition")
-    return {**{name: shapes for name in shape_sets}, "Glyphs": glyphs, "Digits": digits}
+    drawn = {
+        set_name: {concept.name: concept_sentences(*concept) for concept in classes}
+        for set_name, classes in concepts().items()
+    }
+    emoji_sets = ("Emoji", "EmojiV2", "EmojiSketch", "EmojiNoise", "EmojiRendition")
+    return {
+        **{name: drawn["emoji"] for name in emoji_sets},
+        **{name: drawn[name.lower()] for name in ("Animals", "Food", "Faces")},
+        **{"Shapes": shapes, "Glyphs": glyphs, "Digits": digits},
+    }
 
 
 def main() -> None:

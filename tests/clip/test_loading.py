@@ -19,6 +19,7 @@ import clip
 from clip import CLIPConfig, ClipError, Preprocess
 from clip.clip import (
     OPENAI_MODELS,
+    ROWS,
     _download,
     _openai_url,
     _read_state_dict,
@@ -114,6 +115,20 @@ def test_head_width_travels_in_the_state_dict(model):
     loaded = build_model(state)
     assert loaded.config.head_width == 16
     assert loaded.transformer.resblocks[0].attn.num_heads == 4
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_tokens_may_share_rows_of_a_smaller_table(model, tmp_path, suffix):
+    rows = torch.arange(model.config.vocab_size, dtype=torch.int32) % 100
+    table = model.token_embedding.weight.detach()
+    state = {**model.state_dict(), "token_embedding.weight": table[:100].clone(), ROWS: rows}
+    path = str(tmp_path / f"rows{suffix}")
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    loaded = clip.load_model(path)
+    assert loaded.config == model.config and clip.preprocess_of(path) == model.preprocess
+    expected = table[:100].repeat(495, 1)[: len(table)]
+    assert torch.equal(loaded.token_embedding.weight, expected)
+    assert ROWS not in loaded.state_dict()
 
 
 def test_the_embedded_backbone_loads_and_matches_open_clip():

@@ -16,7 +16,7 @@ from torchvision.transforms import CenterCrop, Normalize, Resize
 import clip
 import clip.model
 from clip import ClipError, Layer, Preprocess, PromptTokens
-from clip.clip import _tokenizer, _transform
+from clip.clip import OF_DRAWINGS, _tokenizer, _transform
 from clip.simple_tokenizer import SimpleTokenizer as _Tokenizer
 from tests.clip.weights_files import TINY, tiny_clip
 from tests.embedded import BACKBONE, SIZE
@@ -60,7 +60,7 @@ def test_modules_have_openai_s_contents(tmp_path):
     from clip import clip as package
 
     assert package.load is clip.load and package._download(str(tmp_path)) == str(tmp_path)
-    assert package._MODELS["RN50"].startswith("https://") and "ViT-Mini" in package._MODELS
+    assert package._MODELS["RN50"].startswith("https://") and {*OF_DRAWINGS} < {*package._MODELS}
     block = tiny_clip().transformer.resblocks[0]
     assert isinstance(block, clip.model.ResidualAttentionBlock)
     assert isinstance(block.mlp.gelu, clip.model.QuickGELU)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clip import CLIP, CLIPConfig
+from clip.clip import ROWS
 
 TINY = CLIPConfig(
     embed_dim=16,
@@ -99,12 +100,16 @@ def wrong_states(state: dict[str, Tensor]) -> dict[str, tuple[Any, str]]:
     def without(start: str) -> dict[str, Tensor]:
         return {name: value for name, value in state.items() if not name.startswith(start)}
 
+    def with_rows(rows: Any, table: Any = state["token_embedding.weight"]) -> dict[str, Any]:
+        return {**state, "token_embedding.weight": table, ROWS: rows}
+
+    rows = torch.arange(100, dtype=torch.int32)
+    wide = torch.zeros(1).expand(1 << 40)
     number = state[bias].clone()
     number[3] = math.nan
     with warnings.catch_warnings():  # torch is about to give them up
         warnings.simplefilter("ignore")
         quantized = torch.quantize_per_tensor(state[bias].float(), 0.1, 0, torch.qint8)
-    wide = torch.zeros(1).expand(1 << 40)
     return {
         "None": (None, "no state dict"),
         "list": ([state], "no state dict"),
@@ -133,6 +138,19 @@ def wrong_states(state: dict[str, Tensor]) -> dict[str, tuple[Any, str]]:
         "head width 1e30": (with_("head_width", torch.tensor(1e30)), "head_width"),
         "two head widths": (with_("head_width", torch.tensor([16, 16])), "head_width"),
         "head width in words": (with_("head_width", "sixty-four"), "head_width"),
+        "row beyond the table": (with_rows(rows + 1), f"'{ROWS}': expected rows from 0 to 99"),
+        "row below 0": (with_rows(rows - 1), f"'{ROWS}': expected rows from 0 to 99, got -1"),
+        "too few rows": (with_rows(rows[:0]), "token_embedding.weight"),
+        "int64 rows": (with_rows(rows.long()), f"'{ROWS}': expected a list of int32"),
+        "rows with a point": (with_rows(rows.float()), f"'{ROWS}': expected a list of int32"),
+        "rows in a square": (with_rows(rows.view(10, 10)), f"'{ROWS}': expected a list of int32"),
+        "rows in words": (with_rows("0, 1, 2"), f"'{ROWS}': expected a list of int32"),
+        "sparse rows": (with_rows(rows.to_sparse()), f"'{ROWS}': expected a list of int32"),
+        "meta rows": (with_rows(rows.to("meta")), f"'{ROWS}': expected a list of int32"),
+        "repeated rows": (with_rows(rows[:1].expand(1 << 40)), f"'{ROWS}' repeats the same"),
+        "rows of no table": ({**without("token_embedding"), ROWS: rows}, "token_embedding.weight"),
+        "rows of a list": (with_rows(rows, torch.zeros(64)), "token_embedding.weight"),
+        "rows of repeated numbers": (with_rows(rows, wide.view(1, -1)), "repeats the same"),
         "NaN": (with_(bias, number), bias),
         "infinite": (with_("logit_scale", torch.tensor(math.inf)), "logit_scale"),
         "beyond fp32": (with_(bias, torch.full((64,), 1e300, dtype=torch.float64)), bias),

@@ -9,12 +9,16 @@ from tests.embedded import draw_small
 def few() -> dict[str, dict[str, int]]:
     """Numbers of pictures of each class, by split, in the embedded datasets of ``root``."""
     return {
-        "Shapes": {"train": 4, "val": 4, "test": 12},
-        "ShapesV2": {"test": 4},
-        "ShapesSketch": {"test": 4},
-        "ShapesNoise": {"test": 4},
-        "ShapesRendition": {"test": 4},
-        "Glyphs": {"train": 4, "val": 4, "test": 12},
+        "Emoji": {"train": 1, "val": 1, "test": 1},
+        "EmojiV2": {"test": 1},
+        "EmojiSketch": {"test": 1},
+        "EmojiNoise": {"test": 1},
+        "EmojiRendition": {"test": 1},
+        "Animals": {"train": 1, "val": 1, "test": 1},
+        "Food": {"train": 1, "val": 1, "test": 1},
+        "Faces": {"train": 1, "val": 1, "test": 1},
+        "Shapes": {"train": 4, "val": 4, "test": 4},
+        "Glyphs": {"train": 4, "val": 4, "test": 4},
         "Digits": {"train": 6, "val": 4, "test": 12},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -26,18 +27,24 @@ from dassl.utils import set_random_seed
 from datasets.common import SPLITS
 from datasets.digits import Digits
 from datasets.embedded import EmbeddedDataset, Example, wording
+from datasets.embedded.sheets import concepts
 from tests.embedded import draw_small
 
 SIZES = {  # pictures in train, val, test
-    "Shapes": (1024, 256, 768),
-    "ShapesV2": (0, 0, 384),
-    "ShapesSketch": (0, 0, 384),
-    "ShapesNoise": (0, 0, 384),
-    "ShapesRendition": (0, 0, 384),
-    "Glyphs": (1152, 288, 720),
+    "Emoji": (2560, 640, 9040),
+    "EmojiV2": (0, 0, 4480),
+    "EmojiSketch": (0, 0, 4480),
+    "EmojiNoise": (0, 0, 4480),
+    "EmojiRendition": (0, 0, 4480),
+    "Animals": (1536, 384, 9024),
+    "Food": (1536, 384, 9024),
+    "Faces": (1280, 320, 9000),
+    "Shapes": (1024, 256, 9120),
+    "Glyphs": (1152, 288, 9000),
     "Digits": (898, 360, 539),
 }
-SHIFTED = ("ShapesV2", "ShapesSketch", "ShapesNoise", "ShapesRendition")
+SHIFTED = ("EmojiV2", "EmojiSketch", "EmojiNoise", "EmojiRendition")
+OF_PEOPLE = ("Emoji", "Animals", "Food", "Faces")
 
 
 @DATASET_REGISTRY.register()
@@ -66,10 +73,14 @@ def config(name: str, root: object, shots: int = -1, subset: str = "all", seed: 
     return cfg
 
 
+def split_name(name: str) -> str:
+    return f"split_{'zhou' if name == 'Digits' else 'scenes'}_{name}.json"
+
+
 def split_file(root: Path, name: str) -> dict:
     """Read a dataset's split file."""
     folder = DATASET_REGISTRY.get(name).folder
-    return json.loads((root / folder / f"split_zhou_{name}.json").read_text())
+    return json.loads((root / folder / split_name(name)).read_text())
 
 
 def hash_of_pixels(items) -> str:
@@ -104,7 +115,7 @@ def test_files(root: Path, few: dict[str, dict[str, int]], name: str) -> None:
         with Image.open(item.impath) as image:
             assert (image.size, image.mode) == ((32, 32), "RGB")
         assert os.path.basename(os.path.dirname(item.impath)) == item.classname.replace(" ", "_")
-    assert sorted(os.listdir(root / dataset.folder)) == ["images", f"split_zhou_{name}.json"]
+    assert sorted(os.listdir(root / dataset.folder)) == ["images", split_name(name)]
     assert all("{}" in template for template in dataset.templates)
 
 
@@ -135,7 +146,7 @@ def test_descriptions_tell_classes_apart() -> None:
 def test_same_pixels_in_two_roots(
     root: Path, few: dict[str, dict[str, int]], tmp_path: Path
 ) -> None:
-    for name in ("ShapesV2", "Digits"):
+    for name in ("Faces", "Digits"):
         draw_small(tmp_path, name, **few[name])
         here, there = (build_dataset(config(name, place)) for place in (root, tmp_path))
         assert hash_of_pixels(here.test) == hash_of_pixels(there.test)
@@ -148,7 +159,7 @@ def test_pictures_of_a_class_differ(root: Path) -> None:
     for name in ("Shapes", "Glyphs"):
         dataset = build_dataset(config(name, root))
         items = [item for item in dataset.train_x + dataset.val + dataset.test if item.label == 1]
-        assert len({np.asarray(Image.open(item.impath)).tobytes() for item in items}) == 4 + 4 + 12
+        assert len({np.asarray(Image.open(item.impath)).tobytes() for item in items}) == 4 + 4 + 4
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -173,41 +184,63 @@ def test_other_numbers_of_pictures_do_not_change_the_first_ones(name: str) -> No
         assert count and pictures[:count] == more[place][:count]
 
 
-def test_shifted_sets_have_the_classes_of_shapes(root: Path) -> None:
-    shapes = build_dataset(config("Shapes", root))
-    pixels = {hash_of_pixels(shapes.test)}
+def test_shifted_sets_have_the_classes_of_emoji(root: Path) -> None:
+    pixels = {hash_of_pixels(build_dataset(config("Emoji", root)).test)}
     for name in SHIFTED:
         for subset in ("all", "base", "new"):
-            plain = build_dataset(config("Shapes", root, subset=subset))
+            plain = build_dataset(config("Emoji", root, subset=subset))
             shifted = build_dataset(config(name, root, subset=subset))
             assert shifted.lab2cname == plain.lab2cname
         pixels.add(hash_of_pixels(build_dataset(config(name, root)).test))
     assert len(pixels) == 5
 
 
-@pytest.mark.parametrize("name", ["Shapes", "Glyphs", "Digits"])
+@pytest.mark.parametrize("name", [*OF_PEOPLE, "Shapes", "Glyphs", "Digits"])
 def test_base_and_new_halves(root: Path, name: str) -> None:
     whole, base, new = (
         build_dataset(config(name, root, subset=subset)) for subset in ("all", "base", "new")
     )
     half = math.ceil(whole.num_classes / 2)
     assert base.classnames + new.classnames == whole.classnames
-    assert base.num_classes == half
+    assert base.num_classes == half and not {*base.classnames} & {*new.classnames}
     for part in (base, new):
         assert {item.label for item in part.test} == set(range(part.num_classes))
         assert all(part.classnames[item.label] == item.classname for item in part.test)
     assert len(base.test) + len(new.test) == len(whole.test)
 
 
-def test_halves_of_shapes_are_alike(root: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in SIZES if name not in ("Digits", *SHIFTED)])
+def test_an_interval_of_a_half_is_narrow(root: Path, name: str) -> None:
+    number = DATASET_REGISTRY.get(name).numbers["test"]
+    for subset in ("base", "new"):
+        pictures = number * build_dataset(config(name, root, subset=subset)).num_classes
+        assert pictures >= 4400
+        assert 100 * 1.96 * math.sqrt(0.5 * 0.5 / pictures) <= 1.5  # the widest, at 50 %
+
+
+@pytest.mark.parametrize("name", OF_PEOPLE)
+def test_halves_of_what_people_drew_are_of_the_same_kinds(root: Path, name: str) -> None:
+    classes = concepts()[name.lower()]
+    assert build_dataset(config(name, root)).classnames == [concept.name for concept in classes]
+    base, new = (
+        Counter(concept.subgroup for concept in half)
+        for half in (classes[: len(classes) // 2], classes[len(classes) // 2 :])
+    )
+    assert all(abs(base[kind] - new[kind]) <= 1 for kind in base | new)
+
+
+def test_halves_of_shapes_have_attributes_of_their_own(root: Path) -> None:
+    found = []
     for subset in ("base", "new"):
         names = build_dataset(config("Shapes", root, subset=subset)).classnames
-        colors, textures, shapes = (
-            Counter(words) for words in zip(*map(str.split, names), strict=True)
-        )
-        assert (len(colors), set(colors.values())) == (8, {2})
-        assert (len(textures), set(textures.values())) == (4, {4})
-        assert (len(shapes), set(shapes.values())) == (8, {2})
+        classes = [tuple(name.split()) for name in names]
+        for one, other in itertools.combinations(classes, 2):
+            assert sum(a == b for a, b in zip(one, other, strict=True)) <= 1
+        found.append([set(words) for words in zip(*classes, strict=True)])
+    for attribute, (size, own) in enumerate(((6, 2), (4, 0), (5, 3))):  # color, texture, shape
+        base, novel = (half[attribute] for half in found)
+        assert len(base) == len(novel) == size
+        assert len(base - novel) == len(novel - base) == own
 
 
 def test_halves_of_glyphs_are_alike(root: Path) -> None:
@@ -335,3 +368,12 @@ def test_damaged_folder(tmp_path: Path) -> None:
     os.remove(dataset.split_path)
     with pytest.raises(UserError, match="split_zhou_ThreeColours.json' is missing"):
         build_dataset(config("ThreeColours", tmp_path))
+
+
+def test_pictures_of_an_earlier_drawing_are_not_taken_for_these(tmp_path: Path) -> None:
+    folder = tmp_path / "shapes"
+    (folder / "images").mkdir(parents=True)
+    (folder / "split_zhou_Shapes.json").write_text('{"train": [], "val": [], "test": []}')
+    with pytest.raises(UserError, match=r"is missing; delete the folder '.*shapes'"):
+        build_dataset(config("Shapes", tmp_path))
+    assert sorted(os.listdir(folder)) == ["images", "split_zhou_Shapes.json"]

@@ -100,10 +100,10 @@ def test_cells_show_the_interval_that_all_seeds_share(tmp_path, capsys, monkeypa
     monkeypatch.chdir(REPOSITORY)
     seeds = ([True] * 6 + [False] * 4, [True] * 8 + [False] * 2)
     for seed, right in enumerate(seeds, start=1):
-        train, test = runs_of(BASE2NEW, "CoOp", "shapes", seed, output_dir=tmp_path)
+        train, test = runs_of(BASE2NEW, "CoOp", "emoji", seed, output_dir=tmp_path)
         leave(train, right)
         leave(test, [True] * 5 + [False] * 5)
-    for run in runs_of(BASE2NEW, "ZeroshotCLIP", "shapes", output_dir=tmp_path):
+    for run in runs_of(BASE2NEW, "ZeroshotCLIP", "emoji", output_dir=tmp_path):
         leave(run, [True] * 5 + [False] * 5, predicts=False)
     base = 196 * np.std([1] * 6 + [0.5] * 2 + [0] * 2, ddof=1) / math.sqrt(10)
     novel = 196 * math.sqrt(0.25 / 9)
@@ -114,17 +114,17 @@ def test_cells_show_the_interval_that_all_seeds_share(tmp_path, capsys, monkeypa
     code, rows, errors = printed(capsys, tmp_path, "--methods", "CoOp", "ZeroshotCLIP")
     assert code == 0
     assert rows[0][:4] == [
-        *("shapes", "CoOp", f"70.0 ± 10.0 (± {base:.1f})"),
+        *("emoji", "CoOp", f"70.0 ± 10.0 (± {base:.1f})"),
         f"50.0 ± 0.0 (± {novel:.1f})",
     ]
     assert rows[0][4].endswith(f" (± {mean:.1f})")
-    assert rows[1] == ["shapes", "ZeroshotCLIP", "50.0", "50.0", "50.0", "-"]
+    assert rows[1] == ["emoji", "ZeroshotCLIP", "50.0", "50.0", "50.0", "-"]
     assert errors == ["no intervals: 2 of 6 runs have no predictions that can be read"]
 
 
 def test_damaged_predictions_are_named_and_leave_the_accuracy(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    for run in runs_of(BASE2NEW, "ZeroshotCLIP", "shapes", output_dir=tmp_path):
+    for run in runs_of(BASE2NEW, "ZeroshotCLIP", "emoji", output_dir=tmp_path):
         leave(run, [True, False])
     (run.folder / PREDICTIONS_FILE).write_bytes(b"PK\3\4 no more")
     code, rows, errors = printed(capsys, tmp_path, "--methods", "ZeroshotCLIP")

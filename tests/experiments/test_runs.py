@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+import datasets  # noqa: F401  (registers the datasets)
 import trainers  # noqa: F401
 from dassl.config import get_cfg_default, to_dict
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import run_folder
 from dassl.errors import UserError
+from datasets.embedded import EmbeddedDataset
 from experiments import runs
-from experiments.configs import MINI, PAPERS, config_of
+from experiments.configs import EMBEDDED, EMBEDDED_SOURCE, MINI, PAPERS, config_of
 from experiments.protocols import (
     BASE2NEW,
     CROSS_DATASET,
@@ -100,7 +103,7 @@ def test_former_folders_are_those_of_the_former_table():
     for other in (
         runs_of(BASE2NEW, "HISF", "shapes", 3, 4),
         runs_of(BASE2NEW, "HISF", "dtd", 3),
-        runs_of(CROSS_DATASET, "HISF", "shapes", 3),
+        runs_of(CROSS_DATASET, "HISF", "emoji", 3),
     ):
         assert [run.old_folders for run in other] == [[] for _ in other]
 
@@ -167,6 +170,22 @@ def test_both_transfers_share_the_source():
     assert first == other and len(targets) == 10 and len(shifted) == 4
     assert {run.model for run in (*targets, *shifted)} == {first}
     assert all("DATASET.NUM_SHOTS" not in run.arguments for run in (*targets, *shifted))
+
+
+def test_transfer_from_emoji_is_tested_on_all_other_embedded_datasets():
+    drawn = {
+        cls.folder
+        for name in DATASET_REGISTRY.registered_names()
+        if issubclass(cls := DATASET_REGISTRY.get(name), EmbeddedDataset)
+        and cls.__module__.startswith("datasets.")  # not one of a test
+    }
+    assert {*EMBEDDED} == drawn and len(EMBEDDED) == len(drawn)
+    _, *targets = runs_of(CROSS_DATASET, "HiCroPL", EMBEDDED_SOURCE)
+    _, *shifted = runs_of(DOMAIN_GENERALIZATION, "HiCroPL", EMBEDDED_SOURCE)
+    tested = [run.target for run in (*targets, *shifted)]
+    assert sorted(tested) == sorted(drawn - {EMBEDDED_SOURCE}) and len(shifted) == 4
+    where = "output/evaluation/HiCroPL/vit_mini_cross_datasets_16shots"
+    assert str(targets[0].folder) == f"{where}/{targets[0].target}/seed1"
 
 
 # Prints what it was called for; seed 7 fails.

@@ -246,13 +246,13 @@ def test_cross_dataset_has_a_column_for_each_target_and_their_average(
 def test_damaged_results_are_named_skipped_and_counted(tmp_path, capsys, monkeypatch, damage):
     monkeypatch.chdir(REPOSITORY)
     for seed in (1, 2):
-        train, test = runs_of(BASE2NEW, "CoOp", "shapes", seed, output_dir=tmp_path)
+        train, test = runs_of(BASE2NEW, "CoOp", "emoji", seed, output_dir=tmp_path)
         leave(train, 60.0 + seed)
         leave(test, 50.0)
     (train.folder / "results.json").write_text(damage)
     where = ("--output-dir", tmp_path, "--methods", "CoOp", "--seeds", 1, 2)
     _, rows, errors = printed(capsys, *where, code=1)
-    assert rows[1] == ["shapes", "CoOp", "61.0", "50.0 ± 0.0", "55.0", "-"]
+    assert rows[1] == ["emoji", "CoOp", "61.0", "50.0 ± 0.0", "55.0", "-"]
     first, last = errors.splitlines()
     assert first.startswith(f"skipped: {train.folder}/results.json: expected ")
     assert last == "skipped: 1 damaged and 0 missing of 4 results"
@@ -283,7 +283,7 @@ def test_a_file_as_root_is_one_line(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("below", ["", "table"])
 def test_folders_of_the_former_scheme_are_read(checkout, below):
-    old = checkout / "output" / below / "shapes"
+    old = checkout / "output" / below / "emoji"
     for part, accuracy in (("train_base", 71.0), ("base", 71.0), ("new", 69.0)):
         folder = old / "HiCroPL" / "seed1" / part
         folder.mkdir(parents=True)
@@ -294,23 +294,23 @@ def test_folders_of_the_former_scheme_are_read(checkout, below):
     arguments = ("--methods", "HiCroPL", "ZeroshotCLIP", "--seeds", "1")
     done = run(checkout, *arguments)
     assert done.returncode == 0, done.stderr
-    assert "| shapes  | HiCroPL      | 71.0 | 69.0  | 70.0          |" in done.stdout
-    assert "| shapes  | ZeroshotCLIP | 58.0 | 60.0  |" in done.stdout
+    assert "| emoji   | HiCroPL      | 71.0 | 69.0  | 70.0          |" in done.stdout
+    assert "| emoji   | ZeroshotCLIP | 58.0 | 60.0  |" in done.stdout
     (call,) = calls(checkout)  # what was missing, in the new scheme
-    assert "--output-dir output/ZeroshotCLIP/vit_mini/shapes_new " in call
+    assert "--output-dir output/ZeroshotCLIP/vit_mini/emoji_new " in call
     # Other settings are other runs.
     for other in (("--shots", "4"), ("--overrides", "OPTIM.LR", "0.1"), ("--backbone", "RN50")):
         missing = run(checkout, "--no-run", "--config", "vit_mini", *arguments, *other)
-        assert "| shapes  | HiCroPL      | -    |" in missing.stdout
+        assert "| emoji   | HiCroPL      | -    |" in missing.stdout
 
 
 def test_a_model_of_the_former_scheme_is_tested(checkout):
-    old = checkout / "output/table/shapes/HiCroPL/seed1/train_base"
+    old = checkout / "output/table/emoji/HiCroPL/seed1/train_base"
     old.mkdir(parents=True)
     (old / "results.json").write_text(json.dumps({"accuracy": 71.0}))
     assert run(checkout, "--methods", "HiCroPL", "--seeds", "1").returncode == 0
     (call,) = calls(checkout)
-    assert "--model-dir output/table/shapes/HiCroPL/seed1/train_base" in call
+    assert "--model-dir output/table/emoji/HiCroPL/seed1/train_base" in call
 
 
 def test_what_cannot_be_is_one_line_before_any_run(checkout):
@@ -332,7 +332,7 @@ def test_what_cannot_be_is_one_line_before_any_run(checkout):
 def test_former_command_lines_still_do_the_same(checkout):
     command = [sys.executable, "-m", "benchmarks.table", "--methods", "ZeroshotCLIP"]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
-    assert "| shapes  | ZeroshotCLIP | 90.0 | 60.0  |" in done.stdout
+    assert "| emoji   | ZeroshotCLIP | 90.0 | 60.0  |" in done.stdout
     for name in ("ablations", "figures"):
         command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)

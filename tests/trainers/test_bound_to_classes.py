@@ -91,10 +91,12 @@ def test_weights_with_something_else_for_class_names_are_refused(photos, tmp_pat
     )
 
 
-def test_photographs_for_a_model_of_drawings_are_warned_of(photos, tmp_path, capsys):
-    assert on_photos(photos, tmp_path / "run", "ZeroshotCLIP") == 0
+@pytest.mark.parametrize("name", ["ViT-Mini-2", "ViT-Mini"])
+def test_photographs_for_a_model_of_drawings_are_warned_of(photos, tmp_path, capsys, name):
+    backbone = ("MODEL.BACKBONE.NAME", name)
+    assert on_photos(photos, tmp_path / "run", "ZeroshotCLIP", *backbone) == 0
     (warning,) = json.loads((tmp_path / "run" / "results.json").read_text())["warnings"]
-    assert warning.startswith(f"MODEL.BACKBONE.NAME: {BACKBONE} has learned from drawings")
+    assert warning.startswith(f"MODEL.BACKBONE.NAME: {name} has learned from drawings")
     assert "ImageFolder" in warning and warning in capsys.readouterr().out
 
 

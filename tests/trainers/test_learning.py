@@ -1,4 +1,4 @@
-"""Every method learns on Shapes with the embedded backbone: better after training than before."""
+"""Every method learns on Faces with the embedded backbone: better after training than before."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ METHODS += [pytest.param(method, marks=pytest.mark.slow) for method in SLOW]
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    draw_small(root, "Shapes", train=16, val=4, test=24)
+    draw_small(root, "Faces", train=16, val=4, test=16)
     return root
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_on_shapes_improves_on_its_starting_point(method, root, tmp_path):
+def test_a_run_on_faces_improves_on_its_starting_point(method, root, tmp_path):
     shots, epochs = SHOTS_AND_EPOCHS.get(method, (8, 6))
 
     def accuracy(output: str, shots: int, epochs: int, *pairs: str) -> float:
         code = train.main(
             ["--trainer", method, "--seed", "1", "--root", str(root)]
-            + ["--dataset-config-file", "configs/datasets/shapes.yaml"]
+            + ["--dataset-config-file", "configs/datasets/faces.yaml"]
             + ["--config-file", f"configs/trainers/{method}/vit_mini.yaml"]
             + ["--output-dir", str(tmp_path / output), "DATASET.SUBSAMPLE_CLASSES", "base"]
             + ["DATASET.NUM_SHOTS", str(shots), "OPTIM.MAX_EPOCH", str(epochs)]

@@ -116,7 +116,9 @@ def test_what_is_bound_to_its_classes_is_not_tested_on_others(run, tmp_path, tra
     assert run(trainer, "run", *base, "TEST.SUBSAMPLE_CLASSES", "base")[0] == 0
 
 
-@pytest.mark.parametrize("trainer", ["CoOp", "CLIPLoRA", "LinearProbe", "ZeroshotCLIP"])
+@pytest.mark.parametrize(
+    "trainer", ["CoOp", "CLIPLoRA", "LinearProbe", "StandardizedCLIP", "ZeroshotCLIP"]
+)
 def test_a_dataset_of_test_images_is_not_trained_on(run, tmp_path, monkeypatch, trainer):
     assert run(trainer, "trained")[0] == 0
     monkeypatch.setattr(ColorPatches, "train_x", [])
