@@ -36,7 +36,6 @@ STYLES = {
     "emojione": "@iconify-json/emojione@1.2.3",
     "emojione_v1": "@iconify-json/emojione-v1@1.2.3",
     "fxemoji": "@iconify-json/fxemoji@1.2.2",
-    "fluent": "@iconify-json/fluent-emoji@1.2.7",
     "fluent_flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "fluent_contrast": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
     "openmoji": "@iconify-json/openmoji@1.2.29",
