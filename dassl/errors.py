@@ -79,7 +79,7 @@ class LossError(UserError, FloatingPointError):
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise ``UserError`` for what is no file but there: to read a pipe may never end."""
+    """Raise ``UserError`` for a folder, pipe or device: reading a pipe may never end."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"cannot read '{path}': it is not a file")
 

@@ -17,5 +17,5 @@ class Animals(DrawnByPeople):
     styles = ("fluent_flat",)  # which ViT-Mini-2 has not seen
     seed = 16
     numbers = {"train": 32, "val": 8, "test": 188}
-    looks = (LOOK,)
+    look = LOOK
     templates = TEMPLATES

@@ -22,7 +22,7 @@ TEMPLATES = [
 ]
 
 
-# For other styles of drawing, which are hard enough.
+# For styles of drawing that are hard enough by themselves.
 GENTLE_LOOK = Look(size=(20.0, 30.0), clutter=2, cast=(0.1, 0.4))
 
 
@@ -36,7 +36,7 @@ class Emoji(DrawnByPeople):
     styles: tuple[str, ...] = ("noto", "fluent_flat")
     seed = 11
     numbers = {"train": 32, "val": 8, "test": 113}
-    looks: tuple[Look, ...] = (LOOK,)
+    look = LOOK
     templates = TEMPLATES
 
 
@@ -52,7 +52,7 @@ class EmojiV2(_Shifted):
 
     folder = "emoji_v2"
     seed = 12
-    looks = (replace(LOOK, size=(14.0, 22.0), rotation=30.0, noise=(0.0, 0.07)),)
+    look = replace(LOOK, size=(14.0, 22.0), rotation=30.0, noise=(0.0, 0.07))
 
 
 @DATASET_REGISTRY.register()
@@ -62,7 +62,7 @@ class EmojiSketch(_Shifted):
     folder = "emoji_sketch"
     styles = ("fluent_contrast",)
     seed = 13
-    looks = (GENTLE_LOOK,)
+    look = GENTLE_LOOK
 
 
 @DATASET_REGISTRY.register()
@@ -71,7 +71,7 @@ class EmojiNoise(_Shifted):
 
     folder = "emoji_noise"
     seed = 14
-    looks = (replace(LOOK, size=(13.0, 22.0), occlusion=0.7, noise=(0.04, 0.1), clutter=8),)
+    look = replace(LOOK, size=(13.0, 22.0), occlusion=0.7, noise=(0.04, 0.1), clutter=8)
 
 
 @DATASET_REGISTRY.register()
@@ -81,4 +81,4 @@ class EmojiRendition(_Shifted):
     folder = "emoji_rendition"
     styles = ("openmoji",)
     seed = 15
-    looks = (GENTLE_LOOK,)
+    look = GENTLE_LOOK

@@ -17,5 +17,5 @@ class Faces(DrawnByPeople):
     styles = ("fluent_flat",)  # which ViT-Mini-2 has not seen
     seed = 18
     numbers = {"train": 32, "val": 8, "test": 225}
-    looks = (LOOK,)
+    look = LOOK
     templates = TEMPLATES

@@ -17,5 +17,5 @@ class Food(DrawnByPeople):
     styles = ("fluent_flat",)  # which ViT-Mini-2 has not seen
     seed = 17
     numbers = {"train": 32, "val": 8, "test": 188}
-    looks = (LOOK,)
+    look = LOOK
     templates = TEMPLATES

@@ -22,7 +22,7 @@ class Glyphs(SceneDataset):
     folder = "glyphs"
     seed = 6
     numbers = {"train": 32, "val": 8, "test": 250}
-    looks = (Look(size=(18.0, 30.0), cast=(0.2, 0.8)),)
+    look = Look(size=(18.0, 30.0), cast=(0.2, 0.8))
     templates = ["a photo of the {}.", "a picture of the {}.", "a written {}.", "the printed {}."]
 
     @classmethod

@@ -22,7 +22,7 @@ class Shapes(SceneDataset):
     folder = "shapes"
     seed = 1
     numbers = {"train": 32, "val": 8, "test": 285}
-    looks = (Look(size=(11.0, 21.0), clutter=4, occlusion=0.2, cast=(0.2, 0.8)),)
+    look = Look(size=(11.0, 21.0), clutter=4, occlusion=0.2, cast=(0.2, 0.8))
     templates = TEMPLATES
 
     @classmethod

@@ -119,8 +119,7 @@ class Captions:
         if choice < 0.88:
             kind = kind_of(concept.subgroup)
             return random.choice(TEMPLATES).format(kind), self._fact("kind", concept.subgroup)
-        sentences = concept_sentences(concept.name, concept.words, concept.group, concept.subgroup)
-        return random.choice(sentences), thing
+        return random.choice(concept_sentences(*concept)), thing
 
     def _of_shape(self, random: Random, what: tuple[str, str, str], thing: int) -> tuple[str, int]:
         kind = random.random()

@@ -43,7 +43,7 @@ from benchmarks.vit_mini.collect import (
 from benchmarks.vit_mini.words import token_vectors
 from clip import tokenize
 from clip.clip import ROWS
-from clip.model import CLIP, CLIPConfig
+from clip.model import CLIP, OPENAI_MEAN, OPENAI_STD, CLIPConfig
 from clip.tokens import tokenizer
 from dassl.command import Parser
 from datasets.embedded.drawing import Look, Picture, paint, random_state
@@ -61,8 +61,8 @@ CONFIG = CLIPConfig(
     text_layers=12,
     head_width=32,
 )
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+MEAN = torch.tensor(OPENAI_MEAN).view(3, 1, 1)
+STD = torch.tensor(OPENAI_STD).view(3, 1, 1)
 
 # What the model sees; the other styles are kept for the benchmark's sets.
 SEEN_STYLES = ("noto", "noto_v1", "twemoji", "emojione", "emojione_v1", "fxemoji")

@@ -123,14 +123,13 @@ class EmbeddedDataset(DatasetBase):
 
 
 class SceneDataset(EmbeddedDataset):
-    """A dataset whose pictures are scenes: a sprite of the class in some look.
+    """A dataset whose pictures are scenes: a sprite of the class among other things.
 
-    A subclass defines the ``seed`` of its pictures, the ``looks`` that the pictures of a class take
-    in turn, and ``classes``.
+    A subclass defines the ``seed`` of its pictures, their ``look``, and ``classes``.
     """
 
     seed: int
-    looks: tuple[Look, ...]
+    look: Look
 
     @classmethod
     def _split_name(cls) -> str:
@@ -148,8 +147,8 @@ class SceneDataset(EmbeddedDataset):
             for split, number in cls.numbers.items():
                 for index in range(number):
                     random = random_state(cls.seed, label, SPLITS.index(split), index)
-                    look = cls.looks[index % len(cls.looks)]
-                    yield Example(split, label, name, paint(random, make_sprite(random), look))
+                    picture = paint(random, make_sprite(random), cls.look)
+                    yield Example(split, label, name, picture)
 
 
 class DrawnByPeople(SceneDataset):
