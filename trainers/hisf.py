@@ -153,12 +153,8 @@ class FusedPromptLearner(nn.Module):
     def _at_layers(
         self, fusions: nn.ModuleList, prompts: Tensor, labels: Tensor, own: Tensor
     ) -> list[Tensor | None]:
-        """Place prompts in the first layer, and P_final, which replaces them, in fusion layers.
-
-        Where the first layer has no fusion it gets the prompts as they are: the towers take
-        prompts from the start or not at all.
-        """
-        at: list[Tensor | None] = [prompts] + [None] * (self.layers[-1] - 1)
+        """Place P_final in the fusion layers; before the first of them there are no prompts."""
+        at: list[Tensor | None] = [None] * self.layers[-1]
         for i, layer in enumerate(self.layers):
             if len(fusions) > 0:
                 prompts = fusions[i](prompts, labels, own)
@@ -170,12 +166,12 @@ class FusedPromptLearner(nn.Module):
     "HISF",
     # N_CTX and the layers are not in the paper: MaPLe's 2, and shallow to deep in MaPLe's 9.
     N_CTX=Int(2, min=1, max=MOST_PROMPTS, help="L_p: prompts, in each tower"),
-    FUSION_LAYERS=Layers((1, 5, 9), help="layers with a fusion; prompts enter at the first"),
+    FUSION_LAYERS=Layers((1, 5, 9), help="layers with a fusion; no prompts before the first"),
     PROMPT_INIT=Bool(True, help="PI: prompts of both towers start from shared ones"),
     SEMANTIC_FUSION=Bool(True, help="SF: label-guided fusion at the fusion layers"),
     LOSS_CLS=Bool(True, help="the loss has the cross-entropy"),
-    LAMBDA_LE=Float(0.1, min=0, help="lambda_1, weight of the label embedding loss (0: off)"),
-    LAMBDA_SA=Float(1.0, min=0, help="lambda_2, weight of the alignment loss (0: off)"),
+    LAMBDA_LE=Float(0.46, min=0, help="lambda_1, weight of the label embedding loss (0: off)"),
+    LAMBDA_SA=Float(4.6, min=0, help="lambda_2, weight of the alignment loss (0: off)"),
     PROMPT_LR_FACTOR=Float(1.0, above=0, help="factor of OPTIM.LR for the prompts"),
     DECAY=Choice("all", "all", "projections", help="what OPTIM.WEIGHT_DECAY acts on"),
 )
@@ -201,6 +197,8 @@ class HISF(Method):
         self.prompt_learner = FusedPromptLearner(self.settings, self.clip)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        if self.settings.FUSION_LAYERS[0] > 1:  # the text tower inserts the prompts after [SOS]
+            return self.plain_tokens(f"{name}." for name in class_names)
         m = self.settings.N_CTX
         return self.prompt_tokens(class_names, " ".join(["X"] * m), m, key="N_CTX")
 

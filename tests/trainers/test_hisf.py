@@ -62,7 +62,7 @@ def plain_hisf(model, clip_model, images, names):
             prompts = torch.stack([p[f"project_{kind}.weight"] @ token for token in p["ctx"]])
         else:
             prompts = p[f"ctx_{kind}"]
-        layers = [prompts] + [None] * 2
+        layers = [None] * 3  # no prompts before the first fusion
         for i, layer in enumerate(s.FUSION_LAYERS):
             if s.SEMANTIC_FUSION:
                 prompts = plain_fusion(p, f"fuse_{kind}.{i}", prompts, labels, own)
@@ -72,8 +72,10 @@ def plain_hisf(model, clip_model, images, names):
     texts, final = [], []
     for name, label in zip(names, labels, strict=True):
         layers, last = tower("text", label)
-        ids = tokenize([f"X X {name.replace('_', ' ')}."])[0]
-        texts.append(unit(text_feature(clip_model, ids, [1, 2], layers)))
+        from_start = s.FUSION_LAYERS[0] == 1
+        words = f"{name.replace('_', ' ')}."
+        ids = tokenize([f"X X {words}" if from_start else words])[0]
+        texts.append(unit(text_feature(clip_model, ids, [1, 2] if from_start else [], layers)))
         final.append(last)
     layers, _ = tower("vision", sum(labels) / len(labels))
     features = [unit(image_feature(clip_model, image, layers)) for image in images]
@@ -101,8 +103,10 @@ def plain_loss(model, clip_model, targets, logits, features, texts, final):
     "values",
     [
         {},
-        {"FUSION_LAYERS": (2, 3)},  # the first layer gets the prompts unfused
+        {"FUSION_LAYERS": (2, 3)},
+        {"FUSION_LAYERS": (3,)},
         {"FUSION_LAYERS": (1,)},
+        {"FUSION_LAYERS": (2, 3), "PROMPT_INIT": False, "SEMANTIC_FUSION": False},
         {"PROMPT_INIT": False},
         {"SEMANTIC_FUSION": False},
         {"PROMPT_INIT": False, "SEMANTIC_FUSION": False},
@@ -148,8 +152,30 @@ def test_learnable_tensors_of_each_module():
     }
 
 
-def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model, batch):
-    model = build(HISF, clip_model, **SMALL)
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_prompts_do_not_exist_before_the_first_fusion(clip_model, first):
+    model = build(HISF, clip_model, **{**SMALL, "FUSION_LAYERS": (first,)})
+    for tower in model.layers():
+        assert [entry is not None for entry in tower] == [i == first for i in range(1, first + 1)]
+    assert model.tokens.slots.shape == (3, 2 if first == 1 else 0)
+    words = "X X {}." if first == 1 else "{}."
+    for ids, expected in zip(model.tokens.ids, class_ids(words), strict=True):
+        assert torch.equal(ids, expected[: len(ids)])
+
+
+def test_a_class_name_that_leaves_no_room(clip_model):
+    long = "pot " * 76
+    with pytest.raises(UserError, match="TRAINER.HISF.N_CTX: expected a context that leaves room"):
+        build(HISF, clip_model, **SMALL | {"N_CTX": 74})
+    # inserted prompts have no positions, so that any number of them fits
+    model = build(HISF, clip_model, **SMALL | {"N_CTX": 74, "FUSION_LAYERS": (2,)})
+    with pytest.raises(UserError, match="does not fit with its class name: .* is 79 tokens long"):
+        model.set_classes([long])
+
+
+@pytest.mark.parametrize("layers", [(1, 3), (2, 3)])
+def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model, batch, layers):
+    model = build(HISF, clip_model, **SMALL | {"FUSION_LAYERS": layers})
     images, _ = batch
     names = ["cat", "small_red bus", "fern", "pot"]
     model.set_classes(names)
