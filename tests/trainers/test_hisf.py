@@ -25,8 +25,11 @@ pytestmark = pytest.mark.tiny(layers=3)
 SMALL = {"N_CTX": 2, "FUSION_LAYERS": (1, 3), "LAMBDA_LE": 0.3, "LAMBDA_SA": 0.7}
 
 
-def plain_labels(clip_model, names):
-    return [unit(text_feature(clip_model, i, [], [])) for i in class_ids(TEMPLATES[0], names)]
+def plain_labels(model, clip_model, names):
+    if model.settings.LABELS == "features":
+        return [unit(text_feature(clip_model, i, [], [])) for i in class_ids(TEMPLATES[0], names)]
+    words = [ids[1 : int(ids.argmax())] for ids in class_ids("{}", names)]
+    return [sum(clip_model.token_embedding.weight[i] for i in ids) / len(ids) for ids in words]
 
 
 def plain_attention(p, name, token, labels):
@@ -55,7 +58,7 @@ def plain_fusion(p, name, prompts, labels, own):
 def plain_hisf(model, clip_model, images, names):
     """Return logits (B, K), unit image and text features and each class's last P_final."""
     s, p = model.settings, dict(model.prompt_learner.named_parameters())
-    labels = plain_labels(clip_model, names)
+    labels = plain_labels(model, clip_model, names)
 
     def tower(kind, own):
         if s.PROMPT_INIT:
@@ -91,11 +94,15 @@ def plain_loss(model, clip_model, targets, logits, features, texts, final):
         if s.LOSS_CLS:
             loss = loss - (row[target] - row.exp().sum().log()) / len(targets)
         loss = loss + s.LAMBDA_SA * (1 - x @ texts[target]) / len(targets)
-    labels = plain_labels(clip_model, NAMES)
+    labels = plain_labels(model, clip_model, NAMES)
     for prompts, label in zip(final, labels, strict=True):
-        # The tiny model's text width is not its joint width.
-        gap = (prompts[0] + prompts[1]) / 2 @ clip_model.text_projection - label
-        loss = loss + s.LAMBDA_LE * gap.pow(2).sum().sqrt() / len(labels)
+        if s.LE_DISTANCE == "norm_of_mean":
+            prompts = [(prompts[0] + prompts[1]) / 2]
+        for token in prompts:
+            # The tiny model's text width is not its joint width.
+            there = token @ clip_model.text_projection if s.LABELS == "features" else token
+            gap = (there - label).pow(2).sum().sqrt()
+            loss = loss + s.LAMBDA_LE * gap / (len(labels) * len(prompts))
     return loss
 
 
@@ -113,6 +120,11 @@ def plain_loss(model, clip_model, targets, logits, features, texts, final):
         {"LAMBDA_LE": 0.0},
         {"LAMBDA_SA": 0.0},
         {"LOSS_CLS": False},
+        {"LABELS": "words"},
+        {"LABELS": "words", "FUSION_LAYERS": (2,), "LE_DISTANCE": "mean_of_norms"},
+        {"LABELS": "words", "PROMPT_INIT": False, "SEMANTIC_FUSION": False},
+        {"LE_DISTANCE": "mean_of_norms"},
+        {"LE_DISTANCE": "mean_of_norms", "SEMANTIC_FUSION": False},
     ],
 )
 def test_logits_loss_and_gradients_equal_the_plain_computation(clip_model, values, batch):
@@ -145,6 +157,10 @@ def test_learnable_tensors_of_each_module():
     assert shapes["fuse_vision.1.key.weight"] == (48, 24)
     assert shapes["fuse_vision.0.mlp.0.weight"] == (48 // 16, 48 + 24)
     assert shapes["fuse_text.1.mlp.2.weight"] == (32, 32 // 16)
+    words = build(HISF, model.clip, **SMALL | {"LABELS": "words"})
+    shapes = {n: tuple(p.shape) for n, p in words.prompt_learner.named_parameters()}
+    assert words.labels.shape == (3, 32) and shapes["ctx"] == (2, 32)
+    assert shapes["fuse_vision.1.value.weight"] == (48, 32)
     plain = build(HISF, model.clip, **SMALL | {"PROMPT_INIT": False, "SEMANTIC_FUSION": False})
     assert {n: tuple(p.shape) for n, p in plain.prompt_learner.named_parameters()} == {
         "ctx_text": (2, 32),
@@ -242,6 +258,16 @@ def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_m
             "expected LOSS_CLS, LAMBDA_LE or LAMBDA_SA, got none of them",
         ),
         ({"PROMPT_LR_FACTOR": 0.0}, "PROMPT_LR_FACTOR: expected a number > 0, got 0.0"),
+        ({"LABELS": "word"}, "LABELS: expected one of features, words, got 'word'"),
+        ({"LE_DISTANCE": "norm"}, "LE_DISTANCE: expected one of norm_of_mean, mean_of_norms, got"),
+        (
+            {"LE_DISTANCE": "mean_of_norms", "LAMBDA_LE": 0.0},
+            "LE_DISTANCE: expected 'norm_of_mean' with LAMBDA_LE 0, got 'mean_of_norms'",
+        ),
+        (
+            {"LABELS": "words", "SEMANTIC_FUSION": False, "LAMBDA_LE": 0.0},
+            "LABELS: expected 'features' with SEMANTIC_FUSION False and LAMBDA_LE 0, got 'words'",
+        ),
         ({"DECAY": "none"}, "DECAY: expected one of all, projections, got 'none'"),
     ],
 )
@@ -251,13 +277,20 @@ def test_settings_that_cannot_be(clip_model, values, message):
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"FUSION_LAYERS": (2, 3)}, {"FUSION_LAYERS": (3,)}, {"PROMPT_INIT": False}]
+    "values",
+    [
+        {},
+        {"FUSION_LAYERS": (2, 3)},
+        {"FUSION_LAYERS": (3,)},
+        {"PROMPT_INIT": False},
+        {"LABELS": "words"},
+    ],
 )
 @torch.no_grad()
 def test_attention_equals_the_plain_computation(clip_model, values):
     model = build(HISF, clip_model, **{**SMALL, **values})
     p, layers = dict(model.prompt_learner.named_parameters()), model.settings.FUSION_LAYERS
-    labels = plain_labels(clip_model, NAMES)
+    labels = plain_labels(model, clip_model, NAMES)
     found = model.prompt_learner.attention(model.labels)
     assert {tower: tuple(maps) for tower, maps in found.items()} == {
         "text": tuple(layers),
