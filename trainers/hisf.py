@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clip import CLIP, PromptTokens
 from clip.blocks import QuickGELU
+from clip.tokens import tokenizer
 from dassl.config import register_defaults
 from dassl.config.domains import Bool, Choice, Float, Int, Layers
 from dassl.engine.recorders import RECORDER_REGISTRY, Recorder, asked_by
@@ -19,7 +20,7 @@ from dassl.utils import UserError, atomic_write, log
 
 from .base import Features, Method, Towers
 from .context import random_prompts
-from .settings import MOST_PROMPTS, deepest_layer
+from .settings import MOST_PROMPTS, check_unread, deepest_layer
 from .trainer import register_method
 
 REDUCTION = 16  # of the bottleneck's hidden layer
@@ -91,7 +92,7 @@ class FusedPromptLearner(nn.Module):
     def __init__(self, settings: Any, clip_model: CLIP):
         super().__init__()
         config, m = clip_model.config, settings.N_CTX
-        width = config.embed_dim
+        width = config.text_width if settings.LABELS == "words" else config.embed_dim
         self.layers: list[int] = list(settings.FUSION_LAYERS)
         self.shared = settings.PROMPT_INIT
         if self.shared:
@@ -153,12 +154,8 @@ class FusedPromptLearner(nn.Module):
     def _at_layers(
         self, fusions: nn.ModuleList, prompts: Tensor, labels: Tensor, own: Tensor
     ) -> list[Tensor | None]:
-        """Place prompts in the first layer, and P_final, which replaces them, in fusion layers.
-
-        Where the first layer has no fusion it gets the prompts as they are: the towers take
-        prompts from the start or not at all.
-        """
-        at: list[Tensor | None] = [prompts] + [None] * (self.layers[-1] - 1)
+        """Place P_final in the fusion layers; before the first of them there are no prompts."""
+        at: list[Tensor | None] = [None] * self.layers[-1]
         for i, layer in enumerate(self.layers):
             if len(fusions) > 0:
                 prompts = fusions[i](prompts, labels, own)
@@ -168,25 +165,52 @@ class FusedPromptLearner(nn.Module):
 
 @register_method(
     "HISF",
-    # N_CTX and the layers are not in the paper: MaPLe's 2, and shallow to deep in MaPLe's 9.
+    # N_CTX and the layers are not in the paper: MaPLe's 2; from an intermediate layer on, which
+    # section 4.5.1 finds better than a low or a deep one.
     N_CTX=Int(2, min=1, max=MOST_PROMPTS, help="L_p: prompts, in each tower"),
-    FUSION_LAYERS=Layers((1, 5, 9), help="layers with a fusion; prompts enter at the first"),
+    FUSION_LAYERS=Layers((3, 7, 11), help="layers with a fusion; no prompts before the first"),
     PROMPT_INIT=Bool(True, help="PI: prompts of both towers start from shared ones"),
+    LABELS=Choice(
+        "features", "features", "words", help="E: frozen text features, or word embeddings of names"
+    ),
     SEMANTIC_FUSION=Bool(True, help="SF: label-guided fusion at the fusion layers"),
     LOSS_CLS=Bool(True, help="the loss has the cross-entropy"),
-    LAMBDA_LE=Float(0.1, min=0, help="lambda_1, weight of the label embedding loss (0: off)"),
-    LAMBDA_SA=Float(1.0, min=0, help="lambda_2, weight of the alignment loss (0: off)"),
+    LAMBDA_LE=Float(0.46, min=0, help="lambda_1, weight of the label embedding loss (0: off)"),
+    LE_DISTANCE=Choice(
+        "norm_of_mean",
+        "norm_of_mean",
+        "mean_of_norms",
+        help="eq. 9: distance of a class's mean prompt token, or mean over its prompt tokens",
+    ),
+    LAMBDA_SA=Float(4.6, min=0, help="lambda_2, weight of the alignment loss (0: off)"),
     PROMPT_LR_FACTOR=Float(1.0, above=0, help="factor of OPTIM.LR for the prompts"),
     DECAY=Choice("all", "all", "projections", help="what OPTIM.WEIGHT_DECAY acts on"),
 )
 class HISF(Method):
     """Class-specific text prompts, vision prompts for all images.
 
-    f(P_final + E_i) of eq. 11 is read as the text tower over prompts followed by the class name;
-    no words come before it.
-
-    Section 4.1 trains with SGD, section 3.5 speaks of AdamW with weight decay on projection
-    matrices only and a higher rate for prompts: ``OPTIM.NAME``, ``DECAY``, ``PROMPT_LR_FACTOR``.
+    What the paper leaves open:
+    - E is an output feature in section 3.4 (E_y in R^d), the class name's input in eq. 11.  LABELS
+      features: the frozen text features of the class names in the dataset's first template, of unit
+      length, (K, d).  LABELS words: the word embeddings of the names, as LAMM has them; LAMM keeps
+      several a class, E_i is one vector, so that it is the mean over the name's tokens, (K, d_t),
+      not normalized, for prompts are not either.
+    - f(P_final + E_i) of eq. 11 is the text tower over prompts followed by the class name (section
+      3.2 appends prompts to the input); no words come before it.
+    - Prompts enter at the first fusion layer, "a particular Transformer layer" (section 4.1), after
+      [SOS] in the text tower.  Earlier layers see the class name alone.
+    - N of eq. 10 and 11 is the batch.  Nothing in eq. 9 depends on an image: its N is the number of
+      classes.  P_final has several tokens where E_i is one vector: see ``label_distance``.
+    - An image's class is not known, so the E_i that eq. 8 joins to vision prompts is the mean over
+      the classes to choose from, and eq. 6 attends to all of those in both towers: other candidate
+      classes change the features of an image.
+    - Fig. 1 draws image embeddings into the prompts.  No equation has them, nor are they read here.
+    - Section 3.5 trains in episodes of a few base classes, section 4.1 in batches of 4 for 50
+      epochs: each batch is drawn from all classes of the training.
+    - Section 4.2 adapts on images of the novel classes, sections 3.5 and 4.3 do without further
+      tuning, as do the methods of Table 1: nothing is adapted, novel classes bring their E alone.
+    - Section 4.1 trains with SGD, section 3.5 with AdamW, weight decay on projection matrices only
+      and a higher rate for prompts: ``OPTIM.NAME``, ``DECAY``, ``PROMPT_LR_FACTOR``.
     """
 
     @classmethod
@@ -196,18 +220,35 @@ class HISF(Method):
         layers.check(f"{node}.FUSION_LAYERS", settings.FUSION_LAYERS)
         if not (settings.LOSS_CLS or settings.LAMBDA_LE or settings.LAMBDA_SA):
             raise UserError(f"{node}: expected LOSS_CLS, LAMBDA_LE or LAMBDA_SA, got none of them")
+        if settings.LAMBDA_LE == 0:
+            check_unread(node, settings, "LAMBDA_LE 0", LE_DISTANCE="norm_of_mean")
+            if not settings.SEMANTIC_FUSION:
+                cause = "SEMANTIC_FUSION False and LAMBDA_LE 0"
+                check_unread(node, settings, cause, LABELS="features")
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         self.prompt_learner = FusedPromptLearner(self.settings, self.clip)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
+        if self.settings.FUSION_LAYERS[0] > 1:  # the text tower inserts the prompts after [SOS]
+            return self.plain_tokens(f"{name}." for name in class_names)
         m = self.settings.N_CTX
         return self.prompt_tokens(class_names, " ".join(["X"] * m), m, key="N_CTX")
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)
-        # E: unit features (K, d) of the first template, which novel classes have, too.
-        self.labels = self.template_features(self.templates[:1])
+        words = self.settings.LABELS == "words"
+        # E: (K, d_t) or (K, d); novel classes have it, too.
+        self.labels = self.word_labels() if words else self.template_features(self.templates[:1])
+
+    def word_labels(self) -> Tensor:
+        """Return the mean word embedding of each class name's tokens: (K, d_t), fp32."""
+        weight = self.clip.token_embedding.weight
+        ids = (tokenizer().encode(name) for name in self.class_names)
+        rows = [
+            weight[torch.tensor(each, device=weight.device)].float().mean(dim=0) for each in ids
+        ]
+        return torch.stack(rows)
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         return self.prompt_learner(self.labels)
@@ -231,16 +272,18 @@ class HISF(Method):
         return terms
 
     def label_distance(self, prompts: Tensor) -> Tensor:
-        """Return the text side of eq. 9: the mean over classes i of || p_i - E_i ||_2.
+        """Return eq. 9 for P_final,i (K, m, d_t) of the last fusion layer, or one (m, d_t) for all.
 
-        p_i is the mean over the tokens of P_final,i of the last fusion layer.  In the paper's
-        ViT-B/16 d_t equals d; where they differ, the frozen text projection takes the prompts to
-        the width of the labels.
+        It is the mean over classes i of || p_i - E_i ||_2, p_i the mean over the class's tokens, or
+        with LE_DISTANCE mean_of_norms over classes and their tokens.  Features may be narrower or
+        wider than prompts, though not in ViT-B/16: then the frozen text projection takes the
+        prompts to their width.
         """
-        mean = prompts.mean(dim=-2)
-        if mean.shape[-1] != self.labels.shape[-1]:
-            mean = mean @ self.clip.text_projection.float()
-        return (mean - self.labels).norm(dim=-1).mean()
+        if prompts.shape[-1] != self.labels.shape[-1]:
+            prompts = prompts @ self.clip.text_projection.float()
+        if self.settings.LE_DISTANCE == "norm_of_mean":
+            prompts = prompts.mean(dim=-2, keepdim=True)
+        return (prompts - self.labels[:, None]).norm(dim=-1).mean()
 
     def param_groups(self, optim_cfg: Any) -> list[dict[str, Any]]:
         """Group prompts, matrices, and vectors: norms and biases, which are not projections."""

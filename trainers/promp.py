@@ -113,6 +113,12 @@ class ProMPT(Method):
     With no iterations (Table 5's "-Iter") this is zero-shot CLIP and learns nothing.
 
     What the paper leaves open:
+    - O^0 of eq. 8, which the initialization (section 3.3) does not have, is 0: O^1 = G_V(Z^0).
+    - Section 3.4 speaks of prompts O_0 at the input, which eq. 8 does not make, and of others in
+      later layers.  Eq. 9 wins: O_j enters at layer j = 1..J, in place of what the layer before
+      returned for the prompts; layers after J pass on what they have.
+    - P^0 of eq. 10 is the context that is learned.  Z^0 does not depend on it: it is frozen CLIP's,
+      with the template of section 3.3.
     - Generators read unit features, as CoCoOp's meta-net does, so that what they start from does
       not depend on the scale of a backbone's features.
     - The filtered features are in order of decreasing probability; the i-th makes the i-th vision

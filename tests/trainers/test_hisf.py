@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from clip import tokenize
+from dassl.config import get_cfg_default, merge_from_file
+from dassl.optim import build_optimizer
 from dassl.utils import UserError
 from tests.plain import assert_same_gradients, image_feature, text_feature, unit
 from tests.trainers.tiny import (
@@ -22,11 +26,15 @@ from tests.trainers.tiny import (
 from trainers.hisf import HISF
 
 pytestmark = pytest.mark.tiny(layers=3)
+ROOT = Path(__file__).parents[2]
 SMALL = {"N_CTX": 2, "FUSION_LAYERS": (1, 3), "LAMBDA_LE": 0.3, "LAMBDA_SA": 0.7}
 
 
-def plain_labels(clip_model, names):
-    return [unit(text_feature(clip_model, i, [], [])) for i in class_ids(TEMPLATES[0], names)]
+def plain_labels(model, clip_model, names):
+    if model.settings.LABELS == "features":
+        return [unit(text_feature(clip_model, i, [], [])) for i in class_ids(TEMPLATES[0], names)]
+    words = [ids[1 : int(ids.argmax())] for ids in class_ids("{}", names)]
+    return [sum(clip_model.token_embedding.weight[i] for i in ids) / len(ids) for ids in words]
 
 
 def plain_attention(p, name, token, labels):
@@ -55,14 +63,14 @@ def plain_fusion(p, name, prompts, labels, own):
 def plain_hisf(model, clip_model, images, names):
     """Return logits (B, K), unit image and text features and each class's last P_final."""
     s, p = model.settings, dict(model.prompt_learner.named_parameters())
-    labels = plain_labels(clip_model, names)
+    labels = plain_labels(model, clip_model, names)
 
     def tower(kind, own):
         if s.PROMPT_INIT:
             prompts = torch.stack([p[f"project_{kind}.weight"] @ token for token in p["ctx"]])
         else:
             prompts = p[f"ctx_{kind}"]
-        layers = [prompts] + [None] * 2
+        layers = [None] * 3  # no prompts before the first fusion
         for i, layer in enumerate(s.FUSION_LAYERS):
             if s.SEMANTIC_FUSION:
                 prompts = plain_fusion(p, f"fuse_{kind}.{i}", prompts, labels, own)
@@ -72,8 +80,10 @@ def plain_hisf(model, clip_model, images, names):
     texts, final = [], []
     for name, label in zip(names, labels, strict=True):
         layers, last = tower("text", label)
-        ids = tokenize([f"X X {name.replace('_', ' ')}."])[0]
-        texts.append(unit(text_feature(clip_model, ids, [1, 2], layers)))
+        from_start = s.FUSION_LAYERS[0] == 1
+        words = f"{name.replace('_', ' ')}."
+        ids = tokenize([f"X X {words}" if from_start else words])[0]
+        texts.append(unit(text_feature(clip_model, ids, [1, 2] if from_start else [], layers)))
         final.append(last)
     layers, _ = tower("vision", sum(labels) / len(labels))
     features = [unit(image_feature(clip_model, image, layers)) for image in images]
@@ -89,11 +99,15 @@ def plain_loss(model, clip_model, targets, logits, features, texts, final):
         if s.LOSS_CLS:
             loss = loss - (row[target] - row.exp().sum().log()) / len(targets)
         loss = loss + s.LAMBDA_SA * (1 - x @ texts[target]) / len(targets)
-    labels = plain_labels(clip_model, NAMES)
+    labels = plain_labels(model, clip_model, NAMES)
     for prompts, label in zip(final, labels, strict=True):
-        # The tiny model's text width is not its joint width.
-        gap = (prompts[0] + prompts[1]) / 2 @ clip_model.text_projection - label
-        loss = loss + s.LAMBDA_LE * gap.pow(2).sum().sqrt() / len(labels)
+        if s.LE_DISTANCE == "norm_of_mean":
+            prompts = [(prompts[0] + prompts[1]) / 2]
+        for token in prompts:
+            # The tiny model's text width is not its joint width.
+            there = token @ clip_model.text_projection if s.LABELS == "features" else token
+            gap = (there - label).pow(2).sum().sqrt()
+            loss = loss + s.LAMBDA_LE * gap / (len(labels) * len(prompts))
     return loss
 
 
@@ -101,14 +115,21 @@ def plain_loss(model, clip_model, targets, logits, features, texts, final):
     "values",
     [
         {},
-        {"FUSION_LAYERS": (2, 3)},  # the first layer gets the prompts unfused
+        {"FUSION_LAYERS": (2, 3)},
+        {"FUSION_LAYERS": (3,)},
         {"FUSION_LAYERS": (1,)},
+        {"FUSION_LAYERS": (2, 3), "PROMPT_INIT": False, "SEMANTIC_FUSION": False},
         {"PROMPT_INIT": False},
         {"SEMANTIC_FUSION": False},
         {"PROMPT_INIT": False, "SEMANTIC_FUSION": False},
         {"LAMBDA_LE": 0.0},
         {"LAMBDA_SA": 0.0},
         {"LOSS_CLS": False},
+        {"LABELS": "words"},
+        {"LABELS": "words", "FUSION_LAYERS": (2,), "LE_DISTANCE": "mean_of_norms"},
+        {"LABELS": "words", "PROMPT_INIT": False, "SEMANTIC_FUSION": False},
+        {"LE_DISTANCE": "mean_of_norms"},
+        {"LE_DISTANCE": "mean_of_norms", "SEMANTIC_FUSION": False},
     ],
 )
 def test_logits_loss_and_gradients_equal_the_plain_computation(clip_model, values, batch):
@@ -141,6 +162,10 @@ def test_learnable_tensors_of_each_module():
     assert shapes["fuse_vision.1.key.weight"] == (48, 24)
     assert shapes["fuse_vision.0.mlp.0.weight"] == (48 // 16, 48 + 24)
     assert shapes["fuse_text.1.mlp.2.weight"] == (32, 32 // 16)
+    words = build(HISF, model.clip, **SMALL | {"LABELS": "words"})
+    shapes = {n: tuple(p.shape) for n, p in words.prompt_learner.named_parameters()}
+    assert words.labels.shape == (3, 32) and shapes["ctx"] == (2, 32)
+    assert shapes["fuse_vision.1.value.weight"] == (48, 32)
     plain = build(HISF, model.clip, **SMALL | {"PROMPT_INIT": False, "SEMANTIC_FUSION": False})
     assert {n: tuple(p.shape) for n, p in plain.prompt_learner.named_parameters()} == {
         "ctx_text": (2, 32),
@@ -148,8 +173,30 @@ def test_learnable_tensors_of_each_module():
     }
 
 
-def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model, batch):
-    model = build(HISF, clip_model, **SMALL)
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_prompts_do_not_exist_before_the_first_fusion(clip_model, first):
+    model = build(HISF, clip_model, **{**SMALL, "FUSION_LAYERS": (first,)})
+    for tower in model.layers():
+        assert [entry is not None for entry in tower] == [i == first for i in range(1, first + 1)]
+    assert model.tokens.slots.shape == (3, 2 if first == 1 else 0)
+    words = "X X {}." if first == 1 else "{}."
+    for ids, expected in zip(model.tokens.ids, class_ids(words), strict=True):
+        assert torch.equal(ids, expected[: len(ids)])
+
+
+def test_a_class_name_that_leaves_no_room(clip_model):
+    long = "pot " * 76
+    with pytest.raises(UserError, match="TRAINER.HISF.N_CTX: expected a context that leaves room"):
+        build(HISF, clip_model, **SMALL | {"N_CTX": 74})
+    # inserted prompts have no positions, so that any number of them fits
+    model = build(HISF, clip_model, **SMALL | {"N_CTX": 74, "FUSION_LAYERS": (2,)})
+    with pytest.raises(UserError, match="does not fit with its class name: .* is 79 tokens long"):
+        model.set_classes([long])
+
+
+@pytest.mark.parametrize("layers", [(1, 3), (2, 3)])
+def test_same_logits_in_any_order_or_split_and_for_other_classes(clip_model, batch, layers):
+    model = build(HISF, clip_model, **SMALL | {"FUSION_LAYERS": layers})
     images, _ = batch
     names = ["cat", "small_red bus", "fern", "pot"]
     model.set_classes(names)
@@ -199,6 +246,23 @@ def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_m
         assert group["weight_decay"] == (0.1 if decay == "all" or is_projection else 0.0)
 
 
+def test_the_config_of_section_3_5_trains_as_that_section_says():
+    cfg = get_cfg_default("HISF")
+    merge_from_file(cfg, str(ROOT / "configs/trainers/HISF/vit_b16_ep50_batch4_adamw.yaml"))
+    model = HISF(cfg, tiny_clip(layers=max(cfg.TRAINER.HISF.FUSION_LAYERS)), NAMES, TEMPLATES)
+    optimizer = build_optimizer(model, cfg.OPTIM, model.param_groups(cfg.OPTIM))
+    assert type(optimizer) is torch.optim.AdamW
+    names = {id(p): name for name, p in learned(model).items()}
+    groups = {names[id(p)]: g for g in optimizer.param_groups for p in g["params"]}
+    assert len(groups) == len(names)
+    prompts = groups.pop("prompt_learner.ctx")
+    assert prompts["weight_decay"] == 0
+    for name, group in groups.items():
+        assert 0 < group["lr"] < prompts["lr"]
+        is_projection = name.endswith("weight") and "norm" not in name
+        assert (group["weight_decay"] > 0) == is_projection, name
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -216,6 +280,16 @@ def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_m
             "expected LOSS_CLS, LAMBDA_LE or LAMBDA_SA, got none of them",
         ),
         ({"PROMPT_LR_FACTOR": 0.0}, "PROMPT_LR_FACTOR: expected a number > 0, got 0.0"),
+        ({"LABELS": "word"}, "LABELS: expected one of features, words, got 'word'"),
+        ({"LE_DISTANCE": "norm"}, "LE_DISTANCE: expected one of norm_of_mean, mean_of_norms, got"),
+        (
+            {"LE_DISTANCE": "mean_of_norms", "LAMBDA_LE": 0.0},
+            "LE_DISTANCE: expected 'norm_of_mean' with LAMBDA_LE 0, got 'mean_of_norms'",
+        ),
+        (
+            {"LABELS": "words", "SEMANTIC_FUSION": False, "LAMBDA_LE": 0.0},
+            "LABELS: expected 'features' with SEMANTIC_FUSION False and LAMBDA_LE 0, got 'words'",
+        ),
         ({"DECAY": "none"}, "DECAY: expected one of all, projections, got 'none'"),
     ],
 )
@@ -225,13 +299,20 @@ def test_settings_that_cannot_be(clip_model, values, message):
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"FUSION_LAYERS": (2, 3)}, {"FUSION_LAYERS": (3,)}, {"PROMPT_INIT": False}]
+    "values",
+    [
+        {},
+        {"FUSION_LAYERS": (2, 3)},
+        {"FUSION_LAYERS": (3,)},
+        {"PROMPT_INIT": False},
+        {"LABELS": "words"},
+    ],
 )
 @torch.no_grad()
 def test_attention_equals_the_plain_computation(clip_model, values):
     model = build(HISF, clip_model, **{**SMALL, **values})
     p, layers = dict(model.prompt_learner.named_parameters()), model.settings.FUSION_LAYERS
-    labels = plain_labels(clip_model, NAMES)
+    labels = plain_labels(model, clip_model, NAMES)
     found = model.prompt_learner.attention(model.labels)
     assert {tower: tuple(maps) for tower, maps in found.items()} == {
         "text": tuple(layers),
