@@ -16,6 +16,7 @@ from trainers.hicropl import HiCroPL
 from trainers.hisf import HISF
 from trainers.maple import MaPLe
 from trainers.mma import MMA
+from trainers.proda import ProDA
 from trainers.promp import ProMPT
 from trainers.promptsrc import PromptSRC
 
@@ -25,6 +26,7 @@ TERMS: dict[type[Method], list[str]] = {
     MaPLe: [],
     MMA: [],
     CLIPLoRA: [],
+    ProDA: ["loss_ce", "loss_so"],
     HiCroPL: ["loss_ce", "loss_cons"],
     PromptSRC: ["loss_ce", "loss_scl_text", "loss_scl_image", "loss_scl_logits"],
     HISF: ["loss_cls", "loss_le", "loss_sa"],
