@@ -41,8 +41,8 @@ class MetaPrompt(Method):
     Text and vision prompts are independent: ``prompt_learner.ctx`` (LAYERS, N_CTX, d_t) and
     ``vision_prompt_learner.ctx`` (LAYERS, N_PRO, d_v), normal(0, 0.02). The logits are the mean of
     those of prompted images with frozen texts and those of frozen images with prompted texts; each
-    of the three has a cross-entropy. Frozen texts are in the dataset's template without its full
-    stop; for ImageNet and its versions, the mean over eight templates.
+    of the three has a cross-entropy. Frozen texts are in the dataset's template without its period;
+    for ImageNet and its versions, the mean over eight templates.
 
     A training step is one ordinary step, then the meta step of the public ``Meta_B2N``: the
     classes fall at random into two halves; for each half, the text prompts take a step on its

@@ -45,8 +45,9 @@ class ProDA(Method):
 
     There is no released code of the paper; names of keys and tensors, their start, the positions
     and the prompts without a class name ("<tokens>.") are those of the copies of one implementation
-    in other repositories, whose checkpoints load. Left open, and decided here:
+    in other repositories, whose checkpoints load. Decided here:
 
+    - N, m, ``PROMPT_BS`` and ``ALPHA`` are those of the copies, not compared with the paper's.
     - A step draws its ``PROMPT_BS`` prompts anew, mu_k and S_jk are over these alone, and the
       orthogonality is over all N; the copies go through a random order of all prompts.
     - S_jk divides by the number of prompts, as a Gaussian fitted to them by maximum likelihood.

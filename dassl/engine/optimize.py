@@ -68,7 +68,7 @@ def optimizer_step(
 
 
 class Update:
-    """One optimizer step on a loss, when called; what a method's training step changes things by.
+    """One optimizer step on a loss, when called; a method's training step is handed one.
 
     Args:
         optimizer: of all that is learned.

@@ -17,7 +17,7 @@ PATTERNS = [*["{} X X X."] * 2, *["X {} X X."] * 2, *["X X X {}."] * 5]  # 9 // 
 
 
 def slots_of(pattern, ids):
-    """Return the places of the three tokens in a text with a class name and a full stop."""
+    """Return the places of the three tokens in a text with a class name and a period."""
     n = int(ids.argmax()) - 5  # tokens of the name
     before = pattern.split("{")[0].count("X")
     return [1 + i if i < before else 1 + n + i for i in range(3)]
