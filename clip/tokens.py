@@ -132,8 +132,12 @@ class PromptTokens:
                 slot[before:] += name_length
         return cls.of(ids, slots)
 
-    def of_classes(self, classes: slice) -> PromptTokens:
-        """Return the tokens of some classes, which keep what all of them have in common."""
+    def of_classes(self, classes: slice | Tensor) -> PromptTokens:
+        """Return the tokens of some classes, which keep what all of them have in common.
+
+        Args:
+            classes: a slice of them, or their indices.
+        """
         return replace(
             self, ids=self.ids[classes], eot=self.eot[classes], slots=self.slots[classes]
         )

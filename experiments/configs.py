@@ -84,13 +84,16 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
         Rule("vit_b16_c2_ep50_batch32_16ctx_few_shot", FEW_SHOT),
         Rule("vit_b16_c2_ep50_batch32_16ctx"),
     ),
+    "MetaPrompt": (Rule("vit_b16"),),
+    "ProDA": (Rule("vit_b16_ep100_batch20"),),
     "MMA": (Rule("vit_b16_ep5_imnet", datasets=IMAGENET), Rule("vit_b16_ep5")),
     "CLIPLoRA": (Rule("vit_b16"),),
 }
 MINIATURE = (Rule("vit_mini_cross_datasets", TRANSFER), Rule("vit_mini"))
 ONE_MINIATURE = (Rule("vit_mini"),)
 MINIATURES = dict.fromkeys(
-    (*UNTRAINED, "StandardizedCLIP", "LinearProbe", "MMA", "CLIPLoRA"), ONE_MINIATURE
+    (*UNTRAINED, "StandardizedCLIP", "LinearProbe", "MetaPrompt", "ProDA", "MMA", "CLIPLoRA"),
+    ONE_MINIATURE,
 )
 
 

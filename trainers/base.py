@@ -20,6 +20,7 @@ import clip
 from clip import CLIP, Layer, PromptTokens
 from clip.layer import Layers
 from clip.tokens import tokenizer
+from dassl.engine.optimize import Update
 from dassl.optim import build_lr_scheduler
 from dassl.utils import UserError
 
@@ -135,12 +136,13 @@ class Method(nn.Module):
         return {"loss_ce": F.cross_entropy(logits, labels)}
 
     def step(
-        self, batch: Batch, labels: Tensor, update: Callable[[Tensor], None]
+        self, batch: Batch, labels: Tensor, update: Update
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Take one training step and return logits and loss terms.
 
         Args:
-            update: one optimizer step on a loss.
+            update: ``update(loss)`` is one optimizer step; it also knows the learning rate and
+                takes gradients without a step.
         """
         logits, terms = self(batch, labels)
         update(torch.stack(list(terms.values())).sum())

@@ -21,7 +21,7 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.engine.checkpoints import check_classes, class_names_of
-from dassl.engine.optimize import PRECISIONS, grad_scaler, optimizer_step, precision
+from dassl.engine.optimize import PRECISIONS, Update, grad_scaler, precision
 from dassl.engine.same_run import model_difference
 from dassl.evaluation import build_evaluator
 from dassl.metrics import compute_accuracy
@@ -275,7 +275,8 @@ class MethodTrainer(TrainerX):
 
     def forward_backward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         images, labels = self.parse_batch_train(batch)
-        logits, terms = self.model.step(images, labels, self.update)
+        assert self.optim is not None
+        logits, terms = self.model.step(images, labels, Update(self.optim, self.scaler))
         if self.max_iter is not None or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         terms = {name: term.detach() for name, term in terms.items()}
@@ -284,11 +285,6 @@ class MethodTrainer(TrainerX):
             "acc": compute_accuracy(logits.detach(), labels)[0].squeeze(),
         }
         return {**summary, **terms} if len(terms) > 1 else summary
-
-    def update(self, loss: Tensor) -> None:
-        """Take one optimizer step."""
-        assert self.optim is not None
-        optimizer_step(loss, [self.optim], self.scaler)
 
     def parse_batch_train(self, batch: Mapping[str, Any]) -> tuple[Batch, Tensor]:
         images = batch["img"]

@@ -65,3 +65,37 @@ def optimizer_step(
         for optimizer in optimizers:
             scaler.step(optimizer)
         scaler.update()
+
+
+class Update:
+    """One optimizer step on a loss, when called; a method's training step is handed one.
+
+    Args:
+        optimizer: of all that is learned.
+        scaler: as for ``optimizer_step``.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
+        self.optimizer, self.scaler = optimizer, scaler
+
+    def __call__(self, loss: Tensor) -> None:
+        optimizer_step(loss, [self.optimizer], self.scaler)
+
+    @property
+    def lr(self) -> float:
+        """The current learning rate, that of the first group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def gradients(self, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradients of a loss, computed as for a step; nothing is changed.
+
+        All are zero where one overflows in fp16, as the step would be skipped.
+        """
+        if self.scaler is None:
+            return list(torch.autograd.grad(loss, tensors))
+        scale = self.scaler.scale(torch.ones_like(loss))
+        scaled = torch.autograd.grad(loss * scale, tensors)
+        finite = torch.stack([gradient.isfinite().all() for gradient in scaled]).all()
+        return [torch.where(finite, gradient / scale, 0.0) for gradient in scaled]

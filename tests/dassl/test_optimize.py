@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from dassl.engine.optimize import PRECISIONS, Precision, grad_scaler, optimizer_step, precision
+from dassl.engine.optimize import (
+    PRECISIONS,
+    Precision,
+    Update,
+    grad_scaler,
+    optimizer_step,
+    precision,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -27,6 +34,25 @@ def test_a_scaled_step_is_the_plain_one_unless_it_overflows():
     optimizer_step(model(torch.ones(1, 2)).sum() * 3e38, [optimizer], scaler)
     assert torch.allclose(model.weight, before - 0.1)
     assert scaler.get_scale() == 512.0
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_update_takes_a_step_or_gradients_alone(scaled):
+    model = nn.Linear(2, 1, bias=False)
+    before = model.weight.detach().clone()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
+    update = Update(torch.optim.SGD(model.parameters(), lr=0.1), scaler)
+    assert update.lr == 0.1
+    loss = 3 * model(torch.ones(1, 2)).sum()
+    (gradient,) = update.gradients(loss, [model.weight])
+    assert gradient.tolist() == [[3.0, 3.0]]
+    assert model.weight.grad is None and torch.equal(model.weight, before)
+    if scaled:
+        tensors = [model.weight, torch.ones(1, requires_grad=True)]
+        loss = model(torch.ones(1, 2)).sum() * 3e38 + tensors[1].sum()
+        assert [g.abs().max().item() for g in update.gradients(loss, tensors)] == [0, 0]
+    update(model(torch.ones(1, 2)).sum())
+    assert torch.allclose(model.weight, before - 0.1)
 
 
 @pytest.mark.parametrize("prec", PRECISIONS)

@@ -140,6 +140,8 @@ def test_a_dataset_of_test_images_is_not_trained_on(run, tmp_path, monkeypatch, 
     [
         ("CoOp", ()),
         ("HiCroPL", ()),
+        ("MetaPrompt", ()),
+        ("ProDA", ()),
         pytest.param("HiCroPL", ("TRAINER.HICROPL.FROZEN_TEXT", "random"), marks=pytest.mark.slow),
     ],
 )

@@ -55,6 +55,8 @@ OPTIONS = {
         *("TRAINER.MMADAPTER.ADAPTER_START", "3", "TRAINER.MMADAPTER.ADAPTER_END", "4"),
         *("TRAINER.MMADAPTER.TEXT_CTX_INIT", "a photo of a"),
     ],
+    "MetaPrompt": ["TRAINER.META.LAYERS", "3"],
+    "ProDA": ["TRAINER.PRODA.N_CTX", "3", "TRAINER.PRODA.N_PROMPT", "6"],
     "CLIPLoRA": ["TRAINER.CLIPLORA.N_ITERS", "1"],  # 2 epochs of the classes of one subset
     "PromptSRC": [
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "3"),
@@ -66,6 +68,7 @@ NODES = {
     "StandardizedCLIP": "ZSCLIP",
     "LinearProbe": "LINEAR_PROBE",
     "KgCoOp": "COOP",
+    "MetaPrompt": "META",
     "MMA": "MMADAPTER",
 }  # config nodes with a name other than the trainer's
 CHECKPOINT = {
@@ -79,7 +82,9 @@ CHECKPOINT = {
     "HiCroPL": "VLPromptLearner",
     "ProMPT": "VLPromptLearner",
     "HISF": "VLPromptLearner",
+    "MetaPrompt": "model",
     "MMA": "adapter_learner",
+    "ProDA": "prompt_learner",
     "CLIPLoRA": "lora",
 }
 
