@@ -4,6 +4,7 @@ from . import (
     cliplora,
     cocoop,
     coop,
+    coprompt,
     hicropl,
     hisf,
     ivlp,
@@ -13,6 +14,7 @@ from . import (
     mma,
     promp,
     promptsrc,
+    provp,
     vpt,
     zsclip,
 )
@@ -21,6 +23,7 @@ __all__ = [
     "cliplora",
     "cocoop",
     "coop",
+    "coprompt",
     "hicropl",
     "hisf",
     "ivlp",
@@ -30,6 +33,7 @@ __all__ = [
     "mma",
     "promp",
     "promptsrc",
+    "provp",
     "vpt",
     "zsclip",
 ]

@@ -16,11 +16,10 @@ from dassl.config.domains import Choice, Float, Int, Text, Words
 
 from .base import Batch, Features, Method, Towers
 from .context import Context, check_few_words, context_of_few_words, random_prompts
-from .descriptions import cut_to_context, descriptions_of
+from .descriptions import DESCRIPTIONS, cut_to_context, descriptions_of
 from .settings import MOST_PROMPTS, check_unread, deepest_layer
 from .trainer import load_frozen, register_method
 
-DESCRIPTIONS = "datasets/descriptions/{dataset}.json"
 HEADS = 8  # of the proxies' and the mappers' attention
 
 

@@ -135,7 +135,7 @@ def test_a_dataset_of_test_images_is_not_trained_on(run, tmp_path, monkeypatch, 
     assert accuracy[0] == accuracy[1]
 
 
-@pytest.mark.parametrize("trainer", ["CoOp", "HiCroPL"])
+@pytest.mark.parametrize("trainer", ["CoOp", "CoPrompt", "HiCroPL"])
 def test_a_stopped_run_ends_with_bitwise_the_same_weights(run, tmp_path, trainer, monkeypatch):
     assert run(trainer, "whole", epochs=3)[0] == 0
     monkeypatch.setattr(resume, "SAVE_INTERVAL", 0.0)
