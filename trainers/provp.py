@@ -17,7 +17,7 @@ from dassl.config import register_defaults
 from dassl.config.domains import Bool, Float, Int
 
 from .base import Batch, Features, Method, Towers
-from .settings import MOST_PROMPTS, check_unread, check_vit
+from .settings import MOST_PROMPTS, check_vit
 from .trainer import register_method
 
 ALPHA = 0.01  # share of the previous layer's output in the prompts of a layer
@@ -28,7 +28,7 @@ register_defaults(
 )
 register_defaults(
     "LOSS",
-    {"LAMBDA": Float(1.0, min=0, help="weight of the re-formation loss")},
+    {"LAMBDA": Float(1.0, min=0, help="weight of the re-formation loss of OPTIM.USE_REF")},
     trainer="ProVP",
 )
 
@@ -95,8 +95,6 @@ class ProVP(Method):
             n_layers, self.settings.N_CTX, config.vision_width, grid
         )
         self.reforms, self.weight = cfg.OPTIM.USE_REF, cfg.LOSS.LAMBDA
-        if not self.reforms:
-            check_unread("LOSS", cfg.LOSS, "OPTIM.USE_REF False", LAMBDA=1.0)
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)

@@ -68,7 +68,7 @@ def plain_features(clip_model, p, images, names=NAMES):
     )
 
 
-def plain_logits(clip_model, p, images, names=NAMES):
+def coprompt_logits(clip_model, p, images, names=NAMES):
     image, text = plain_features(clip_model, p, images, names)
     return clip_model.logit_scale.exp() * image @ text.t()
 
@@ -141,7 +141,7 @@ def test_a_public_checkpoint_gives_the_logits_of_the_plain_computation(clip_mode
     model = make().eval()
     torch.manual_seed(3)
     state = {n: (0.2 * torch.randn(t.shape)).half() for n, t in model.saved().items()}
-    expected = plain_logits(clip_model, {n: t.float() for n, t in state.items()}, batch[0])
+    expected = coprompt_logits(clip_model, {n: t.float() for n, t in state.items()}, batch[0])
     state["prompt_learner.token_prefix"] = torch.zeros(9, 1, 32)
     state["prompt_learner.token_suffix"] = torch.zeros(9, 74, 32)
     for name, tensor in clip_model.state_dict().items():
@@ -168,7 +168,7 @@ def test_other_classes_need_sentences_only_in_training(clip_model, make, batch):
         with model.fixed_classes():
             torch.testing.assert_close(model(images), free)
         model.set_classes(names)
-        expected = plain_logits(clip_model, learned(model), images, names)
+        expected = coprompt_logits(clip_model, learned(model), images, names)
         torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
     model.train()
     with pytest.raises(
