@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dassl.errors import UserError
-from experiments.protocols import Protocol
+from experiments.protocols import CROSS_DATASET, Protocol
 
 CONFIGS = Path("configs")
 MINI = "ViT-Mini-2"
@@ -43,6 +43,7 @@ class Rule(NamedTuple):
 TRANSFER = ("cross_dataset", "domain_generalization")
 FEW_SHOT = ("few_shot",)
 IMAGENET = ("imagenet",)
+PUBLIC = (*IMAGENET, *CROSS_DATASET.targets["imagenet"])
 # Far from CLIP's images, later epochs enter the aggregate (as in the public code).
 LATE_AGGREGATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 
@@ -88,11 +89,23 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     "ProDA": (Rule("vit_b16_ep100_batch20"),),
     "MMA": (Rule("vit_b16_ep5_imnet", datasets=IMAGENET), Rule("vit_b16_ep5")),
     "CLIPLoRA": (Rule("vit_b16"),),
+    "CoPrompt": (
+        *(Rule(f"vit_b16_randaug_{dataset}", datasets=(dataset,)) for dataset in PUBLIC),
+        Rule("vit_b16_c2_ep5_batch4_2ctx_randaug"),
+    ),
+    "ProVP": (
+        Rule("vit_b16_ref_ep50", FEW_SHOT, shots=(1,)),
+        Rule("vit_b16_ref_ep100", FEW_SHOT),
+        Rule("vit_b16_b2n_ep100"),
+    ),
 }
 MINIATURE = (Rule("vit_mini_cross_datasets", TRANSFER), Rule("vit_mini"))
 ONE_MINIATURE = (Rule("vit_mini"),)
 MINIATURES = dict.fromkeys(
-    (*UNTRAINED, "StandardizedCLIP", "LinearProbe", "MetaPrompt", "ProDA", "MMA", "CLIPLoRA"),
+    (
+        *(*UNTRAINED, "StandardizedCLIP", "LinearProbe", "MetaPrompt", "ProDA"),
+        *("MMA", "CLIPLoRA", "CoPrompt", "ProVP"),
+    ),
     ONE_MINIATURE,
 )
 

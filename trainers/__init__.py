@@ -4,6 +4,7 @@ from . import (
     cliplora,
     cocoop,
     coop,
+    coprompt,
     hicropl,
     hisf,
     ivlp,
@@ -15,6 +16,7 @@ from . import (
     proda,
     promp,
     promptsrc,
+    provp,
     vpt,
     zsclip,
 )
@@ -23,6 +25,7 @@ __all__ = [
     "cliplora",
     "cocoop",
     "coop",
+    "coprompt",
     "hicropl",
     "hisf",
     "ivlp",
@@ -34,6 +37,7 @@ __all__ = [
     "proda",
     "promp",
     "promptsrc",
+    "provp",
     "vpt",
     "zsclip",
 ]

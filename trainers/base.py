@@ -56,6 +56,7 @@ class Method(nn.Module):
             frozen tower (B, d), and class features are (B, K, d).
         fixable: class features may be kept for all batches of an evaluation.
         n_views: views of each image that a training batch holds (DATALOADER.K_TRANSFORMS).
+        prompts_through_ln_pre: vision prompts of the first layer pass ``ln_pre``, as patches do.
         public_file: name of a file that the public code saves instead of a Dassl checkpoint.
         fit: what replaces the epochs where there are none: ``fit(train, val)`` gets loaders of the
             training images and of the validation images (or None), both in the test transform.
@@ -67,6 +68,7 @@ class Method(nn.Module):
     conditional = False
     fixable = True
     n_views = 1
+    prompts_through_ln_pre = True
     public_file = ""
     fit: Callable[..., None] | None = None
 
@@ -357,7 +359,8 @@ class Method(nn.Module):
 
     def encode_image(self, images: Tensor, layers: Layers = ()) -> Tensor:
         """Return unit image features (B, d), fp32."""
-        return F.normalize(self.clip.encode_image(images, layers).float(), dim=-1)
+        features = self.clip.encode_image(images, layers, self.prompts_through_ln_pre)
+        return F.normalize(features.float(), dim=-1)
 
     @torch.no_grad()
     def frozen_features(self, loader: Any) -> tuple[Tensor, Tensor]:

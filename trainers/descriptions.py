@@ -11,6 +11,8 @@ from clip import tokenize
 from dassl.utils import UserError, log
 from dassl.utils.descriptions import read_descriptions
 
+DESCRIPTIONS = "datasets/descriptions/{dataset}.json"  # where methods look for them
+
 
 def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str) -> list[list[str]]:
     """Choose the sentences of each class from a file {class name: [sentences]}.

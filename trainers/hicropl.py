@@ -18,11 +18,10 @@ from dassl.utils import log
 
 from .base import Batch, Features, Method, Towers, unit_means
 from .context import Context, check_few_words, context_of_few_words, random_prompts
-from .descriptions import cut_to_context, descriptions_of
+from .descriptions import DESCRIPTIONS, cut_to_context, descriptions_of
 from .settings import MOST_PROMPTS, check_unread, deepest_layer
 from .trainer import load_frozen, register_method
 
-DESCRIPTIONS = "datasets/descriptions/{dataset}.json"
 DESCRIBED = ("descriptions", "random")  # values of FROZEN_TEXT that read DESCRIPTIONS
 PHOTO = "a photo of a {}."
 HEADS = 8  # of the proxies' and the mappers' attention in the released code; the paper has one

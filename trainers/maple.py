@@ -70,9 +70,9 @@ class MaPLe(Method):
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
-        deepest = deepest_layer(clip_model)
-        Int(min=1, max=deepest).check("TRAINER.MAPLE.PROMPT_DEPTH", settings.PROMPT_DEPTH)
-        check_few_words("TRAINER.MAPLE", settings.CTX_INIT, settings.N_CTX)
+        node, deepest = f"TRAINER.{cls.config_node}", deepest_layer(clip_model)
+        Int(min=1, max=deepest).check(f"{node}.PROMPT_DEPTH", settings.PROMPT_DEPTH)
+        check_few_words(node, settings.CTX_INIT, settings.N_CTX)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config

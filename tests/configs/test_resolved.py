@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 import train
 from dassl.config import set_keys, to_dict
-from dassl.engine import TRAINER_REGISTRY
+from dassl.config.defaults import declared
 
 REPOSITORY = Path(train.__file__).parent
 TRAINERS = REPOSITORY / "configs" / "trainers"
@@ -47,15 +47,10 @@ def config(trainer: str, file: str = "") -> CfgNode:
 
 @cache
 def resolved(trainer: str, file: str = "") -> dict[str, Any]:
-    """Return what a file resolves to, with dotted keys; of the trainers' nodes, only its own."""
+    """Return what a file resolves to, with dotted keys; of the trainers' keys, only its own."""
     values = flat(to_dict(config(trainer, file)))  # which registers the trainers
-    node = TRAINER_REGISTRY.get(trainer).method.config_node
-    return {
-        key: value
-        for key, value in sorted(values.items())
-        if key not in LEFT_OUT
-        and (not key.startswith("TRAINER.") or key.startswith(f"TRAINER.{node}."))
-    }
+    known = declared(trainer).keys() - LEFT_OUT
+    return {key: value for key, value in sorted(values.items()) if key in known}
 
 
 def store() -> None:
@@ -65,8 +60,8 @@ def store() -> None:
     for file in FILES:
         trainer = file.split("/")[0]
         own = resolved(trainer)
-        defaults[trainer] = {k: v for k, v in own.items() if k.startswith("TRAINER.")}
-        defaults["all"] = {k: v for k, v in own.items() if not k.startswith("TRAINER.")}
+        defaults[trainer] = {k: v for k, v in own.items() if k not in declared()}
+        defaults["all"] = {k: v for k, v in own.items() if k in declared()}
         files[file] = {k: v for k, v in resolved(trainer, file).items() if v != own[k]}
     lines = [
         f"{json.dumps(name)}: {{\n"

@@ -12,6 +12,7 @@ from trainers.base import Method
 from trainers.cliplora import CLIPLoRA
 from trainers.cocoop import CoCoOp
 from trainers.coop import CoOp
+from trainers.coprompt import CoPrompt
 from trainers.hicropl import HiCroPL
 from trainers.hisf import HISF
 from trainers.maple import MaPLe
@@ -20,6 +21,7 @@ from trainers.mma import MMA
 from trainers.proda import ProDA
 from trainers.promp import ProMPT
 from trainers.promptsrc import PromptSRC
+from trainers.provp import ProVP
 
 TERMS: dict[type[Method], list[str]] = {
     CoOp: [],  # one term, which is the loss
@@ -29,6 +31,8 @@ TERMS: dict[type[Method], list[str]] = {
     CLIPLoRA: [],
     MetaPrompt: ["loss_ce", "loss_image", "loss_text"],
     ProDA: ["loss_ce", "loss_so"],
+    ProVP: [],
+    CoPrompt: ["loss_ce", "loss_cons_text", "loss_cons_image"],
     HiCroPL: ["loss_ce", "loss_cons"],
     PromptSRC: ["loss_ce", "loss_scl_text", "loss_scl_image", "loss_scl_logits"],
     HISF: ["loss_cls", "loss_le", "loss_sa"],
@@ -43,12 +47,19 @@ def test_a_step_gives_tensors_and_reads_none(method, monkeypatch, tmp_path):
     if method is HiCroPL:
         write_descriptions(tmp_path / "texts.json")
         values = {"FROZEN_TEXT": "random", "DESCRIPTIONS": str(tmp_path / "texts.json")}
+    if method is CoPrompt:
+        write_descriptions(tmp_path / "texts.json")
+        values = {"DESCRIPTIONS": str(tmp_path / "texts.json")}
     trainer = bare_trainer(build(method, tiny_clip(layers=12), **values))
     trainer.device, trainer.scaler = torch.device("cpu"), None
     tensors = list(learned(trainer.model).values())
     trainer.optim = torch.optim.SGD(tensors, lr=0.1)
     trainer.batch_idx, trainer.num_batches = 0, 3
-    batch = {"img": torch.randn(3, 3, 16, 16), "label": torch.tensor([0, 2, 1])}
+    images = torch.randn(3, 3, 16, 16)
+    batch = {
+        "img": images if method.n_views == 1 else [images] * method.n_views,
+        "label": torch.tensor([0, 2, 1]),
+    }
     trainer.forward_backward(batch)  # the first one may make frozen features
     before = [tensor.detach().clone() for tensor in tensors]
     counts = [0]

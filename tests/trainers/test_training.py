@@ -139,6 +139,7 @@ def test_a_dataset_of_test_images_is_not_trained_on(run, tmp_path, monkeypatch, 
     ("trainer", "options"),
     [
         ("CoOp", ()),
+        ("CoPrompt", ()),
         ("HiCroPL", ()),
         ("MetaPrompt", ()),
         ("ProDA", ()),

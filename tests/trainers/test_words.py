@@ -14,6 +14,7 @@ from dassl.utils import UserError
 from tests.trainers.tiny import NAMES, build, check, settings
 from trainers.cocoop import CoCoOp
 from trainers.coop import CoOp
+from trainers.coprompt import CoPrompt
 from trainers.hicropl import HiCroPL
 from trainers.hisf import HISF
 from trainers.ivlp import IVLP
@@ -35,6 +36,7 @@ METHODS = {
     KgCoOp: ("N_CTX", {}),
     CoCoOp: ("N_CTX", {}),
     MaPLe: ("N_CTX", {"PROMPT_DEPTH": 1}),
+    CoPrompt: ("N_CTX", {"PROMPT_DEPTH": 1}),
     IVLP: ("N_CTX_TEXT", SHALLOW),
     PromptSRC: ("N_CTX_TEXT", SHALLOW),
     HiCroPL: ("N_CTX", HICROPL),
@@ -99,7 +101,7 @@ def test_files_and_the_command_line_may_say_true_or_false(tmp_path, method):
             merge_from_file(cfg, str(path))
 
 
-@pytest.mark.parametrize("method", [MaPLe, IVLP, PromptSRC, HiCroPL])
+@pytest.mark.parametrize("method", [MaPLe, CoPrompt, IVLP, PromptSRC, HiCroPL])
 def test_fewer_words_than_prompts_are_refused(clip_model, method):
     number, values = METHODS[method]
     key = f"TRAINER.{method.config_node}.CTX_INIT"

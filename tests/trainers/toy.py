@@ -47,6 +47,10 @@ HICROPL += ["TRAINER.HICROPL.N_CTX", "2", "TRAINER.HICROPL.FROZEN_TEXT", "datase
 OPTIONS = {
     "HiCroPL": HICROPL,
     "CoOp": ["TRAINER.COOP.N_CTX", "3"],
+    "CoPrompt": [
+        *("DATALOADER.K_TRANSFORMS", "2", "TRAINER.CoPrompt.PROMPT_DEPTH", "3"),
+        *("TRAINER.CoPrompt.DESCRIPTIONS", str(Path(__file__).with_name("toy_descriptions.json"))),
+    ],
     "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "3"],
     "IVLP": ["TRAINER.IVLP.PROMPT_DEPTH_VISION", "3", "TRAINER.IVLP.PROMPT_DEPTH_TEXT", "3"],
     "ProMPT": ["TRAINER.PROMPT.PROMPT_DEPTH_VISION", "3", "TRAINER.PROMPT.N_CTX_VISION", "2"],
@@ -62,6 +66,7 @@ OPTIONS = {
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "3"),
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
     ],
+    "ProVP": ["TRAINER.COOP.N_CTX", "2", "OPTIM.USE_REF", "True"],
 }
 NODES = {
     "ZeroshotCLIP": "ZSCLIP",
@@ -70,6 +75,8 @@ NODES = {
     "KgCoOp": "COOP",
     "MetaPrompt": "META",
     "MMA": "MMADAPTER",
+    "CoPrompt": "CoPrompt",
+    "ProVP": "COOP",
 }  # config nodes with a name other than the trainer's
 CHECKPOINT = {
     "CoOp": "prompt_learner",
@@ -86,6 +93,8 @@ CHECKPOINT = {
     "MMA": "adapter_learner",
     "ProDA": "prompt_learner",
     "CLIPLoRA": "lora",
+    "CoPrompt": "MultiModalPromptLearner",
+    "ProVP": "Prompt_learner",
 }
 
 
