@@ -61,6 +61,7 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     ),
     "CoCoOp": (Rule("vit_b16_c4_ep10_batch1_ctxv1"),),
     "KgCoOp": (Rule("vit_b16_ep100_ctxv1"),),
+    "LAMM": (Rule("vit_b16_ep50_ctxv1"),),
     "VPT": (Rule("vit_b16_c2_ep5_batch4_4"),),
     "IVLP": (Rule("vit_b16_c2_ep5_batch4_2+2ctx"),),
     "MaPLe": (
@@ -86,11 +87,15 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     ),
     "MMA": (Rule("vit_b16_ep5_imnet", datasets=IMAGENET), Rule("vit_b16_ep5")),
     "CLIPLoRA": (Rule("vit_b16"),),
+    "TCP": (
+        Rule("vit_b16_ep25_ctxv1", datasets=("imagenet", "sun397")),
+        Rule("vit_b16_ep100_ctxv1"),
+    ),
 }
 MINIATURE = (Rule("vit_mini_cross_datasets", TRANSFER), Rule("vit_mini"))
 ONE_MINIATURE = (Rule("vit_mini"),)
 MINIATURES = dict.fromkeys(
-    (*UNTRAINED, "StandardizedCLIP", "LinearProbe", "MMA", "CLIPLoRA"), ONE_MINIATURE
+    (*UNTRAINED, "StandardizedCLIP", "LinearProbe", "LAMM", "MMA", "CLIPLoRA", "TCP"), ONE_MINIATURE
 )
 
 

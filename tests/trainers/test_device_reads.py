@@ -14,14 +14,18 @@ from trainers.cocoop import CoCoOp
 from trainers.coop import CoOp
 from trainers.hicropl import HiCroPL
 from trainers.hisf import HISF
+from trainers.lamm import LAMM
 from trainers.maple import MaPLe
 from trainers.mma import MMA
 from trainers.promp import ProMPT
 from trainers.promptsrc import PromptSRC
+from trainers.tcp import TCP
 
 TERMS: dict[type[Method], list[str]] = {
     CoOp: [],  # one term, which is the loss
     CoCoOp: [],
+    TCP: ["loss_ce", "loss_kg"],
+    LAMM: ["loss_ce", "loss_tokens", "loss_features", "loss_logits"],
     MaPLe: [],
     MMA: [],
     CLIPLoRA: [],

@@ -51,6 +51,7 @@ OPTIONS = {
     "IVLP": ["TRAINER.IVLP.PROMPT_DEPTH_VISION", "3", "TRAINER.IVLP.PROMPT_DEPTH_TEXT", "3"],
     "ProMPT": ["TRAINER.PROMPT.PROMPT_DEPTH_VISION", "3", "TRAINER.PROMPT.N_CTX_VISION", "2"],
     "HISF": ["TRAINER.HISF.FUSION_LAYERS", "(1, 3)"],
+    "TCP": ["TRAINER.COOP.N_CTX", "3", "TRAINER.COOP.CLASS_LAYER", "3"],
     "MMA": [
         *("TRAINER.MMADAPTER.ADAPTER_START", "3", "TRAINER.MMADAPTER.ADAPTER_END", "4"),
         *("TRAINER.MMADAPTER.TEXT_CTX_INIT", "a photo of a"),
@@ -66,12 +67,15 @@ NODES = {
     "StandardizedCLIP": "ZSCLIP",
     "LinearProbe": "LINEAR_PROBE",
     "KgCoOp": "COOP",
+    "TCP": "COOP",
     "MMA": "MMADAPTER",
 }  # config nodes with a name other than the trainer's
 CHECKPOINT = {
     "CoOp": "prompt_learner",
     "CoCoOp": "prompt_learner",
     "KgCoOp": "prompt_learner",
+    "TCP": "prompt_learner",
+    "LAMM": "prompt_learner",
     "VPT": "prompt_learner",
     "MaPLe": "MultiModalPromptLearner",
     "IVLP": "VLPromptLearner",
