@@ -121,8 +121,8 @@ class LAMM(Method):
             words = context_from_words(self.clip, self.words, count_tokens(self.words)).init
             if not is_near(state["ctx"], words):
                 raise UserError(
-                    f"checkpoint '{path}' does not fit: expected the words '{self.words}' as 'ctx', "
-                    "which LAMM does not learn, got others"
+                    f"checkpoint '{path}' does not fit: its 'ctx' is not '{self.words}', and LAMM "
+                    "does not learn it"
                 )
         if not self.trained_names and self.begin_with(start, self.class_names):
             self.trained_names = self.class_names

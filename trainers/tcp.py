@@ -1,4 +1,5 @@
-"""TCP: Textual-based Class-aware Prompt tuning for Visual-Language Model (Yao et al., CVPR 2024)."""
+"""TCP: Textual-based Class-aware Prompt Tuning for Visual-Language Model (Yao et al.,
+CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from clip.blocks import QuickGELU
 from dassl.config.domains import Bool, Choice, Float, Int
 
 from .base import Towers
-from .context import ContextLearner, count_tokens
+from .context import ContextLearner, context_of_all_words, count_tokens
 from .coop import SETTINGS
 from .kgcoop import KgCoOp
 from .settings import check_unread
@@ -78,9 +79,7 @@ class TCP(KgCoOp):
     - Its Adam has an epsilon of 1e-3, by hand; here the config says so.
     """
 
-    @classmethod
-    def bound_to_classes(cls, settings: Any) -> bool:
-        return False
+    prompt_learner: ClassAwarePrompts
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
@@ -89,10 +88,10 @@ class TCP(KgCoOp):
         Int(min=2, max=deepest).check("TRAINER.COOP.CLASS_LAYER", settings.CLASS_LAYER)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
-        super().build(cfg, class_names)
-        self.prompt_learner = ClassAwarePrompts(
-            self.prompt_learner.ctx.data, self.clip.config.embed_dim
-        )
+        settings, config = self.settings, self.clip.config
+        self.context = context_of_all_words(self.clip, settings.CTX_INIT, settings.N_CTX)
+        ctx = self.context.start(config.text_width)
+        self.prompt_learner = ClassAwarePrompts(ctx, config.embed_dim)
         own = self.templates[0], self.templates[0]
         frozen, self.template = RELEASED.get(cfg.DATASET.NAME, own)
         self.templates = [frozen]
