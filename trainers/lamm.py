@@ -124,14 +124,15 @@ class LAMM(Method):
                     f"checkpoint '{path}' does not fit: its 'ctx' is not '{self.words}', and LAMM "
                     "does not learn it"
                 )
-        if not self.trained_names and self.begin_with(start, self.class_names):
-            self.trained_names = self.class_names
-        elif not self.trained_names:
-            log.warning(f"'{path}' does not name its classes: all have the tokens of their names")
-        elif not self.begin_with(start, self.trained_names):
+        names = self.trained_names or self.class_names
+        if self.begin_with(start, names):
+            self.trained_names = names
+        elif self.trained_names:
             raise UserError(
                 f"checkpoint '{path}' does not fit: 'fix_token' is not how its class names begin"
             )
+        else:
+            log.warning(f"'{path}' does not name its classes: all have the tokens of their names")
         learner = self.prompt_learner
         if learner.fix_token.shape != start.shape:
             shape = (*start.shape[:2], self.clip.config.text_width)
