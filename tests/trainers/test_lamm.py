@@ -11,11 +11,11 @@ from tests.plain import assert_same_gradients, plain_logits, text_feature, unit
 from tests.trainers.tiny import (
     NAMES,
     TEMPLATES,
-    bare_trainer,
     build,
     check,
     class_ids,
     learned,
+    load_public,
     settings,
 )
 from trainers.lamm import LAMM
@@ -23,6 +23,7 @@ from trainers.zsclip import ZeroshotCLIP
 
 NEW = ["green_hexagon", "tree", "very old house"]
 WEIGHTS = {"TOKEN_LOSS_WEIGHT": 0.7, "FEATURE_LOSS_WEIGHT": 3.0, "LOGIT_LOSS_WEIGHT": 0.4, "T": 1.5}
+PATH = "model.pth.tar-50"
 NAME_STARTS = 5  # behind [SOS] a photo of a
 
 
@@ -178,19 +179,12 @@ def test_names_that_begin_alike_have_tokens_of_their_own(clip_model, batch):
     assert_logits(model, batch[0], texts)
 
 
-def load(model, state, names):
-    """Load a checkpoint as the trainer does, with the names of its classes, or none."""
-    trainer = bare_trainer(model)
-    trainer.check_classes(names, "model.pth.tar-50")
-    trainer.load_learned_state_dict("prompt_learner", state, "model.pth.tar-50")
-
-
 @pytest.mark.parametrize("present", [NAMES, NEW, [*NEW, NAMES[1]], [NAMES[1]], NAMES[::-1]])
 def test_a_checkpoint_that_names_its_classes_serves_any(clip_model, batch, present):
     cfg, _ = settings(LAMM)
     model = LAMM(cfg, clip_model, present, TEMPLATES).eval()
     state, tokens = public_state(NAMES, clip_model)
-    load(model, state, NAMES)
+    load_public(model, state, PATH, NAMES)
     assert_logits(model, batch[0], plain_texts(clip_model, present, tokens))
     model.set_classes([*NAMES, "oak"])
     assert_logits(model, batch[0], plain_texts(clip_model, [*NAMES, "oak"], tokens))
@@ -200,7 +194,7 @@ def test_a_checkpoint_that_names_its_classes_serves_any(clip_model, batch, prese
 def test_a_public_checkpoint_of_other_classes_gives_zero_shot_clip(clip_model, batch, present):
     cfg, _ = settings(LAMM)
     model = LAMM(cfg, clip_model, present, TEMPLATES).eval()
-    load(model, public_state(NAMES, clip_model)[0], [])
+    load_public(model, public_state(NAMES, clip_model)[0], PATH, [])
     zero_shot = ZeroshotCLIP(settings(ZeroshotCLIP)[0], clip_model, present, ["a photo of a {}."])
     with torch.no_grad():
         torch.testing.assert_close(model(batch[0]), zero_shot(batch[0]), rtol=1e-5, atol=1e-5)
@@ -210,7 +204,7 @@ def test_a_public_checkpoint_of_the_present_classes_gives_the_plain_logits(clip_
     model = build(LAMM, clip_model).eval()
     state, tokens = public_state(NAMES, clip_model)
     kept = model.prompt_learner.token_classes
-    load(model, state, [])
+    load_public(model, state, PATH, [])
     assert_logits(model, batch[0], plain_texts(clip_model, NAMES, tokens))
     assert model.prompt_learner.token_classes is kept  # which an optimizer may hold
 
@@ -233,7 +227,7 @@ def test_checkpoints_that_do_not_fit(clip_model, change, names, message):
     model = build(LAMM, clip_model)
     state = {**public_state(NAMES, clip_model)[0], **change}
     with pytest.raises(UserError, match=rf"^checkpoint 'model.pth.tar-50' does not fit: {message}"):
-        load(model, state, names)
+        load_public(model, state, PATH, names)
 
 
 def test_training_starts_only_from_tokens_of_the_same_classes(run, tmp_path):
