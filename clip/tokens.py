@@ -97,12 +97,13 @@ class PromptTokens:
         n_prompts: int,
         position: str = "end",
         context_length: int = CONTEXT_LENGTH,
+        tail: str = ".",
     ) -> PromptTokens:
-        """Tokenize "<context> <name>.", the first ``n_prompts`` context tokens being prompts.
+        """Tokenize "<context> <name><tail>", the first ``n_prompts`` context tokens being prompts.
 
         Context words beyond ``n_prompts`` stay where they are (MaPLe: 2 learned tokens, then
         "of a").  ``position`` is that of the class name among the prompts (CoOp): "end",
-        "middle" (after the first half of the prompts) or "front".
+        "middle" (after the first half of the prompts) or "front"; the tail stays at the end.
 
         Raises:
             ValueError: too long a text, too few context words, or an unknown position.
@@ -116,13 +117,13 @@ class PromptTokens:
         if n_prompts > n_context:
             raise ValueError(f"{n_prompts} prompts, but '{context}' has {n_context} tokens")
         names = [name.replace("_", " ") for name in names]
-        ids = tokenize([f"{context} {name}." for name in names], context_length)
+        ids = tokenize([f"{context} {name}{tail}" for name in names], context_length)
         before = {"end": n_prompts, "middle": n_prompts // 2, "front": 0}[position]
         slots = torch.arange(1, 1 + n_prompts).repeat(len(names), 1)
         if position != "end":
             for row, slot, name in zip(ids, slots, names, strict=True):
                 name_length = len(tok.encode(name))
-                start = 1 + n_context  # where the name is in "<context> <name>."
+                start = 1 + n_context  # where the name is
                 order = [
                     *range(1 + before),
                     *range(start, start + name_length),

@@ -62,6 +62,7 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     ),
     "CoCoOp": (Rule("vit_b16_c4_ep10_batch1_ctxv1"),),
     "KgCoOp": (Rule("vit_b16_ep100_ctxv1"),),
+    "LAMM": (Rule("vit_b16_ep50_ctxv1"),),
     "VPT": (Rule("vit_b16_c2_ep5_batch4_4"),),
     "IVLP": (Rule("vit_b16_c2_ep5_batch4_2+2ctx"),),
     "MaPLe": (
@@ -98,15 +99,19 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
         Rule("vit_b16_ref_ep100", FEW_SHOT),
         Rule("vit_b16_b2n_ep100"),
     ),
+    "TCP": (
+        Rule("vit_b16_ep25_ctxv1", datasets=("imagenet", "sun397")),
+        Rule("vit_b16_ep100_ctxv1"),
+    ),
 }
-MINIATURE = (Rule("vit_mini_cross_datasets", TRANSFER), Rule("vit_mini"))
-ONE_MINIATURE = (Rule("vit_mini"),)
+MINIATURE = (Rule("vit_mini"),)
+# Methods with a file of their own for transfer.
 MINIATURES = dict.fromkeys(
     (
-        *(*UNTRAINED, "StandardizedCLIP", "LinearProbe", "MetaPrompt", "ProDA"),
-        *("MMA", "CLIPLoRA", "CoPrompt", "ProVP"),
+        *("CoOp", "CoCoOp", "KgCoOp", "VPT", "IVLP", "MaPLe"),
+        *("PromptSRC", "ProMPT", "HISF", "HiCroPL"),
     ),
-    ONE_MINIATURE,
+    (Rule("vit_mini_cross_datasets", TRANSFER), *MINIATURE),
 )
 
 
@@ -126,7 +131,7 @@ def config_of(
         UserError: no rule of the method applies.
     """
     if backbone == MINI or (is_embedded(dataset) and not backbone):
-        rules: tuple[Rule, ...] = MINIATURES.get(trainer, MINIATURE)
+        rules = MINIATURES.get(trainer, MINIATURE)
     else:
         rules = PAPERS.get(trainer, ())
     for rule in rules:

@@ -9,6 +9,7 @@ from . import (
     hisf,
     ivlp,
     kgcoop,
+    lamm,
     linear_probe,
     maple,
     metaprompt,
@@ -17,6 +18,7 @@ from . import (
     promp,
     promptsrc,
     provp,
+    tcp,
     vpt,
     zsclip,
 )
@@ -30,6 +32,7 @@ __all__ = [
     "hisf",
     "ivlp",
     "kgcoop",
+    "lamm",
     "linear_probe",
     "maple",
     "metaprompt",
@@ -38,6 +41,7 @@ __all__ = [
     "promp",
     "promptsrc",
     "provp",
+    "tcp",
     "vpt",
     "zsclip",
 ]

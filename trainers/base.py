@@ -6,7 +6,7 @@ and where it differs from the plain computation, how features, logits and losses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -54,6 +54,10 @@ class Method(nn.Module):
         checkpoint_scope: the submodule whose tensors they hold; "" for the whole method.
         conditional: text prompts depend on the image: ``layers`` gets unit image features of the
             frozen tower (B, d), and class features are (B, K, d).
+        rows_by_class: what is learned has a row for each class of training, which is found again
+            by the class's name; ``trained_names`` says whose rows they are.
+        trained_names: names of the classes of training, [] where a checkpoint does not say; set
+            before ``prepare_to_load``.
         fixable: class features may be kept for all batches of an evaluation.
         n_views: views of each image that a training batch holds (DATALOADER.K_TRANSFORMS).
         prompts_through_ln_pre: vision prompts of the first layer pass ``ln_pre``, as patches do.
@@ -66,6 +70,7 @@ class Method(nn.Module):
     checkpoint_name = "VLPromptLearner"
     checkpoint_scope = ""
     conditional = False
+    rows_by_class = False
     fixable = True
     n_views = 1
     prompts_through_ln_pre = True
@@ -81,6 +86,7 @@ class Method(nn.Module):
         self.templates = list(templates)
         self.autocast_dtype: torch.dtype | None = None
         self._kept: tuple[Towers, Features] | None = None
+        self.trained_names = list(class_names)
         self.build(cfg, class_names)
         self.to(self.device)  # what is learned stays fp32 next to a half-precision CLIP
         self.set_classes(class_names)
@@ -179,6 +185,9 @@ class Method(nn.Module):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what ``extra_state`` gave."""
+
+    def prepare_to_load(self, state: Mapping[str, Any], path: str) -> None:
+        """Prepare for the tensors of a checkpoint, before these are checked and loaded; a hook."""
 
     def public_copies(self) -> set[str]:
         """Name the tensors of public checkpoints that are rebuilt from CLIP and class names."""
@@ -286,8 +295,9 @@ class Method(nn.Module):
         n_prompts: int,
         position: str = "end",
         key: str = "",
+        tail: str = ".",
     ) -> PromptTokens:
-        """Tokenize "<context> <class name>.", whose first context tokens are prompts.
+        """Tokenize "<context> <class name><tail>", whose first context tokens are prompts.
 
         Raises:
             ValueError: that is longer than the model's context; a ``UserError`` where ``key`` names
@@ -295,11 +305,11 @@ class Method(nn.Module):
         """
         length = self.clip.context_length
         try:
-            return PromptTokens.from_names(class_names, context, n_prompts, position, length)
+            return PromptTokens.from_names(class_names, context, n_prompts, position, length, tail)
         except ValueError as error:
             encode = tokenizer().encode
             longest = max(class_names, key=lambda name: len(encode(name)))
-            got = 2 + len(encode(f"{context} {longest}."))
+            got = 2 + len(encode(f"{context} {longest}{tail}"))
             if not key or got <= length:
                 raise
             raise UserError(

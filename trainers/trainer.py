@@ -206,7 +206,8 @@ class MethodTrainer(TrainerX):
         if cfg.MODEL.INIT_WEIGHTS:
             weights = load_pretrained_weights(scope, cfg.MODEL.INIT_WEIGHTS)
             trained = class_names_of(weights, cfg.MODEL.INIT_WEIGHTS)
-            self.check_classes(trained, cfg.MODEL.INIT_WEIGHTS)
+            if self.method.rows_by_class or self.method.bound_to_classes(self.model.settings):
+                check_classes(trained, self._class_names, cfg.MODEL.INIT_WEIGHTS)
         self.optim = self.sched = None
         learned = self.model.learned()
         if learned and self.train_loader_x is not None:
@@ -367,11 +368,14 @@ class MethodTrainer(TrainerX):
     def check_classes(self, trained: list[str], path: str) -> None:
         """Check that what is bound to its classes meets those that it was trained on.
 
+        A method that is not bound to them is told their names.
+
         Raises:
             UserError: one differs, or their order does.
         """
         if self.method.bound_to_classes(self.model.settings):
             check_classes(trained, self._class_names, path)
+        self.model.trained_names = trained
 
     def load_learned_state_dict(self, name: str, state_dict: Mapping[str, Any], path: str) -> None:
         """Take what was learned from a checkpoint of ours or of the public code.
@@ -380,6 +384,7 @@ class MethodTrainer(TrainerX):
             UserError: a tensor is missing, unexpected or of another shape: the checkpoint is one
                 of another method, of other settings or of another width.
         """
+        self.model.prepare_to_load(state_dict, path)
         copies = self.model.public_copies() - self.learned_state_dict(name).keys()
         kept = {key: value for key, value in state_dict.items() if key not in copies}
         super().load_learned_state_dict(name, kept, path)

@@ -112,20 +112,22 @@ def test_text_features_and_gradients_equal_the_plain_77_tokens(model, kinds, lay
         same(a, b)
 
 
-@pytest.mark.parametrize("position", ["middle", "front"])
+@pytest.mark.parametrize("tail", [".", ", a type of pet", ""])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
 @pytest.mark.parametrize("kind", ["shared", "class"])
-def test_class_token_positions(model, position, kind):
+def test_class_token_positions_and_what_follows(model, position, kind, tail):
     torch.manual_seed(3)
     prompt = torch.randn(*shapes(kind))
-    features = model.encode_text(PromptTokens.from_names(NAMES, "X X X", M, position), [prompt])
+    tokens = PromptTokens.from_names(NAMES, "X X X", M, position, tail=tail)
+    features = model.encode_text(tokens, [prompt])
     for k, name in enumerate(NAMES):
-        text = {"middle": f"X {name} X X.", "front": f"{name} X X X."}[position]
-        ids = tokenize([text])[0]
+        text = {"end": f"X X X {name}", "middle": f"X {name} X X", "front": f"{name} X X X"}
+        ids = tokenize([text[position] + tail])[0]
         n = len(name.split())
-        slots = {"middle": [1, 2 + n, 3 + n], "front": [1 + n, 2 + n, 3 + n]}[position]
+        slots = {"end": [1, 2, 3], "middle": [1, 2 + n, 3 + n], "front": [1 + n, 2 + n, 3 + n]}
         same(
             features[k],
-            text_feature(model, ids, slots, [prompt if kind == "shared" else prompt[k]]),
+            text_feature(model, ids, slots[position], [prompt if kind == "shared" else prompt[k]]),
         )
 
 

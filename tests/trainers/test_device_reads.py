@@ -15,6 +15,7 @@ from trainers.coop import CoOp
 from trainers.coprompt import CoPrompt
 from trainers.hicropl import HiCroPL
 from trainers.hisf import HISF
+from trainers.lamm import LAMM
 from trainers.maple import MaPLe
 from trainers.metaprompt import MetaPrompt
 from trainers.mma import MMA
@@ -22,10 +23,13 @@ from trainers.proda import ProDA
 from trainers.promp import ProMPT
 from trainers.promptsrc import PromptSRC
 from trainers.provp import ProVP
+from trainers.tcp import TCP
 
 TERMS: dict[type[Method], list[str]] = {
     CoOp: [],  # one term, which is the loss
     CoCoOp: [],
+    TCP: ["loss_ce", "loss_kg"],
+    LAMM: ["loss_ce", "loss_tokens", "loss_features", "loss_logits"],
     MaPLe: [],
     MMA: [],
     CLIPLoRA: [],

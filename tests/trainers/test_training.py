@@ -53,7 +53,7 @@ def test_train_save_and_reload_for_other_classes(run, tmp_path, trainer, backbon
     assert set(results["per_class_accuracy"]) == {"blue", "grey"}
 
 
-@pytest.mark.parametrize("trainer", ["CoOp", "HiCroPL", "HISF", "ProMPT"])
+@pytest.mark.parametrize("trainer", ["CoOp", "HiCroPL", "HISF", "LAMM", "ProMPT"])
 def test_base_training_with_a_test_on_all_classes_is_one_run(run, tmp_path, trainer):
     base, save = ("DATASET.SUBSAMPLE_CLASSES", "base"), ("TEST.SAVE_LOGITS", "True")
     model = ["--eval-only", "--model-dir", f"{tmp_path}/base"]

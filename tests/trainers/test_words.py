@@ -19,11 +19,13 @@ from trainers.hicropl import HiCroPL
 from trainers.hisf import HISF
 from trainers.ivlp import IVLP
 from trainers.kgcoop import KgCoOp
+from trainers.lamm import LAMM
 from trainers.linear_probe import LinearProbe
 from trainers.maple import MaPLe
 from trainers.mma import MMA
 from trainers.promp import ProMPT
 from trainers.promptsrc import PromptSRC
+from trainers.tcp import TCP
 from trainers.vpt import VPT
 from trainers.zsclip import ZeroshotCLIP, ZeroshotCLIP2
 
@@ -34,6 +36,7 @@ HICROPL = {"PROMPT_DEPTH": 2, "CROSS_LAYER": 1, "FROZEN_TEXT": "dataset_template
 METHODS = {
     CoOp: ("N_CTX", {}),
     KgCoOp: ("N_CTX", {}),
+    TCP: ("N_CTX", {"CLASS_LAYER": 2}),
     CoCoOp: ("N_CTX", {}),
     MaPLe: ("N_CTX", {"PROMPT_DEPTH": 1}),
     CoPrompt: ("N_CTX", {"PROMPT_DEPTH": 1}),
@@ -71,7 +74,7 @@ def test_the_frozen_text_of_vpt_has_the_words_or_none(clip_model):
     assert torch.equal(text(False), ids[:, : text(False).shape[1]])
 
 
-@pytest.mark.parametrize("method", [*LEARNED, VPT])
+@pytest.mark.parametrize("method", [*LEARNED, LAMM, VPT])
 def test_files_and_the_command_line_may_say_true_or_false(tmp_path, method):
     name, node = method.__name__, method.config_node
     key = f"TRAINER.{node}.CTX_INIT"
@@ -117,7 +120,7 @@ def test_fewer_words_than_prompts_are_refused(clip_model, method):
     ("method", "key", "values"),
     [
         *((method, METHODS[method][0], {METHODS[method][0]: 74}) for method in LEARNED),
-        *((method, "CTX_INIT", {"CTX_INIT": "photo " * 74}) for method in [*LEARNED, VPT]),
+        *((method, "CTX_INIT", {"CTX_INIT": "photo " * 74}) for method in [*LEARNED, LAMM, VPT]),
         (MMA, "TEXT_CTX_INIT", {"TEXT_CTX_INIT": "photo " * 74, "ADAPTER_START": 1}),
         (HISF, "N_CTX", {"N_CTX": 74, "FUSION_LAYERS": (1,)}),
     ],
@@ -128,7 +131,7 @@ def test_a_context_that_leaves_no_room_names_its_key_and_the_class(clip_model, m
         small = {"ADAPTER_END": 2}
     if method is VPT:
         small = {"PROMPT_DEPTH_VISION": 1}
-    if method not in (VPT, MMA, HISF):
+    if method not in (LAMM, VPT, MMA, HISF):
         values = {"CTX_INIT": False, number: 2, **values}
     with pytest.raises(
         UserError,

@@ -74,9 +74,17 @@ def bare_trainer(method: Method) -> Any:
     return bare
 
 
-def load_public(method: Method, state: Mapping[str, Tensor], path: str) -> None:
-    """Load a public state dict into a built method the way the trainer does."""
-    bare_trainer(method).load_learned_state_dict(method.checkpoint_name, state, path)
+def load_public(
+    method: Method, state: Mapping[str, Tensor], path: str, class_names: list[str] | None = None
+) -> None:
+    """Load a public state dict into a built method the way the trainer does.
+
+    ``class_names`` are those that the checkpoint names, if it is known to name some or none.
+    """
+    trainer = bare_trainer(method)
+    if class_names is not None:
+        trainer.check_classes(class_names, path)
+    trainer.load_learned_state_dict(method.checkpoint_name, state, path)
 
 
 def learned(module: nn.Module) -> dict[str, nn.Parameter]:
