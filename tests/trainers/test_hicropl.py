@@ -75,7 +75,7 @@ def with_templates(*templates):
         ({"FROZEN_TEXT": "dataset_template"}, DEPTH, K, with_templates(TEMPLATES[1])),
         ({"FROZEN_TEXT": "dataset_templates"}, DEPTH, K, with_templates(*TEMPLATES)),
     ],
-    ids=str,
+    ids=lambda value: "plain" if callable(value) else str(value),
 )
 def test_ablations_equal_the_plain_computation(
     clip_model, small, tmp_path, batch, values, depth, k, texts_of
