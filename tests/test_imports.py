@@ -16,6 +16,7 @@ ALLOWED = {
     "datasets": ("dassl",),
     "trainers": ("dassl", "clip"),
     "train": ("dassl", "trainers", "datasets"),
+    "inference": ("dassl", "clip", "trainers"),
     "experiments": ("dassl", "clip", "trainers", "datasets", "train"),
     "benchmarks": ("dassl", "clip", "trainers", "datasets", "train", "experiments"),
 }
@@ -29,7 +30,7 @@ def name_of(path: Path) -> str:
 MODULES = {
     name_of(path): path
     for room in ALLOWED
-    for path in ([ROOT / "train.py"] if room == "train" else sorted((ROOT / room).rglob("*.py")))
+    for path in sorted((ROOT / room).rglob("*.py")) or [ROOT / f"{room}.py"]
 }
 
 

@@ -6,7 +6,7 @@ and where it differs from the plain computation, how features, logits and losses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ from clip.layer import Layers
 from clip.tokens import tokenizer
 from dassl.optim import build_lr_scheduler
 from dassl.utils import UserError
+
+from .descriptions import chosen_sentences, descriptions_of
 
 TEXT_BATCH = 256  # texts that one frozen forward pass encodes at a time
 TEXT_TOKENS = 2**14  # tokens that text in variants takes at a time, over variants and classes
@@ -45,6 +47,8 @@ class Method(nn.Module):
         clip_model: frozen, in the precision and on the device of the run.
         class_names: K readable names.
         templates: the dataset's templates, with "{}" for the class name.
+        descriptions: sentences by class name, for methods that compare with some; None leaves
+            these to the method's own file.
 
     Attributes:
         config_node: its settings are ``cfg.TRAINER.<config_node>``; set by ``register_method``.
@@ -53,6 +57,12 @@ class Method(nn.Module):
         conditional: text prompts depend on the image: ``layers`` gets unit image features of the
             frozen tower (B, d), and class features are (B, K, d).
         fixable: class features may be kept for all batches of an evaluation.
+        layers_suffice: ``layers`` gives prompts as tensors that do not depend on the classes, and
+            nothing else reads what is learned: a deployment holds the prompts in its place.
+        finished: those of a deployment, instead of what ``layers`` gives.
+        given: ``descriptions``.
+        described: the sentences that were used, by class name.
+        kept: layers and class features that are computed no more, or None.
         n_views: views of each image that a training batch holds (DATALOADER.K_TRANSFORMS).
         public_file: name of a file that the public code saves instead of a Dassl checkpoint.
         fit: what replaces the epochs where there are none: ``fit(train, val)`` gets loaders of the
@@ -64,19 +74,28 @@ class Method(nn.Module):
     checkpoint_scope = ""
     conditional = False
     fixable = True
+    layers_suffice = False
     n_views = 1
     public_file = ""
     fit: Callable[..., None] | None = None
 
     def __init__(
-        self, cfg: Any, clip_model: CLIP, class_names: Sequence[str], templates: Sequence[str]
+        self,
+        cfg: Any,
+        clip_model: CLIP,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None = None,
     ):
         super().__init__()
         self.settings = cfg.TRAINER[self.config_node]
         self.clip = clip_model
         self.templates = list(templates)
         self.autocast_dtype: torch.dtype | None = None
-        self._kept: tuple[Towers, Features] | None = None
+        self.given = descriptions
+        self.described: dict[str, list[str]] = {}
+        self.finished: Towers | None = None
+        self.kept: tuple[Towers, Features] | None = None
         self.build(cfg, class_names)
         self.to(self.device)  # what is learned stays fp32 next to a half-precision CLIP
         self.set_classes(class_names)
@@ -258,7 +277,7 @@ class Method(nn.Module):
             UserError: a prompt with its class name is longer than the model's context.
         """
         self.class_names = [name.replace("_", " ") for name in class_names]
-        self._kept = None
+        self.kept = None
         try:
             tokens = self.tokenize_classes(self.class_names)
         except UserError:
@@ -273,6 +292,23 @@ class Method(nn.Module):
             if isinstance(tokens, PromptTokens)
             else [each.to(self.device) for each in tokens]
         )
+
+    def sentences(self, path: str, key: str, other: str) -> list[list[str]]:
+        """Choose the sentences of each class: those given, or else those of a file.
+
+        Args:
+            path, key, other: as for ``descriptions_of``.
+
+        Raises:
+            UserError: as there.
+        """
+        if self.given is None:
+            chosen = descriptions_of(path, self.class_names, key, other)
+        else:
+            other = "give it {class name: [sentences]} of them"
+            chosen = chosen_sentences(self.given, self.class_names, "descriptions", other)
+        self.described.update(zip(self.class_names, chosen, strict=True))
+        return chosen
 
     def prompt_tokens(
         self,
@@ -369,21 +405,25 @@ class Method(nn.Module):
 
     def fixed_or_new(self) -> tuple[Towers, Features]:
         """Return layers and class features; those that were fixed, if they were."""
-        if self._kept is not None:
-            return self._kept
-        towers = self.layers()
+        if self.kept is not None:
+            return self.kept
+        towers = self.layers() if self.finished is None else self.finished
         return towers, self.class_features(towers)
+
+    def keep_classes(self) -> None:
+        """Compute class features now, and no more until other classes are set."""
+        if self.fixable and not self.conditional:
+            with torch.no_grad(), self.autocast():
+                self.kept = self.fixed_or_new()
 
     @contextmanager
     def fixed_classes(self) -> Iterator[None]:
-        """Compute class features once for one evaluation or deployment, not for each batch."""
-        if self.fixable and not self.conditional:
-            with torch.no_grad(), self.autocast():
-                self._kept = self.fixed_or_new()
+        """Compute class features once for one evaluation, not for each batch."""
+        self.keep_classes()
         try:
             yield
         finally:
-            self._kept = None
+            self.kept = None
 
 
 def _prompts(entry: Layer | Tensor | None) -> Any:

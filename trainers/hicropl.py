@@ -16,7 +16,7 @@ from dassl.config.domains import Choice, Float, Int, Text, Words
 
 from .base import Batch, Features, Method, Towers
 from .context import Context, check_few_words, context_of_few_words, random_prompts
-from .descriptions import cut_to_context, descriptions_of
+from .descriptions import cut_to_context
 from .settings import MOST_PROMPTS, check_unread, deepest_layer
 from .trainer import load_frozen, register_method
 
@@ -262,8 +262,8 @@ class HiCroPL(Method):
             settings, self.context, config.text_width, config.vision_width
         )
         # The in-place flow changes the prompts from one batch to the next, also in evaluation.
-        self.fixable = settings.MAPPER_UPDATE != "in_place"
-        self.descriptions = settings.DESCRIPTIONS.replace("{dataset}", cfg.DATASET.NAME)
+        self.fixable = self.layers_suffice = settings.MAPPER_UPDATE != "in_place"
+        self.description_file = settings.DESCRIPTIONS.replace("{dataset}", cfg.DATASET.NAME)
         self.teacher = self.clip
         if settings.TEACHER_NAME not in ("", cfg.MODEL.BACKBONE.NAME):
             self.teacher = load_frozen("TRAINER.HICROPL.TEACHER_NAME", settings.TEACHER_NAME)
@@ -277,9 +277,8 @@ class HiCroPL(Method):
         super().set_classes(class_names)
         kind = self.settings.FROZEN_TEXT
         if kind == "descriptions":
-            texts = descriptions_of(
-                self.descriptions,
-                self.class_names,
+            texts = self.sentences(
+                self.description_file,
                 key="TRAINER.HICROPL.DESCRIPTIONS",
                 other="choose TRAINER.HICROPL.FROZEN_TEXT template or templates",
             )
