@@ -106,6 +106,18 @@ class Classifier(ModelHubMixin):
     # Loading -----------------------------------------------------------------------------------
 
     @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        precision: str | None = None,
+    ) -> Classifier:
+        """Load what a folder holds, a run or a saved classifier; arguments as for ``from_run``."""
+        is_saved = os.path.isfile(os.path.join(folder, WEIGHTS_FILE))
+        make = cls.from_pretrained if is_saved else cls.from_run
+        return make(folder, device=device, precision=precision)
+
+    @classmethod
     def from_run(
         cls,
         folder: str | os.PathLike[str],

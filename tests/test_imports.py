@@ -17,6 +17,7 @@ ALLOWED = {
     "trainers": ("dassl", "clip"),
     "train": ("dassl", "trainers", "datasets"),
     "inference": ("dassl", "clip", "trainers"),
+    "predict": ("dassl", "inference"),
     "experiments": ("dassl", "clip", "trainers", "datasets", "train"),
     "benchmarks": ("dassl", "clip", "trainers", "datasets", "train", "experiments"),
 }
