@@ -19,7 +19,7 @@ ALLOWED = {
     "inference": ("dassl", "clip", "trainers"),
     "predict": ("dassl", "inference"),
     "experiments": ("dassl", "clip", "trainers", "datasets", "train"),
-    "benchmarks": ("dassl", "clip", "trainers", "datasets", "train", "experiments"),
+    "benchmarks": ("dassl", "clip", "trainers", "datasets", "train", "experiments", "inference"),
 }
 
 
