@@ -152,7 +152,9 @@ class Classifier(ModelHubMixin):
         return cls(method, cfg, record)
 
     @classmethod
-    def from_pretrained(cls, place: str | os.PathLike[str], **options: Any) -> Classifier:  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, place: str | os.PathLike[str], **options: Any
+    ) -> Classifier:
         """Load what ``save_pretrained`` or ``push_to_hub`` left.
 
         Args:
@@ -193,7 +195,9 @@ class Classifier(ModelHubMixin):
 
     # Saving ------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, **options: Any
+    ) -> str | None:
         """Write config.json, model.safetensors and README.md, if there is none yet, to a folder.
 
         Args:
@@ -213,7 +217,7 @@ class Classifier(ModelHubMixin):
         write_record(record, str(save_directory / CONFIG_FILE))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
-        """Upload what ``save_pretrained`` writes to a repository; return the commit's address.
+        """Upload what ``save_pretrained`` writes to a repository; return its address.
 
         Args:
             repo_id: such as "name/model".

@@ -100,7 +100,7 @@ def hub(monkeypatch):
 def test_what_is_pushed_comes_back_and_stays_for_offline_use(hub, classifier, tmp_path):
     cache = {"cache_dir": tmp_path / "cache"}
     classifier.set_classes(["one", "two", "three"])
-    assert classifier.push_to_hub("me/colors", token="hf_x").endswith(COMMIT)
+    assert "me/colors" in classifier.push_to_hub("me/colors", token="hf_x")
     assert set(Hub.files) >= {"config.json", "model.safetensors", "README.md"}
     assert b'Classifier.from_pretrained("me/colors")' in Hub.files["README.md"]
     picture = np.random.RandomState(0).randint(0, 256, (16, 16, 3)).astype(np.uint8)
