@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-ROOMS = ("dassl", "clip", "trainers", "datasets", "experiments")
+ROOMS = ("dassl", "clip", "trainers", "datasets", "experiments", "inference")
 
 lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
 

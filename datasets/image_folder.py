@@ -21,6 +21,7 @@ from dassl.data.datasets.base_dataset import Split, check_text
 from dassl.data.shared_files import read_or_make
 from dassl.errors import UserError, shown
 from dassl.utils import log, read_json
+from dassl.utils.tools import IMAGE_SUFFIXES
 
 from .common import (
     LEFTOVERS,
@@ -33,7 +34,6 @@ from .common import (
     split_record,
 )
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 TEST_SHARE = 0.2
 # common names for the parts that would be mistaken for classes
 NEARLY_PARTS = (*SPLITS, "valid", "validation", "testing", "training")
@@ -106,7 +106,7 @@ class ImageFolder(DatasetBase):
             if label not in trained:
                 raise UserError(
                     f"class folder '{os.path.join(train_dir, folder)}' has no readable "
-                    f"image ({', '.join(SUFFIXES)})"
+                    f"image ({', '.join(IMAGE_SUFFIXES)})"
                 )
         self._split_off(splits, cfg.DATASET.VAL_PERCENT, cfg.SEED)
 
@@ -206,7 +206,7 @@ class ImageFolder(DatasetBase):
             paths = []
             for path in files_below(os.path.join(folder, name), left_out, unreadable):
                 suffix = os.path.splitext(path)[1].lower()
-                if suffix in SUFFIXES:
+                if suffix in IMAGE_SUFFIXES:
                     paths.append(path)
                 else:
                     unused[repr(suffix)[1:-1] or "no suffix"] += 1
@@ -215,7 +215,8 @@ class ImageFolder(DatasetBase):
                 items.append(Datum(path, label, classname=names[name]))
         if unused:
             kinds = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(unused.items()))
-            log.info(f"Ignored files in '{folder}' that are not {', '.join(SUFFIXES)}: {kinds}")
+            images = ", ".join(IMAGE_SUFFIXES)
+            log.info(f"Ignored files in '{folder}' that are not {images}: {kinds}")
         if left_out:
             kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(left_out.items()))
             log.info(f"Ignored in '{folder}': {kinds}")

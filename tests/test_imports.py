@@ -16,8 +16,10 @@ ALLOWED = {
     "datasets": ("dassl",),
     "trainers": ("dassl", "clip"),
     "train": ("dassl", "trainers", "datasets"),
+    "inference": ("dassl", "clip", "trainers"),
+    "predict": ("dassl", "inference"),
     "experiments": ("dassl", "clip", "trainers", "datasets", "train"),
-    "benchmarks": ("dassl", "clip", "trainers", "datasets", "train", "experiments"),
+    "benchmarks": ("dassl", "clip", "trainers", "datasets", "train", "experiments", "inference"),
 }
 
 
@@ -29,7 +31,7 @@ def name_of(path: Path) -> str:
 MODULES = {
     name_of(path): path
     for room in ALLOWED
-    for path in ([ROOT / "train.py"] if room == "train" else sorted((ROOT / room).rglob("*.py")))
+    for path in sorted((ROOT / room).rglob("*.py")) or [ROOT / f"{room}.py"]
 }
 
 

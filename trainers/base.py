@@ -24,6 +24,8 @@ from dassl.engine.optimize import Update
 from dassl.optim import build_lr_scheduler
 from dassl.utils import UserError
 
+from .descriptions import chosen_sentences, descriptions_of
+
 TEXT_BATCH = 256  # texts that one frozen forward pass encodes at a time
 TEXT_TOKENS = 2**14  # tokens that text in variants takes at a time, over variants and classes
 N_TEMPLATES = 60  # PromptSRC's public code takes the first 60 of OpenAI's 80 ImageNet templates
@@ -47,6 +49,8 @@ class Method(nn.Module):
         clip_model: frozen, in the precision and on the device of the run.
         class_names: K readable names.
         templates: the dataset's templates, with "{}" for the class name.
+        descriptions: sentences by class name, for methods that compare with some; None leaves
+            these to the method's own file.
 
     Attributes:
         config_node: its settings are ``cfg.TRAINER.<config_node>``; set by ``register_method``.
@@ -59,6 +63,12 @@ class Method(nn.Module):
         trained_names: names of the classes of training, [] where a checkpoint does not say; set
             before ``prepare_to_load``.
         fixable: class features may be kept for all batches of an evaluation.
+        layers_suffice: ``layers`` gives prompts as tensors that do not depend on the classes, and
+            nothing else reads what is learned: a deployment holds the prompts in its place.
+        finished: those of a deployment, instead of what ``layers`` gives.
+        given: ``descriptions``.
+        described: the sentences that were used, by class name.
+        kept: layers and class features that are computed no more, or None.
         n_views: views of each image that a training batch holds (DATALOADER.K_TRANSFORMS).
         prompts_through_ln_pre: vision prompts of the first layer pass ``ln_pre``, as patches do.
         public_file: name of a file that the public code saves instead of a Dassl checkpoint.
@@ -72,21 +82,30 @@ class Method(nn.Module):
     conditional = False
     rows_by_class = False
     fixable = True
+    layers_suffice = False
     n_views = 1
     prompts_through_ln_pre = True
     public_file = ""
     fit: Callable[..., None] | None = None
 
     def __init__(
-        self, cfg: Any, clip_model: CLIP, class_names: Sequence[str], templates: Sequence[str]
+        self,
+        cfg: Any,
+        clip_model: CLIP,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None = None,
     ):
         super().__init__()
         self.settings = cfg.TRAINER[self.config_node]
         self.clip = clip_model
         self.templates = list(templates)
         self.autocast_dtype: torch.dtype | None = None
-        self._kept: tuple[Towers, Features] | None = None
         self.trained_names = list(class_names)
+        self.given = descriptions
+        self.described: dict[str, list[str]] = {}
+        self.finished: Towers | None = None
+        self.kept: tuple[Towers, Features] | None = None
         self.build(cfg, class_names)
         self.to(self.device)  # what is learned stays fp32 next to a half-precision CLIP
         self.set_classes(class_names)
@@ -272,7 +291,7 @@ class Method(nn.Module):
             UserError: a prompt with its class name is longer than the model's context.
         """
         self.class_names = [name.replace("_", " ") for name in class_names]
-        self._kept = None
+        self.kept = None
         try:
             tokens = self.tokenize_classes(self.class_names)
         except UserError:
@@ -287,6 +306,23 @@ class Method(nn.Module):
             if isinstance(tokens, PromptTokens)
             else [each.to(self.device) for each in tokens]
         )
+
+    def sentences(self, path: str, key: str, other: str) -> list[list[str]]:
+        """Choose the sentences of each class: those given, or else those of a file.
+
+        Args:
+            path, key, other: as for ``descriptions_of``.
+
+        Raises:
+            UserError: as there.
+        """
+        if self.given is None:
+            chosen = descriptions_of(path, self.class_names, key, other)
+        else:
+            other = "give it {class name: [sentences]} of them"
+            chosen = chosen_sentences(self.given, self.class_names, "descriptions", other)
+        self.described.update(zip(self.class_names, chosen, strict=True))
+        return chosen
 
     def prompt_tokens(
         self,
@@ -407,21 +443,25 @@ class Method(nn.Module):
 
     def fixed_or_new(self) -> tuple[Towers, Features]:
         """Return layers and class features; those that were fixed, if they were."""
-        if self._kept is not None:
-            return self._kept
-        towers = self.layers()
+        if self.kept is not None:
+            return self.kept
+        towers = self.layers() if self.finished is None else self.finished
         return towers, self.class_features(towers)
+
+    def keep_classes(self) -> None:
+        """Compute class features now, and no more until other classes are set."""
+        if self.fixable and not self.conditional:
+            with torch.no_grad(), self.autocast():
+                self.kept = self.fixed_or_new()
 
     @contextmanager
     def fixed_classes(self) -> Iterator[None]:
-        """Compute class features once for one evaluation or deployment, not for each batch."""
-        if self.fixable and not self.conditional:
-            with torch.no_grad(), self.autocast():
-                self._kept = self.fixed_or_new()
+        """Compute class features once for one evaluation, not for each batch."""
+        self.keep_classes()
         try:
             yield
         finally:
-            self._kept = None
+            self.kept = None
 
 
 def unit_means(features: Tensor, sizes: Sequence[int]) -> Tensor:

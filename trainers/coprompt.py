@@ -13,7 +13,7 @@ from dassl.config import register_defaults
 from dassl.config.domains import Choice, Float, Int, Text, Words
 
 from .base import Batch, Features, Towers
-from .descriptions import DESCRIPTIONS, cut_to_context, descriptions_of
+from .descriptions import DESCRIPTIONS, cut_to_context
 from .maple import MaPLe
 from .settings import MOST_PROMPTS
 from .trainer import register_method
@@ -85,7 +85,7 @@ class CoPrompt(MaPLe):
         self.adapter_image = OutputAdapter(width)
         self.adapter_text = OutputAdapter(width)
         self.weight, self.criterion = cfg.TRAINER.W, cfg.TRAINER.DISTILL
-        self.descriptions = self.settings.DESCRIPTIONS.replace("{dataset}", cfg.DATASET.NAME)
+        self.description_file = self.settings.DESCRIPTIONS.replace("{dataset}", cfg.DATASET.NAME)
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)
@@ -95,9 +95,8 @@ class CoPrompt(MaPLe):
     def described(self) -> Tensor:
         """Unit features of each class's sentences (n, K, d), computed when training first asks."""
         if self._described is None:
-            texts = descriptions_of(
-                self.descriptions,
-                self.class_names,
+            texts = self.sentences(
+                self.description_file,
                 key=f"TRAINER.{self.config_node}.DESCRIPTIONS",
                 other="name another file",
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os.path as osp
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from clip import tokenize
 from dassl.utils import UserError, log
@@ -17,9 +17,6 @@ DESCRIPTIONS = "datasets/descriptions/{dataset}.json"  # where methods look for 
 def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str) -> list[list[str]]:
     """Choose the sentences of each class from a file {class name: [sentences]}.
 
-    A class has the sentences of its own name; where the file lacks that very name, those of the
-    one name that differs only in case, underscores, hyphens, spaces and accents.
-
     Args:
         path: of the file.
         class_names: K names.
@@ -27,8 +24,7 @@ def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str)
         other: what else the user may do, for error messages.
 
     Raises:
-        UserError: no such file, a file of another form, or classes without sentences or with
-            several names to choose from, all of which the message names.
+        UserError: no such file, a file of another form, or as ``chosen_sentences``.
     """
     if not osp.isfile(path):
         raise UserError(
@@ -40,6 +36,27 @@ def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str)
         sentences = read_descriptions(path)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
+    return chosen_sentences(sentences, class_names, f"{key}: '{path}'", f"correct it or {other}")
+
+
+def chosen_sentences(
+    sentences: Mapping[str, Sequence[str]], class_names: Sequence[str], place: str, other: str
+) -> list[list[str]]:
+    """Choose the sentences of each class.
+
+    A class has the sentences of its own name; where that very name is missing, those of the one
+    name that differs only in case, underscores, hyphens, spaces and accents.
+
+    Args:
+        sentences: by class name.
+        class_names: K names.
+        place: where the sentences come from, for error messages.
+        other: what the user may do, for error messages.
+
+    Raises:
+        UserError: classes without sentences or with several names to choose from, all of which the
+            message names.
+    """
     by_spelling: dict[str, list[str]] = {}
     for name, texts in sentences.items():
         if texts:
@@ -50,7 +67,7 @@ def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str)
         exact = [name for name in names if name.replace("_", " ") == class_name.replace("_", " ")]
         names = exact or names
         if len(names) == 1:
-            chosen.append(sentences[names[0]])
+            chosen.append(list(sentences[names[0]]))
         elif names:
             several.append(f"{class_name!r} ({' or '.join(map(repr, names))})")
         else:
@@ -58,7 +75,7 @@ def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str)
     problems = [f"has no sentences for {', '.join(missing)}"] if missing else []
     problems += [f"has several names for {', '.join(several)}"] if several else []
     if problems:
-        raise UserError(f"{key}: '{path}' {' and '.join(problems)}; correct it or {other}")
+        raise UserError(f"{place} {' and '.join(problems)}; {other}")
     return chosen
 
 

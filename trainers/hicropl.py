@@ -18,7 +18,7 @@ from dassl.utils import log
 
 from .base import Batch, Features, Method, Towers, unit_means
 from .context import Context, check_few_words, context_of_few_words, random_prompts
-from .descriptions import DESCRIPTIONS, cut_to_context, descriptions_of
+from .descriptions import DESCRIPTIONS, cut_to_context
 from .settings import MOST_PROMPTS, check_unread, deepest_layer
 from .trainer import load_frozen, register_method
 
@@ -325,8 +325,8 @@ class HiCroPL(Method):
             settings, self.context, config.text_width, config.vision_width
         )
         # The in-place flow changes the prompts from one batch to the next, also in evaluation.
-        self.fixable = settings.MAPPER_UPDATE != "in_place"
-        self.descriptions = settings.DESCRIPTIONS.replace("{dataset}", cfg.DATASET.NAME)
+        self.fixable = self.layers_suffice = settings.MAPPER_UPDATE != "in_place"
+        self.description_file = settings.DESCRIPTIONS.replace("{dataset}", cfg.DATASET.NAME)
         self.teacher = self.clip
         if settings.TEACHER_NAME not in ("", cfg.MODEL.BACKBONE.NAME):
             self.teacher = load_frozen("TRAINER.HICROPL.TEACHER_NAME", settings.TEACHER_NAME)
@@ -350,18 +350,17 @@ class HiCroPL(Method):
 
     def set_described(self) -> None:
         """Set the features of the classes' sentences: their means, and for random each of them."""
-        texts = descriptions_of(
-            self.descriptions,
-            self.class_names,
+        texts = self.sentences(
+            self.description_file,
             key="TRAINER.HICROPL.DESCRIPTIONS",
             other="choose TRAINER.HICROPL.FROZEN_TEXT dataset_template or dataset_templates",
         )
         texts = cut_to_context(texts, self.clip.context_length)
         counts = [len(sentences) for sentences in texts]
-        sentences = self.unit_text_features([text for each in texts for text in each])
-        self.frozen_text = unit_means(sentences, counts)
+        features = self.unit_text_features([text for each in texts for text in each])
+        self.frozen_text = unit_means(features, counts)
         if self.settings.FROZEN_TEXT == "random":
-            self.sentences, self.most_sentences = sentences, max(counts)
+            self.sentence_features, self.most_sentences = features, max(counts)
             self.n_sentences = torch.tensor(counts, device=self.device)
             self.first_sentence = self.n_sentences.cumsum(0) - self.n_sentences
 
@@ -370,7 +369,7 @@ class HiCroPL(Method):
         if self.settings.FROZEN_TEXT != "random" or not self.training:
             return self.frozen_text
         index = torch.randint(self.most_sentences, ()).to(self.device)
-        return self.sentences[self.first_sentence + index % self.n_sentences]
+        return self.sentence_features[self.first_sentence + index % self.n_sentences]
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         return self.prompt_learner()

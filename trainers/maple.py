@@ -67,6 +67,7 @@ class MaPLe(Method):
     """
 
     checkpoint_name = "MultiModalPromptLearner"
+    layers_suffice = True
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:

@@ -21,6 +21,7 @@ from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.engine.checkpoints import check_classes, class_names_of
+from dassl.engine.classes_file import Classes, write_classes
 from dassl.engine.optimize import PRECISIONS, Update, grad_scaler, precision
 from dassl.engine.same_run import model_difference
 from dassl.evaluation import build_evaluator
@@ -331,6 +332,13 @@ class MethodTrainer(TrainerX):
         finally:
             self.evaluator, self.num_classes, self.lab2cname = kept
             self.model.set_classes(dataset.classnames)
+
+    def write_results(self, results: Mapping[str, float], split: str | None) -> None:
+        """Write classes.json and results.json: both mean that the run is finished."""
+        model = self.model
+        classes = Classes(list(self._class_names), model.templates, model.described)
+        write_classes(classes, self.output_dir)
+        super().write_results(results, split)
 
     def model_inference(self, images: Tensor) -> Tensor:
         with self.model.autocast():

@@ -5,6 +5,7 @@ from dassl.config.defaults import check_domains, get_cfg_default, register_defau
 from dassl.config.files import read_yaml
 from dassl.config.merge import (
     first_difference,
+    merge_from_dict,
     merge_from_file,
     merge_from_list,
     set_key,
@@ -18,6 +19,7 @@ __all__ = [
     "clean_cfg",
     "first_difference",
     "get_cfg_default",
+    "merge_from_dict",
     "merge_from_file",
     "merge_from_list",
     "read_yaml",

@@ -45,6 +45,15 @@ def _merge_file(cfg: CN, path: str, above: tuple[str, ...]) -> None:
     _merge(cfg, tree, "", f" in '{path}'", _recorded(cfg))
 
 
+def merge_from_dict(cfg: CN, tree: dict[str, Any], place: str) -> None:
+    """Merge nested plain dicts, such as those of ``to_dict``, into ``cfg``.
+
+    Raises:
+        UserError: a key or the type of a value is wrong; the message names the file ``place``.
+    """
+    _merge(cfg, tree, "", f" in '{place}'", _recorded(cfg))
+
+
 def trainer_in_file(path: str) -> str:
     """Return the TRAINER.NAME that a YAML file itself sets; "" if none, or without such a file."""
     node = read_yaml(path).get("TRAINER") if os.path.isfile(path) else None

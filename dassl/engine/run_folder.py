@@ -1,8 +1,9 @@
 """The folder of a run: its lock, its files, whether training in it is over, its results.
 
-A run leaves in its output folder: log.txt, config.yaml, tensorboard/, results.json,
-<model name>/model.pth.tar-<epoch>, what its recorders keep (predictions.npz always) and, while it
-is not finished, resume.pth.tar. While a process is at work there, .lock says which one.
+A run leaves in its output folder: log.txt, config.yaml, tensorboard/, results.json, classes.json
+(of a ``Method``), <model name>/model.pth.tar-<epoch>, what its recorders keep (predictions.npz
+always) and, while it is not finished, resume.pth.tar. While a process is at work there, .lock says
+which one.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ except ImportError:  # Windows
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
+CLASSES_FILE = "classes.json"
 RESUME_FILE = "resume.pth.tar"
 TENSORBOARD_FOLDER = "tensorboard"
 BEST_CHECKPOINT = "model-best.pth.tar"
-FILES = (LOG_FILE, CONFIG_FILE, RESULTS_FILE, RESUME_FILE, PREDICTIONS_FILE)
+FILES = (LOG_FILE, CONFIG_FILE, RESULTS_FILE, CLASSES_FILE, RESUME_FILE, PREDICTIONS_FILE)
 
 ATTEMPT_INTERVAL_S = 0.1  # between two attempts to lock a folder
 _locks: set[int] = set()  # descriptors of the lock files that this process has open
@@ -195,6 +197,7 @@ def begin(folder: str, config: dict[str, Any], models: Iterable[str]) -> None:
     places.check_folders(folder, [TENSORBOARD_FOLDER, *models])
     places.remove_if_there(folder, RESULTS_FILE)  # it means that a run is finished
     places.remove_if_there(folder, PREDICTIONS_FILE)
+    places.remove_if_there(folder, CLASSES_FILE)
     with atomic_write(os.path.join(folder, CONFIG_FILE)) as file:
         yaml.safe_dump(config, file)
 

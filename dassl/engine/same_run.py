@@ -60,7 +60,7 @@ def check_output(folder: str, config: dict[str, Any], evaluates: bool = False) -
             "OUTPUT_DIR: expected another folder than that of a training run, whose results are "
             f"to stay, got '{folder}'"
         )
-    kept = _settings_in(folder)
+    kept = settings_in(folder)
     if kept is not None:
         check_same_run(folder, kept, config)
     elif not evaluates and _checkpoints(folder, "*"):
@@ -210,7 +210,7 @@ def read_config(folder: str) -> dict[str, Any] | None:
     return config
 
 
-def _settings_in(folder: str) -> dict[str, Any] | None:
+def settings_in(folder: str) -> dict[str, Any] | None:
     """Return the config of a folder's training run or else of its evaluation; None without one."""
     config = read_config(folder)
     if config is not None:

@@ -14,8 +14,8 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from dassl.json_file import read_json as read_json  # as in the public toolbox, 
 # Names of the files that ``atomic_write`` renames when they are complete. A killed process leaves
 # them.
 TEMPORARY_NAME = re.compile(r"\..+\.tmp-[a-z0-9_]{8}", re.DOTALL)
+# Of the files that a search for images takes.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # What turns the image of an EXIF orientation upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -182,19 +184,38 @@ def read_image(path: str, upright: bool = False, max_pixels: int | None = None) 
             it has gray values to be stretched that are all the same, or not all finite.
         UserError: the process has too many files open, which no image is to blame for.
     """
+    name = f"image '{path}'"
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a named pipe would hang
+        raise ImageError(f"{name} is not a file")
+    return decode_image(path, name, upright, max_pixels)
+
+
+def decode_image(
+    source: str | BinaryIO | Image.Image,
+    name: str,
+    upright: bool = False,
+    max_pixels: int | None = None,
+) -> Image.Image:
+    """Do what ``read_image`` does for a path, an open file or an image of PIL.
+
+    Args:
+        source: what to read.
+        name: of the image, for error messages.
+        upright, max_pixels: as for ``read_image``.
+
+    Raises:
+        ImageError, UserError: as ``read_image``.
+    """
     try:
-        if not os.path.isfile(path):  # to open a named pipe would hang
-            os.stat(path)
-            raise ImageError(f"image '{path}' is not a file")
         if max_pixels and Image.MAX_IMAGE_PIXELS and max_pixels > Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = max_pixels  # or Pillow refuses what is allowed here
-        with Image.open(path) as file:
+        with _opened(source) as file:
             limit = max_pixels or Image.MAX_IMAGE_PIXELS
             if limit and file.width * file.height > limit:
-                raise _too_large(path, f"{file.width} x {file.height}", limit)
+                raise _too_large(name, f"{file.width} x {file.height}", limit)
             image = _turned(file) if upright else file
             if image.mode == "F" or image.mode == "I" and file.format not in ("PNG", "PPM"):
-                image = _stretched(image, path)
+                image = _stretched(image, name)
             elif image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
                 pixels = np.asarray(image).astype(np.float64) / 257
                 image = Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
@@ -205,22 +226,26 @@ def read_image(path: str, upright: bool = False, max_pixels: int | None = None) 
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(f"image '{path}' does not exist") from error
+        raise ImageError(f"{name} does not exist") from error
     except Image.DecompressionBombError as error:  # far above Pillow's limit
-        raise _too_large(path, "too many", max_pixels or Image.MAX_IMAGE_PIXELS) from error
+        raise _too_large(name, "too many", max_pixels or Image.MAX_IMAGE_PIXELS) from error
     # PIL raises SyntaxError for some broken PNGs, ValueError and struct.error for other formats
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise UserError(
-                f"cannot read '{path}': {error.strerror}; raise the limit (ulimit -n), or set "
+                f"cannot read {name}: {error.strerror}; raise the limit (ulimit -n), or set "
                 "DATALOADER.NUM_WORKERS lower"
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"image '{path}' is unreadable or truncated: {reason}") from error
+        raise ImageError(f"{name} is unreadable or truncated: {reason}") from error
 
 
-def _too_large(path: str, pixels: str, limit: int | None) -> ImageError:
-    return ImageError(f"image '{path}' has {pixels} pixels: more than INPUT.MAX_PIXELS {limit}")
+def _opened(source: str | BinaryIO | Image.Image) -> AbstractContextManager[Image.Image]:
+    return nullcontext(source) if isinstance(source, Image.Image) else Image.open(source)
+
+
+def _too_large(name: str, pixels: str, limit: int | None) -> ImageError:
+    return ImageError(f"{name} has {pixels} pixels: more than INPUT.MAX_PIXELS {limit}")
 
 
 def _turned(image: Image.Image) -> Image.Image:
@@ -233,14 +258,13 @@ def _turned(image: Image.Image) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
-def _stretched(image: Image.Image, path: str) -> Image.Image:
+def _stretched(image: Image.Image, name: str) -> Image.Image:
     pixels = np.asarray(image).astype(np.float64)
     low, high = pixels.min(), pixels.max()
     if not np.isfinite(high - low) or low == high:
         what = "all the same" if low == high else "not all finite"
         raise ImageError(
-            f"image '{path}' has gray values without a range, as they are {what}; save it with 8 "
-            "or 16 bits"
+            f"{name} has gray values without a range, as they are {what}; save it with 8 or 16 bits"
         )
     return Image.fromarray(np.round((pixels - low) * (255 / (high - low))).astype(np.uint8))
 

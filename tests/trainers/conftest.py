@@ -48,16 +48,8 @@ def run(backbone, tmp_path, capsys) -> Any:
     """Run train.py: run(trainer, output folder, KEY, VALUE, ..., flags) -> (exit code, output)."""
 
     def call(trainer: str, output: str, *pairs: str, flags=(), epochs: int = 2) -> tuple[int, str]:
-        node = toy.NODES.get(trainer, trainer.upper())
-        code = train.main(
-            ["--trainer", trainer, "--root", str(tmp_path), "--seed", "1"]
-            + ["--backbone", backbone, "--output-dir", str(tmp_path / output), *flags]
-            + ["DATASET.NAME", "ColourPatches", "INPUT.SIZE", "(16, 16)", "DATALOADER.NUM_WORKERS"]
-            + ["0", "INPUT.TRANSFORMS", "['random_resized_crop', 'normalize']"]
-            + ["DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OPTIM.MAX_EPOCH", str(epochs)]
-            + ["OPTIM.LR_SCHEDULER", "cosine", f"TRAINER.{node}.PREC", "fp32"]
-            + [*toy.OPTIONS.get(trainer, []), *pairs]
-        )
+        whose = (trainer, tmp_path, backbone, tmp_path / output)
+        code = train.main([*flags, *toy.command_line(*whose, *pairs, epochs=epochs)])
         captured = capsys.readouterr()
         return code, captured.out + captured.err
 

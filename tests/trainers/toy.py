@@ -71,6 +71,7 @@ OPTIONS = {
 }
 NODES = {
     "ZeroshotCLIP": "ZSCLIP",
+    "ZeroshotCLIP2": "ZSCLIP",
     "StandardizedCLIP": "ZSCLIP",
     "LinearProbe": "LINEAR_PROBE",
     "KgCoOp": "COOP",
@@ -100,6 +101,22 @@ CHECKPOINT = {
     "CoPrompt": "MultiModalPromptLearner",
     "ProVP": "Prompt_learner",
 }
+
+
+def command_line(
+    trainer: str, root: Path, backbone: str, output: Path, *pairs: str, epochs: int = 2
+) -> list[str]:
+    """Return the arguments of train.py for a run on the colors, with the method's own settings."""
+    node = NODES.get(trainer, trainer.upper())
+    return [
+        *("--trainer", trainer, "--root", str(root), "--seed", "1"),
+        *("--backbone", backbone, "--output-dir", str(output)),
+        *("DATASET.NAME", "ColourPatches", "INPUT.SIZE", "(16, 16)", "DATALOADER.NUM_WORKERS", "0"),
+        *("INPUT.TRANSFORMS", "['random_resized_crop', 'normalize']"),
+        *("DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OPTIM.MAX_EPOCH", str(epochs)),
+        *("OPTIM.LR_SCHEDULER", "cosine", f"TRAINER.{node}.PREC", "fp32"),
+        *(*OPTIONS.get(trainer, []), *pairs),
+    ]
 
 
 def write_backbone(path: Path) -> str:

@@ -1,0 +1,196 @@
+"""The files of a classifier on its own: config.json, model.safetensors and a model card."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dassl.engine.classes_file import Classes, classes_in
+from dassl.engine.run_folder import RESULTS_FILE
+from dassl.errors import UserError, check_regular, shown
+from dassl.utils.tools import atomic_write, read_json, write_json
+from inference.build import load_learned, part_of
+from trainers.base import Method, Towers
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CALIBRATION_FILE = "calibration.json"  # of a run: {"temperature": T}, above 0
+# Figures of a run's results.json that a classifier keeps.
+FIGURES = ("accuracy", "macro_f1", "nll", "ece", "total", "correct", "split", "seed", "epoch")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a classifier knows besides its tensors; config.json holds it.
+
+    Attributes:
+        config: what ``part_of`` takes of the run's config.
+        classes: of the run.
+        labels: class names that are told apart.
+        temperature: what logits are divided by before the softmax.
+        results: figures of the run's final evaluation, as in results.json.
+    """
+
+    config: dict[str, Any]
+    classes: Classes
+    labels: list[str]
+    temperature: float = 1.0
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+def checked_temperature(value: Any, place: str) -> float:
+    """Return a temperature, a finite number above 0; anything else is a ``UserError``."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not (value > 0 and math.isfinite(value)):
+        raise UserError(f"'{place}': temperature: expected a number above 0, got {shown(value)}")
+    return float(value)
+
+
+def temperature_of(folder: str) -> float:
+    """Return the temperature that was fitted to a run; 1 where none was."""
+    path = os.path.join(folder, CALIBRATION_FILE)
+    if not os.path.lexists(path):
+        return 1.0
+    content = read_json(path)
+    value = content.get("temperature") if isinstance(content, dict) else content
+    return checked_temperature(value, path)
+
+
+def results_of(folder: str) -> dict[str, Any]:
+    """Return the figures of a run's final evaluation that a classifier keeps."""
+    content = read_json(os.path.join(folder, RESULTS_FILE))
+    return {name: content[name] for name in FIGURES if name in content}
+
+
+def write_record(record: Record, path: str) -> None:
+    """Write config.json."""
+    content = {
+        "format": FORMAT,
+        "config": record.config,
+        "classes": {"format": 1, **record.classes._asdict()},
+        "labels": record.labels,
+        "temperature": record.temperature,
+        "results": record.results,
+    }
+    write_json(content, path)
+
+
+def read_record(path: str) -> Record:
+    """Read config.json.
+
+    Raises:
+        UserError: it is missing, damaged or of a newer format.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}': expected an object, got {shown(content)}")
+    version = content.get("format")
+    if type(version) is not int or not 1 <= version <= FORMAT:
+        raise UserError(f"'{path}': expected format {FORMAT} or less, got {shown(version)}")
+    config, labels, results = (content.get(name) for name in ("config", "labels", "results"))
+    if not isinstance(config, dict) or not isinstance(results, dict):
+        raise UserError(f"'{path}': expected sections config and results, got none")
+    return Record(
+        part_of(config, path),
+        classes_in(content.get("classes"), path),
+        checked_names(labels, f"'{path}': labels"),
+        checked_temperature(content.get("temperature"), path),
+        results,
+    )
+
+
+def checked_names(names: Any, place: str) -> list[str]:
+    """Return class names as a list.
+
+    Raises:
+        UserError: there are none, one is not text or blank, or two are the same.
+    """
+    if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__"):
+        raise UserError(f"{place}: expected a list of class names, got {shown(names)}")
+    names = list(names)
+    if not names:
+        raise UserError(f"{place}: expected at least one class name, got none")
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{place}: expected text that is not blank, got {shown(name)}")
+        if names.count(name) > 1:
+            raise UserError(f"{place}: expected different class names, got {shown(name)} twice")
+    return names
+
+
+def tensors_of(method: Method) -> dict[str, Tensor]:
+    """Return what a method needs that CLIP has not: layers or what makes them, class features."""
+    tensors: dict[str, Tensor] = {}
+    if method.layers_suffice:
+        for tower, entries in method.fixed_or_new()[0]._asdict().items():
+            named = {f"layers.{tower}.{i}": entry for i, entry in enumerate(entries)}
+            tensors |= {name: entry for name, entry in named.items() if entry is not None}
+    else:
+        tensors |= {f"learned.{name}": tensor for name, tensor in method.saved().items()}
+    if method.kept is not None:
+        tensors |= {f"classes.{name}": tensor for name, tensor in method.kept[1].items()}
+    # each in memory of its own, as the format demands
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def write_tensors(tensors: dict[str, Tensor], path: str) -> None:
+    """Write model.safetensors, whole or not at all."""
+    with atomic_write(path, "wb") as file:
+        file.write(save(tensors))
+
+
+def load_tensors(method: Method, path: str) -> None:
+    """Give a method what ``tensors_of`` took of it.
+
+    Raises:
+        UserError: the file is damaged, or is one of another method.
+    """
+    check_regular(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read '{path}': {reason}") from error
+    groups: dict[str, dict[str, Tensor]] = {"layers": {}, "learned": {}, "classes": {}}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        if group not in groups or not torch.isfinite(tensor).all():
+            raise UserError(f"'{path}': expected finite tensors of a classifier, got '{name}'")
+        groups[group][rest] = tensor
+    if method.layers_suffice:
+        method.finished = _towers(groups["layers"], method.device, path)
+    else:
+        load_learned(method, groups["learned"], path)
+    with torch.no_grad(), method.autocast():
+        if method.conditional or not method.fixable:
+            return
+        towers, computed = method.fixed_or_new()
+    for name, tensor in computed.items():
+        kept = groups["classes"].get(name)
+        if kept is None or kept.shape != tensor.shape:
+            raise UserError(f"'{path}': expected the class features '{name}' of all classes")
+    method.kept = (
+        towers,
+        {name: groups["classes"][name].to(method.device) for name in computed},
+    )
+
+
+def _towers(tensors: dict[str, Tensor], device: torch.device, path: str) -> Towers:
+    """Put the prompts of layers, named as text.0, in their places."""
+    found: dict[str, list[Any]] = {"text": [], "vision": []}
+    for name, tensor in sorted(tensors.items(), key=lambda item: len(item[0])):
+        tower, _, place = name.partition(".")
+        if tower not in found or not place.isdigit() or int(place) > 1000:
+            raise UserError(f"'{path}': expected prompts of a layer, got '{name}'")
+        entries = found[tower]
+        entries += [None] * (int(place) + 1 - len(entries))
+        entries[int(place)] = tensor.to(device)
+    return Towers(found["text"], found["vision"])
