@@ -138,7 +138,7 @@ def test_settings_without_a_file_of_the_method_are_those_for_few_shots() -> None
     alone, with_file = settings(), settings("--config-file", file)
     assert alone.pop("DATALOADER.TEST") != with_file.pop("DATALOADER.TEST")  # for small memories
     assert alone == with_file
-    assert alone["HICROPL.FROZEN_TEXT"] == "templates" and alone["INPUT.UPRIGHT"] is True
+    assert alone["HICROPL.FROZEN_TEXT"] == "dataset_templates" and alone["INPUT.UPRIGHT"] is True
 
 
 def test_descriptions_of_ones_own_classes(photos: Path, tmp_path: Path, capsys) -> None:

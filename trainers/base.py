@@ -25,6 +25,7 @@ from dassl.utils import UserError
 
 TEXT_BATCH = 256  # texts that one frozen forward pass encodes at a time
 TEXT_TOKENS = 2**14  # tokens that text in variants takes at a time, over variants and classes
+N_TEMPLATES = 60  # PromptSRC's public code takes the first 60 of OpenAI's 80 ImageNet templates
 
 Batch = Tensor | Sequence[Tensor]  # images (B, 3, R, R), or several views of them
 Features = dict[str, Tensor]
@@ -307,11 +308,10 @@ class Method(nn.Module):
         return PromptTokens.plain(clip.tokenize(list(texts), self.clip.context_length))
 
     @torch.no_grad()
-    def frozen_text_features(self, texts: Sequence[Sequence[str]]) -> Tensor:
-        """Return per class the renormalized mean of its texts' unit features: (K, d), fp32."""
-        flat = [text for class_texts in texts for text in class_texts]
+    def unit_text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return the unit features of texts without prompts: (N, d), fp32."""
         try:
-            ids = clip.tokenize(flat, self.clip.context_length)
+            ids = clip.tokenize(list(texts), self.clip.context_length)
         except ValueError as error:
             raise UserError(
                 "a description, or a template (of an ImageFolder: templates.txt), does not fit: "
@@ -321,14 +321,37 @@ class Method(nn.Module):
             F.normalize(self.clip.encode_text(chunk.to(self.device)).float(), dim=-1)
             for chunk in ids.split(TEXT_BATCH)
         ]
-        groups = torch.cat(features).split([len(class_texts) for class_texts in texts])
-        return F.normalize(torch.stack([group.mean(dim=0) for group in groups]), dim=-1)
+        return torch.cat(features)
+
+    def frozen_text_features(self, texts: Sequence[Sequence[str]]) -> Tensor:
+        """Return per class the renormalized mean of its texts' unit features: (K, d), fp32."""
+        flat = [text for class_texts in texts for text in class_texts]
+        return unit_means(self.unit_text_features(flat), list(map(len, texts)))
 
     def template_features(self, templates: Sequence[str]) -> Tensor:
         """Return frozen features of the class names in these templates: (K, d)."""
         return self.frozen_text_features(
             [[template.format(name) for template in templates] for name in self.class_names]
         )
+
+    @torch.no_grad()
+    def ensemble_features(self) -> Tensor:
+        """Return unit features of the class names in ImageNet's templates: (K, d), fp32.
+
+        They are averaged before they are normalized, as in PromptSRC's public code.
+        """
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as templates
+
+        total = torch.zeros((), device=self.device)
+        for template in templates[:N_TEMPLATES]:
+            texts = [template(name) for name in self.class_names]
+            try:
+                ids = clip.tokenize(texts, self.clip.context_length).to(self.device)
+            except ValueError as error:
+                raise UserError(f"an ImageNet template does not fit: {error}") from error
+            parts = [self.clip.encode_text(part).float() for part in ids.split(TEXT_BATCH)]
+            total = total + torch.cat(parts)
+        return F.normalize(total, dim=-1)
 
     def encode_image(self, images: Tensor, layers: Layers = ()) -> Tensor:
         """Return unit image features (B, d), fp32."""
@@ -384,6 +407,12 @@ class Method(nn.Module):
             yield
         finally:
             self._kept = None
+
+
+def unit_means(features: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the renormalized mean of each group of rows (sum of ``sizes``, d): (groups, d)."""
+    means = [group.mean(dim=0) for group in features.split(list(sizes))]
+    return F.normalize(torch.stack(means), dim=-1)
 
 
 def _prompts(entry: Layer | Tensor | None) -> Any:

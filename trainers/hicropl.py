@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +14,26 @@ from torch import Tensor, nn
 from clip import CLIP, PromptTokens
 from clip.blocks import QuickGELU
 from dassl.config.domains import Choice, Float, Int, Text, Words
+from dassl.utils import log
 
-from .base import Batch, Features, Method, Towers
+from .base import Batch, Features, Method, Towers, unit_means
 from .context import Context, check_few_words, context_of_few_words, random_prompts
 from .descriptions import cut_to_context, descriptions_of
 from .settings import MOST_PROMPTS, check_unread, deepest_layer
 from .trainer import load_frozen, register_method
 
 DESCRIPTIONS = "datasets/descriptions/{dataset}.json"
-HEADS = 8  # of the proxies' and the mappers' attention
+DESCRIBED = ("descriptions", "random")  # values of FROZEN_TEXT that read DESCRIPTIONS
+PHOTO = "a photo of a {}."
+HEADS = 8  # of the proxies' and the mappers' attention in the released code; the paper has one
 
 
 class KnowledgeProxy(nn.Module):
-    """Layer-specific knowledge proxy (LKP), eq. 2: cross-attention of one token over m prompts."""
+    """Layer-specific knowledge proxy (LKP), eq. 2: cross-attention of one token over m prompts.
+
+    The paper says no more.  Eight heads, the projections of MultiheadAttention, one norm for query,
+    keys and values, the residual and the norm behind it are the released code's.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -55,7 +63,12 @@ class TokenMLP(nn.Module):
 
 
 class KnowledgeMapper(nn.Module):
-    """Hierarchical knowledge mapper M, eq. 3 and 7-10."""
+    """Hierarchical knowledge mapper M, eq. 3 and 7-10.
+
+    Where it departs from these equations, it follows the released code: MultiheadAttention projects
+    the Q, K and V of eq. 7 a second time, and its output; it has eight heads, so that eq. 8 divides
+    by the root of a head's width; one norm serves Q, K and V in eq. 9; GELU in eq. 10 is QuickGELU.
+    """
 
     def __init__(self, width: int, giving_width: int):
         super().__init__()
@@ -84,10 +97,35 @@ class KnowledgeMapper(nn.Module):
         return q + self.ffn(self.ln_2(q))
 
 
+def flow_layers(settings: Any) -> dict[str, range]:
+    """Return direction -> the layers, from 0, whose prompts flow that way (Table 4).
+
+    Of two directions, the first has the layers up to k (Table 5), which is CROSS_LAYER but leaves
+    the second direction at least one.  A single layer has the first direction alone.
+    """
+    depth = settings.PROMPT_DEPTH
+    if settings.FLOW == "none":
+        return {}
+    first, _, second = settings.FLOW.partition("_")
+    if not second:
+        return {first: range(depth)}
+    k = max(1, min(settings.CROSS_LAYER, depth - 1))
+    flow = {first: range(k)}
+    if k < depth:
+        flow[second] = range(k, depth)
+    if k < settings.CROSS_LAYER or k == depth:
+        parts = [f"{name} in layers {part.start + 1} to {part.stop}" for name, part in flow.items()]
+        log.info(f"CROSS_LAYER {settings.CROSS_LAYER}, PROMPT_DEPTH {depth}: {', '.join(parts)}")
+    return flow
+
+
 class CrossModalPromptLearner(nn.Module):
     """Prompts of both towers and the knowledge flow between them (section 3.2).
 
     Names and shapes of the tensors are those of the released code, so that its checkpoints load.
+    With "in_place" they also start as there on a GPU: all vision prompts are copies of one tensor,
+    and so are the proxies and the LKPs of a direction.  (On a CPU, that code's copies share their
+    memory.)  With "graph" each has a start of its own.
 
     Args:
         settings: ``TRAINER.HICROPL``.
@@ -111,12 +149,9 @@ class CrossModalPromptLearner(nn.Module):
         self.ctx = text[0]
         self.cross_prompts_text = nn.ParameterList(text)
         self.cross_prompts_visual = nn.ParameterList(
-            random_prompts(m, vision_width) for _ in range(depth)
+            self._several(lambda: random_prompts(m, vision_width), depth)
         )
-        k = settings.CROSS_LAYER
-        first, _, second = settings.FLOW.partition("_")
-        # Direction -> the layers whose prompts flow that way (Table 4).
-        self.flow = {first: range(k), second: range(k, depth)} if second else {first: range(depth)}
+        self.flow = flow_layers(settings)
         if "t2i" in self.flow:
             self.text2visual_net = KnowledgeMapper(vision_width, text_width)
             n_layers = len(self.flow["t2i"])
@@ -128,16 +163,23 @@ class CrossModalPromptLearner(nn.Module):
             self.attn_pooling_visual_nets = self._compressors(vision_width, m, n_layers)
             self.visual_proxy_token = self._proxies(vision_width, n_layers)
 
+    def _several(self, make: Callable[[], Any], count: int) -> list[Any]:
+        """Make tensors or modules: with "in_place" copies of one."""
+        if not self.in_place:
+            return [make() for _ in range(count)]
+        one = make()
+        return [copy.deepcopy(one) for _ in range(count)]
+
     def _compressors(self, width: int, m: int, n_layers: int) -> nn.ModuleList:
         if self.compression == "lkp":
-            return nn.ModuleList(KnowledgeProxy(width) for _ in range(n_layers))
+            return nn.ModuleList(self._several(lambda: KnowledgeProxy(width), n_layers))
         if self.compression == "mlp":
-            return nn.ModuleList(TokenMLP(m) for _ in range(n_layers))
+            return nn.ModuleList(self._several(lambda: TokenMLP(m), n_layers))
         return nn.ModuleList()
 
     def _proxies(self, width: int, n_layers: int) -> nn.ParameterList:
         n_proxies = n_layers if self.compression == "lkp" else 0
-        return nn.ParameterList(random_prompts(1, width, std=1.0) for _ in range(n_proxies))
+        return nn.ParameterList(self._several(lambda: random_prompts(1, width, std=1.0), n_proxies))
 
     def _compress(
         self, prompts: Sequence[Tensor], nets: nn.ModuleList, proxies: nn.ParameterList
@@ -208,12 +250,16 @@ class CrossModalPromptLearner(nn.Module):
     "HICROPL",
     N_CTX=Int(16, min=1, max=MOST_PROMPTS, help="prompts of a layer, in each tower"),
     PROMPT_DEPTH=Int(12, min=1, help="first layers that have prompts"),
-    CROSS_LAYER=Int(6, min=1, help="k, the last layer of the first direction (Table 5)"),
+    CROSS_LAYER=Int(
+        6, min=1, help="k, last layer of the first direction (Table 5); at most PROMPT_DEPTH - 1"
+    ),
     CTX_INIT=Words("a photo of a", help="words that the text prompts start from where N_CTX <= 4"),
     LAMBD=Float(12.0, min=0, help="weight of the consistency loss"),
     TEACHER_NAME=Text("", help='CLIP of the frozen image features ("": the backbone itself)'),
     FLOW=Choice(
-        "t2i_i2t", "t2i_i2t", "i2t_t2i", "t2i", "i2t", help="directions of the flow (Table 4)"
+        "t2i_i2t",
+        *("t2i_i2t", "i2t_t2i", "t2i", "i2t", "none"),
+        help="directions of the flow (Table 4); none: prompts as they are (Table 11)",
     ),
     MAPPER_SCALE=Choice(
         "multi",
@@ -224,32 +270,50 @@ class CrossModalPromptLearner(nn.Module):
         "lkp", "lkp", "mean", "mlp", "none", help="what a layer's prompts become (Table 7)"
     ),
     MAPPER_UPDATE=Choice(
-        "graph", "graph", "in_place", help="in_place: the mappers learn nothing, as released"
+        "graph",
+        *("graph", "in_place"),
+        help="in_place: the mappers learn nothing, and layers start alike, as released",
     ),
     CONS_ANCHOR=Choice(
-        "prompted", "prompted", "frozen", help="features that the fused ones are held near"
+        "prompted",
+        *("prompted", "frozen"),
+        help="features that the fused ones are held near; makes a difference with CRITERION l1",
     ),
     CRITERION=Choice("cosine", "cosine", "l1", "mse", help="distance of features (Table 13)"),
     FROZEN_TEXT=Choice(
         "descriptions",
-        *("descriptions", "template", "templates"),
-        help="texts of the frozen features: of DESCRIPTIONS, or the dataset's template(s)",
+        *("descriptions", "random", "imagenet_templates", "photo"),
+        *("dataset_template", "dataset_templates"),
+        help="texts of the frozen features (Table 12): all of DESCRIPTIONS, a random one a step, "
+        "60 ImageNet templates, a photo of a {}., or the dataset's first template, or all of them",
     ),
     DESCRIPTIONS=Text(DESCRIPTIONS, help="JSON file {class name: [sentences]}"),
 )
 class HiCroPL(Method):
-    """Prediction with the renormalized sum of unit prompted and unit frozen features."""
+    """Prompts that flow between the towers, held near the frozen CLIP.
+
+    Prediction by the renormalized sum of unit prompted and unit frozen features is the released
+    code's; eq. 4 has V and W.  That code holds the sum near the frozen features (CONS_ANCHOR
+    frozen), eq. 5 near the prompted ones.  The sum of two unit vectors bisects their angle, so its
+    cosine, and its squared distance, is the same to both: with CRITERION cosine and mse loss and
+    gradients are equal, with l1 they are not.
+
+    FROZEN_TEXT random draws one index a step for all classes, as CoPrompt's public code does, from
+    torch's generator; a class with fewer sentences than the others begins again.  The paper does
+    not say what its row predicts with: here evaluation takes the mean of all, as with descriptions.
+
+    For the depths of Fig. 4 the paper does not give k: see ``flow_layers``.
+    """
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         node, depth = "TRAINER.HICROPL", settings.PROMPT_DEPTH
         Int(min=1, max=deepest_layer(clip_model)).check(f"{node}.PROMPT_DEPTH", depth)
-        if "_" in settings.FLOW:  # both directions
-            # a layer of each direction
-            Int(min=2).check(f"{node}.PROMPT_DEPTH", depth)
-            Int(min=1, max=depth - 1).check(f"{node}.CROSS_LAYER", settings.CROSS_LAYER)
         check_few_words(node, settings.CTX_INIT, settings.N_CTX)
-        if settings.FROZEN_TEXT != "descriptions":
+        if settings.FLOW == "none":
+            usual_flow = {"MAPPER_SCALE": "multi", "COMPRESSION": "lkp", "MAPPER_UPDATE": "graph"}
+            check_unread(node, settings, "FLOW none", **usual_flow)
+        if settings.FROZEN_TEXT not in DESCRIBED:
             usual = DESCRIPTIONS if settings.DESCRIPTIONS == DESCRIPTIONS else ""
             check_unread(node, settings, f"FROZEN_TEXT {settings.FROZEN_TEXT}", DESCRIPTIONS=usual)
         if settings.LAMBD == 0:
@@ -276,27 +340,46 @@ class HiCroPL(Method):
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)
         kind = self.settings.FROZEN_TEXT
-        if kind == "descriptions":
-            texts = descriptions_of(
-                self.descriptions,
-                self.class_names,
-                key="TRAINER.HICROPL.DESCRIPTIONS",
-                other="choose TRAINER.HICROPL.FROZEN_TEXT template or templates",
-            )
-            self.frozen_text = self.frozen_text_features(
-                cut_to_context(texts, self.clip.context_length)
-            )
+        if kind in DESCRIBED:
+            self.set_described()
+        elif kind == "imagenet_templates":
+            self.frozen_text = self.ensemble_features()
         else:
-            count = 1 if kind == "template" else None
-            self.frozen_text = self.template_features(self.templates[:count])
+            templates = [PHOTO] if kind == "photo" else self.templates
+            count = None if kind == "dataset_templates" else 1
+            self.frozen_text = self.template_features(templates[:count])
+
+    def set_described(self) -> None:
+        """Set the features of the classes' sentences: their means, and for random each of them."""
+        texts = descriptions_of(
+            self.descriptions,
+            self.class_names,
+            key="TRAINER.HICROPL.DESCRIPTIONS",
+            other="choose TRAINER.HICROPL.FROZEN_TEXT dataset_template or dataset_templates",
+        )
+        texts = cut_to_context(texts, self.clip.context_length)
+        counts = [len(sentences) for sentences in texts]
+        sentences = self.unit_text_features([text for each in texts for text in each])
+        self.frozen_text = unit_means(sentences, counts)
+        if self.settings.FROZEN_TEXT == "random":
+            self.sentences, self.most_sentences = sentences, max(counts)
+            self.n_sentences = torch.tensor(counts, device=self.device)
+            self.first_sentence = self.n_sentences.cumsum(0) - self.n_sentences
+
+    def step_text(self) -> Tensor:
+        """Return the frozen text features (K, d) of this step, or those of an evaluation."""
+        if self.settings.FROZEN_TEXT != "random" or not self.training:
+            return self.frozen_text
+        index = torch.randint(self.most_sentences, ()).to(self.device)
+        return self.sentences[self.first_sentence + index % self.n_sentences]
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         return self.prompt_learner()
 
     def class_features(self, towers: Towers) -> Features:
-        prompted = self.encode_text(towers.text)
-        fused = F.normalize(prompted + self.frozen_text, dim=-1)
-        return {"text": fused, "prompted_text": prompted}
+        prompted, frozen = self.encode_text(towers.text), self.step_text()
+        fused = F.normalize(prompted + frozen, dim=-1)
+        return {"text": fused, "prompted_text": prompted, "frozen_text": frozen}
 
     def image_features(self, batch: Batch, towers: Towers) -> Features:
         """Fuse prompted features with V, the features of plain CLIP on the same view."""
@@ -314,7 +397,7 @@ class HiCroPL(Method):
             if self.settings.CONS_ANCHOR == "prompted":
                 image, text = features["prompted_image"], features["prompted_text"]
             else:
-                image, text = features["frozen_image"], self.frozen_text
+                image, text = features["frozen_image"], features["frozen_text"]
             consistency = self.distance(features["image"], image)
             consistency = consistency + self.distance(features["text"], text)
             terms["loss_cons"] = self.settings.LAMBD * consistency

@@ -9,15 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import clip
 from dassl.config.domains import Float
-from dassl.utils import UserError
 
-from .base import TEXT_BATCH, Batch, Features, Towers
+from .base import Batch, Features, Towers
 from .ivlp import IVLP, ivlp_settings
 from .trainer import register_method
-
-N_TEMPLATES = 60  # the public code takes the first 60 of OpenAI's 80 ImageNet templates
 
 
 def epoch_weights(n_epochs: int, mean: float, std: float) -> Tensor:
@@ -38,7 +34,7 @@ def epoch_weights(n_epochs: int, mean: float, std: float) -> Tensor:
 class PromptSRC(IVLP):
     """IVLP's prompts, held near the frozen CLIP in features of both towers and in logits.
 
-    Frozen text features are the mean over ImageNet's templates, whatever the dataset.  What the
+    Frozen text features are the mean over 60 ImageNet templates, whatever the dataset.  What the
     last epoch leaves is the Gaussian-weighted sum of what all epochs left (GPA).
     """
 
@@ -56,22 +52,6 @@ class PromptSRC(IVLP):
         if self._frozen_text is None:
             self._frozen_text = self.ensemble_features()
         return self._frozen_text
-
-    @torch.no_grad()
-    def ensemble_features(self) -> Tensor:
-        """Average features that are not normalized, as the public code does, and normalize."""
-        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as templates
-
-        total = torch.zeros((), device=self.device)
-        for template in templates[:N_TEMPLATES]:
-            texts = [template(name) for name in self.class_names]
-            try:
-                ids = clip.tokenize(texts, self.clip.context_length).to(self.device)
-            except ValueError as error:
-                raise UserError(f"an ImageNet template does not fit: {error}") from error
-            parts = [self.clip.encode_text(part).float() for part in ids.split(TEXT_BATCH)]
-            total = total + torch.cat(parts)
-        return F.normalize(total, dim=-1)
 
     def image_features(self, batch: Batch, towers: Towers) -> Features:
         """Add ``frozen_image``, plain CLIP's features of the same view, in training."""

@@ -45,7 +45,7 @@ def prepare_descriptions(name: str, fetched: list[str]) -> None:
         except UserError as error:
             raise type(error)(
                 f"{str(error).replace(file, url)}; write {{class name: [sentences]}} at '{path}', "
-                "or choose TRAINER.HICROPL.FROZEN_TEXT template or templates"
+                "or choose TRAINER.HICROPL.FROZEN_TEXT dataset_template or dataset_templates"
             ) from error
     write_json(content, path)
     fetched.append(path)

@@ -96,18 +96,23 @@ def mapper(p: Mapping[str, Tensor], net: str, prompts: Tensor, knowledge: Tensor
     return q + linear("ffn.c_proj", h * torch.sigmoid(1.702 * h))
 
 
-def plain_prompts(p: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    text = [p["ctx"]] + [p[f"cross_prompts_text.{i}"] for i in range(1, DEPTH)]
-    vision = [p[f"cross_prompts_visual.{i}"] for i in range(DEPTH)]
-    given = [proxy(p, "attn_pooling_text_nets", "text_proxy_token", i, text[i]) for i in range(K)]
-    refined = mapper(p, "text2visual_net", torch.cat(vision[:K]), torch.cat(given))
-    vision[:K] = [refined[i * M : (i + 1) * M] for i in range(K)]
+def plain_prompts(p: Mapping[str, Tensor], depth: int, k: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Refine the prompts of ``depth`` layers, the first k from text to image; k = 0: none."""
+    text = [p["ctx"]] + [p[f"cross_prompts_text.{i}"] for i in range(1, depth)]
+    vision = [p[f"cross_prompts_visual.{i}"] for i in range(depth)]
+    if k == 0:
+        return text, vision
+    given = [proxy(p, "attn_pooling_text_nets", "text_proxy_token", i, text[i]) for i in range(k)]
+    refined = mapper(p, "text2visual_net", torch.cat(vision[:k]), torch.cat(given))
+    vision[:k] = [refined[i * M : (i + 1) * M] for i in range(k)]
+    if k == depth:
+        return text, vision
     given = [
-        proxy(p, "attn_pooling_visual_nets", "visual_proxy_token", i, vision[K + i])
-        for i in range(DEPTH - K)
+        proxy(p, "attn_pooling_visual_nets", "visual_proxy_token", i, vision[k + i])
+        for i in range(depth - k)
     ]
-    refined = mapper(p, "visual2text_net", torch.cat(text[K:]), torch.cat(given))
-    text[K:] = [refined[i * M : (i + 1) * M] for i in range(DEPTH - K)]
+    refined = mapper(p, "visual2text_net", torch.cat(text[k:]), torch.cat(given))
+    text[k:] = [refined[i * M : (i + 1) * M] for i in range(depth - k)]
     return text, vision
 
 
@@ -118,9 +123,11 @@ def plain_hicropl(
     images: Tensor,
     labels: Tensor,
     anchor: str,
+    depth: int = DEPTH,
+    k: int = K,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the logits, the cross entropy and the weighted consistency of the learner's ``p``."""
-    text_prompts, vision_prompts = plain_prompts(p)
+    text_prompts, vision_prompts = plain_prompts(p, depth, k)
     frozen_text, prompted_text, frozen_image, prompted_image = [], [], [], []
     for name in NAMES:
         name = name.replace("_", " ")

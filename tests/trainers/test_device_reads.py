@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.device_reads import count_reads
-from tests.trainers.tiny import bare_trainer, build, learned, tiny_clip
+from tests.trainers.tiny import bare_trainer, build, learned, tiny_clip, write_descriptions
 from trainers.base import Method
 from trainers.cliplora import CLIPLoRA
 from trainers.cocoop import CoCoOp
@@ -33,8 +33,11 @@ TERMS: dict[type[Method], list[str]] = {
 
 
 @pytest.mark.parametrize("method", TERMS)
-def test_a_step_gives_tensors_and_reads_none(method, monkeypatch):
-    values = {"FROZEN_TEXT": "template"} if method is HiCroPL else {}
+def test_a_step_gives_tensors_and_reads_none(method, monkeypatch, tmp_path):
+    values = {}
+    if method is HiCroPL:
+        write_descriptions(tmp_path / "texts.json")
+        values = {"FROZEN_TEXT": "random", "DESCRIPTIONS": str(tmp_path / "texts.json")}
     trainer = bare_trainer(build(method, tiny_clip(layers=12), **values))
     trainer.device, trainer.scaler = torch.device("cpu"), None
     tensors = list(learned(trainer.model).values())

@@ -43,7 +43,7 @@ ColorPatches.__name__ = "ColourPatches"
 DATASET_REGISTRY.register(ColorPatches)
 
 HICROPL = ["TRAINER.HICROPL.PROMPT_DEPTH", "4", "TRAINER.HICROPL.CROSS_LAYER", "2"]
-HICROPL += ["TRAINER.HICROPL.N_CTX", "2", "TRAINER.HICROPL.FROZEN_TEXT", "template"]
+HICROPL += ["TRAINER.HICROPL.N_CTX", "2", "TRAINER.HICROPL.FROZEN_TEXT", "dataset_template"]
 OPTIONS = {
     "HiCroPL": HICROPL,
     "CoOp": ["TRAINER.COOP.N_CTX", "3"],
