@@ -147,7 +147,7 @@ class Scores:
 
 
 def cell(values: Sequence[float], half_width: float | None = None) -> str:
-    """Format the mean and, over several seeds, (population) standard deviation; "-" if empty.
+    """Format the mean and, over several seeds, sample standard deviation; "-" if empty.
 
     The half-width of the test set's interval, where it is known, follows in parentheses.
     """
@@ -155,7 +155,7 @@ def cell(values: Sequence[float], half_width: float | None = None) -> str:
         return "-"
     parts = [f"{statistics.fmean(values):.1f}"]
     if len(values) > 1:
-        parts.append(f"± {statistics.pstdev(values):.1f}")
+        parts.append(f"± {statistics.stdev(values):.1f}")
     if half_width is not None:
         parts.append(f"(± {half_width:.1f})")
     return " ".join(parts)
