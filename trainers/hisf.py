@@ -165,9 +165,10 @@ class FusedPromptLearner(nn.Module):
 
 @register_method(
     "HISF",
-    # N_CTX and the layers are not in the paper: MaPLe's 2, and shallow to deep in MaPLe's 9.
+    # N_CTX and the layers are not in the paper: MaPLe's 2; from an intermediate layer on, which
+    # section 4.5.1 finds better than a low or a deep one.
     N_CTX=Int(2, min=1, max=MOST_PROMPTS, help="L_p: prompts, in each tower"),
-    FUSION_LAYERS=Layers((1, 5, 9), help="layers with a fusion; no prompts before the first"),
+    FUSION_LAYERS=Layers((3, 7, 11), help="layers with a fusion; no prompts before the first"),
     PROMPT_INIT=Bool(True, help="PI: prompts of both towers start from shared ones"),
     LABELS=Choice(
         "features", "features", "words", help="E: frozen text features, or word embeddings of names"

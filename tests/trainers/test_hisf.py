@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from clip import tokenize
+from dassl.config import get_cfg_default, merge_from_file
+from dassl.optim import build_optimizer
 from dassl.utils import UserError
 from tests.plain import assert_same_gradients, image_feature, text_feature, unit
 from tests.trainers.tiny import (
@@ -22,6 +26,7 @@ from tests.trainers.tiny import (
 from trainers.hisf import HISF
 
 pytestmark = pytest.mark.tiny(layers=3)
+ROOT = Path(__file__).parents[2]
 SMALL = {"N_CTX": 2, "FUSION_LAYERS": (1, 3), "LAMBDA_LE": 0.3, "LAMBDA_SA": 0.7}
 
 
@@ -239,6 +244,23 @@ def test_prompts_have_a_rate_of_their_own_and_projections_may_decay_alone(clip_m
         assert group["lr"] == pytest.approx(0.05 if is_prompt else 0.01)
         is_projection = tensor.dim() == 2 and not is_prompt
         assert group["weight_decay"] == (0.1 if decay == "all" or is_projection else 0.0)
+
+
+def test_the_config_of_section_3_5_trains_as_that_section_says():
+    cfg = get_cfg_default("HISF")
+    merge_from_file(cfg, str(ROOT / "configs/trainers/HISF/vit_b16_ep50_batch4_adamw.yaml"))
+    model = HISF(cfg, tiny_clip(layers=max(cfg.TRAINER.HISF.FUSION_LAYERS)), NAMES, TEMPLATES)
+    optimizer = build_optimizer(model, cfg.OPTIM, model.param_groups(cfg.OPTIM))
+    assert type(optimizer) is torch.optim.AdamW
+    names = {id(p): name for name, p in learned(model).items()}
+    groups = {names[id(p)]: g for g in optimizer.param_groups for p in g["params"]}
+    assert len(groups) == len(names)
+    prompts = groups.pop("prompt_learner.ctx")
+    assert prompts["weight_decay"] == 0
+    for name, group in groups.items():
+        assert 0 < group["lr"] < prompts["lr"]
+        is_projection = name.endswith("weight") and "norm" not in name
+        assert (group["weight_decay"] > 0) == is_projection, name
 
 
 @pytest.mark.parametrize(
