@@ -192,8 +192,9 @@ class HISF(Method):
     What the paper leaves open:
     - E is an output feature in section 3.4 (E_y in R^d), the class name's input in eq. 11.  LABELS
       features: the frozen text features of the class names in the dataset's first template, of unit
-      length, (K, d).  LABELS words: as E_i is one vector, the mean of the word embeddings of the
-      name's tokens, (K, d_t), not normalized, so that it lives where the prompts do.
+      length, (K, d).  LABELS words: the word embeddings of the names, as LAMM has them; LAMM keeps
+      several a class, E_i is one vector, so that it is the mean over the name's tokens, (K, d_t),
+      not normalized, for prompts are not either.
     - f(P_final + E_i) of eq. 11 is the text tower over prompts followed by the class name (section
       3.2 appends prompts to the input); no words come before it.
     - Prompts enter at the first fusion layer, "a particular Transformer layer" (section 4.1), after
@@ -205,7 +206,7 @@ class HISF(Method):
       classes change the features of an image.
     - Fig. 1 draws image embeddings into the prompts.  No equation has them, nor are they read here.
     - Section 3.5 trains in episodes of a few base classes, section 4.1 in batches of 4 for 50
-      epochs: batches are drawn from all base classes.
+      epochs: each batch is drawn from all classes of the training.
     - Section 4.2 adapts on images of the novel classes, sections 3.5 and 4.3 do without further
       tuning, as do the methods of Table 1: nothing is adapted, novel classes bring their E alone.
     - Section 4.1 trains with SGD, section 3.5 with AdamW, weight decay on projection matrices only
