@@ -79,9 +79,9 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     ),
     "HISF": (Rule("vit_b16_ep50_batch4"),),
     "HiCroPL": (
-        Rule("vit_b16_c2_ep50_batch32_16ctx_few_shot", FEW_SHOT),
         Rule("vit_b16_c2_ep5_batch32_2ctx_cross_datasets", TRANSFER),
         Rule("vit_b16_c2_ep40_batch128_16ctx", datasets=IMAGENET),
+        Rule("vit_b16_c2_ep50_batch32_16ctx_few_shot", FEW_SHOT),
         Rule("vit_b16_c2_ep50_batch32_16ctx"),
     ),
     "MMA": (Rule("vit_b16_ep5_imnet", datasets=IMAGENET), Rule("vit_b16_ep5")),

@@ -251,7 +251,7 @@ class CrossModalPromptLearner(nn.Module):
     N_CTX=Int(16, min=1, max=MOST_PROMPTS, help="prompts of a layer, in each tower"),
     PROMPT_DEPTH=Int(12, min=1, help="first layers that have prompts"),
     CROSS_LAYER=Int(
-        6, min=1, help="k, last layer of the first direction (Table 5); at most PROMPT_DEPTH - 1"
+        6, min=1, help="k, end of the first direction (Table 5); read as min(k, PROMPT_DEPTH - 1)"
     ),
     CTX_INIT=Words("a photo of a", help="words that the text prompts start from where N_CTX <= 4"),
     LAMBD=Float(12.0, min=0, help="weight of the consistency loss"),
@@ -277,7 +277,7 @@ class CrossModalPromptLearner(nn.Module):
     CONS_ANCHOR=Choice(
         "prompted",
         *("prompted", "frozen"),
-        help="features that the fused ones are held near; makes a difference with CRITERION l1",
+        help="features that the fused ones are held near; the same but for CRITERION l1",
     ),
     CRITERION=Choice("cosine", "cosine", "l1", "mse", help="distance of features (Table 13)"),
     FROZEN_TEXT=Choice(

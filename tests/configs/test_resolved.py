@@ -88,6 +88,13 @@ def test_a_file_comes_to_what_is_stored(file):
     assert resolved(trainer, file) == expected
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if "best_val" in file])
+def test_a_best_val_file_differs_in_the_epoch_that_is_tested(file):
+    trainer = file.split("/")[0]
+    best = {"TEST.FINAL_MODEL": "best_val", "TEST.BEST_VAL_TIE": "last"}
+    assert resolved(trainer, file) == resolved(trainer, file.replace("_best_val", "")) | best
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_says_what_its_images_are_and_takes_nothing_from_the_backbone(file):
     cfg = config(file.split("/")[0], file)

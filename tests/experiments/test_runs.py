@@ -152,6 +152,17 @@ def test_backbone_decides_between_the_papers_config_and_the_miniature():
         assert config_of("CoOp", BASE2NEW, dataset, 16, backbone) == config
 
 
+@pytest.mark.parametrize("shots", [1, 16])
+def test_hicropl_trains_on_imagenet_alike_in_both_protocols(shots):
+    for protocol in (BASE2NEW, FEW_SHOT):
+        config = config_of("HiCroPL", protocol, "imagenet", shots)
+        assert config == "vit_b16_c2_ep40_batch128_16ctx"
+    config = "vit_b16_c2_ep50_batch32_16ctx_few_shot"
+    assert config_of("HiCroPL", FEW_SHOT, "oxford_pets", shots) == config
+    transfer = config_of("HiCroPL", CROSS_DATASET, "imagenet", shots)
+    assert transfer == "vit_b16_c2_ep5_batch32_2ctx_cross_datasets"
+
+
 def test_a_method_without_a_usual_config_is_one_line():
     with pytest.raises(UserError, match="no default for Mine"):
         config_of("Mine", BASE2NEW, "dtd", 16)
