@@ -23,7 +23,14 @@ from experiments.executors import Job, check_folders, run_all
 from experiments.paper_rows import PAPER_COLUMNS, TABLES, Row, Table, hisf
 from experiments.protocols import BASE2NEW, Protocol
 from experiments.runs import Run, runs_of
-from experiments.table import Scores, add_run_arguments, cell, known_datasets, render
+from experiments.table import (
+    Scores,
+    add_run_arguments,
+    cell,
+    check_config_files,
+    known_datasets,
+    render,
+)
 
 MEASURED = (  # in docs/ablations.md
     *("hicropl_update", "hicropl4", "hicropl6", "hicropl7"),
@@ -135,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 rows, protocol = TABLES[name].rows, TABLES[name].protocol
                 jobs += [job for row in rows for job in jobs_of(row, protocol, arguments)]
+        check_config_files(jobs)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -233,10 +233,15 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
                         )
                         # Runs that are not trained do not depend on seed and shots.
                         jobs[Job(kind, tuple(runs))] = None
+    check_config_files(jobs)
+    return list(jobs)
+
+
+def check_config_files(jobs: Iterable[Job]) -> None:
+    """Raise UserError if a config file of a run does not exist."""
     for path in {run.config_file: None for job in jobs for run in job.runs}:
         if not path.is_file():
             raise UserError(f"config: expected a config file, got {path}, which does not exist")
-    return list(jobs)
 
 
 def number_above_0(text: str) -> int:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments import ablations
+from experiments.paper_rows import Row, Table
+
 REPOSITORY = Path(__file__).parents[2]
 
 # Accuracy is 60 + seed, and 5 less for novel classes; lambda_2 = 1 is worth 10 more.
@@ -107,3 +110,15 @@ def test_other_protocols_print_their_columns_and_start_from_their_source(checkou
 def test_figures_without_values_have_no_columns_for_them(checkout):
     lines = tables(checkout, "hisf_readings")
     assert lines[0] == ["Variant", "Base", "Novel", "Harmonic mean"]
+
+
+def test_a_method_without_a_config_file_is_one_line_before_any_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    rows = [Row("CoOp", "CoOp"), Row("other", "OtherMethod")]
+    monkeypatch.setitem(ablations.TABLES, "hisf1", Table("methods", rows))
+    assert ablations.main(["--tables", "hisf1", "--output-dir", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == (
+        "error: config: expected a config file, got configs/trainers/OtherMethod/vit_mini.yaml, "
+        "which does not exist\n"
+    )
