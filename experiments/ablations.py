@@ -1,8 +1,8 @@
-"""Repeat the ablation tables of the ProMPT and HISF papers on Shapes, next to their figures.
+"""Repeat the tables of the HiCroPL, HISF and ProMPT papers next to their figures, as Markdown.
 
-    python -m experiments ablations --tables promp4 promp5 hisf4 hisf5 --seeds 1 2 3
+    python -m experiments ablations --tables hicropl4 hisf4 promp4 --seeds 1 2 3
 
-Base-to-novel with ViT-Mini-2; every row is one setting of the config. The runs use the same folders
+``experiments/paper_rows.py`` has the tables; every row is a config. The runs use the same folders
 as ``experiments.table``, so neither command repeats what the other has finished. ``hisf_lambdas``
 is the search that chose HISF's lambdas by accuracy on the validation images of the base classes,
 without novel classes or test images.
@@ -15,140 +15,81 @@ import itertools
 import statistics
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from dassl.command import Parser, say
 from dassl.errors import UserError
-from experiments.configs import MINI
+from experiments.configs import EMBEDDED_SOURCE, is_embedded
 from experiments.executors import Job, check_folders, run_all
-from experiments.protocols import BASE2NEW
-from experiments.runs import runs_of
-from experiments.table import Scores, add_run_arguments, cell, render
+from experiments.paper_rows import PAPER_COLUMNS, TABLES, Row, Table, hisf
+from experiments.protocols import BASE2NEW, Protocol
+from experiments.runs import Run, runs_of
+from experiments.table import (
+    Scores,
+    add_run_arguments,
+    cell,
+    check_config_files,
+    known_datasets,
+    render,
+)
 
-SHOTS = 16
-DATASET = "shapes"
-
-
-class Row(NamedTuple):
-    """A line of a paper's table.
-
-    Args:
-        label: its name in the paper.
-        method: the trainer.
-        options: KEY VALUE pairs for its config.
-        paper: the paper's base, novel and harmonic mean, averages over 11 datasets; "-" if none.
-    """
-
-    label: str
-    method: str
-    options: tuple[str, ...]
-    paper: tuple[str, str, str]
-
-
-def promp(label: str, paper: tuple[str, str, str], **settings: object) -> Row:
-    return Row(label, "ProMPT", pairs("PROMPT", settings), paper)
-
-
-def hisf(label: str, paper: tuple[str, str, str], **settings: object) -> Row:
-    return Row(label, "HISF", pairs("HISF", settings), paper)
-
-
-def pairs(node: str, settings: dict[str, object]) -> tuple[str, ...]:
-    return tuple(
-        text for key, value in settings.items() for text in (f"TRAINER.{node}.{key}", str(value))
-    )
-
-
-TABLES: dict[str, tuple[str, list[Row]]] = {
-    "promp4": (
-        "ProMPT, Table 4: iterations N",
-        [
-            promp("0", ("69.34", "74.77", "71.95"), ITERATIONS=0),
-            promp("1", ("79.69", "74.01", "76.74"), ITERATIONS=1),
-            promp("2", ("80.94", "74.89", "77.80")),
-        ],
-    ),
-    "promp5": (
-        "ProMPT, Table 5: components",
-        [
-            promp("ProMPT", ("80.94", "74.89", "77.80")),
-            promp("-Iter", ("69.34", "74.22", "71.70"), ITERATIONS=0),
-            promp("-G_V", ("80.47", "73.12", "76.62"), VISION_GENERATOR=False),
-            promp("-G_T", ("79.20", "70.68", "74.70"), TEXT_GENERATOR=False),
-            promp(
-                "-G",
-                ("78.92", "70.93", "74.71"),
-                VISION_GENERATOR=False,
-                TEXT_GENERATOR=False,
-            ),
-            promp("-F", ("78.70", "72.52", "75.48"), FEATURE_FILTER=False),
-        ],
-    ),
-    "hisf4": (
-        "HISF, Table 4: modules",
-        [
-            # this row has the figures of MaPLe's paper
-            Row("MaPLe setting", "MaPLe", (), ("82.28", "75.14", "78.55")),
-            hisf("w/o PI", ("83.76", "75.57", "79.66"), PROMPT_INIT=False),
-            hisf("w/o SF", ("82.45", "74.96", "78.71"), SEMANTIC_FUSION=False),
-            hisf("PI + SF", ("85.39", "76.12", "80.75")),
-        ],
-    ),
-    # The table's columns L_CE, L_S and L_LP are not defined in the paper. L_LP is on in every row
-    # and is read as the classification loss, L_CE as that of the label (category) embeddings, L_S
-    # as semantic alignment; the last two rows read L_CE as cross-entropy and L_LP as L_le instead.
-    "hisf5": (
-        "HISF, Table 5: loss terms",
-        [
-            hisf("L_cls", ("-", "-", "79.41"), LAMBDA_LE=0.0, LAMBDA_SA=0.0),
-            hisf("L_cls + L_le + L_sa", ("-", "-", "80.75")),
-            hisf("L_cls + L_sa", ("-", "-", "80.67"), LAMBDA_LE=0.0),
-            hisf("L_cls + L_le", ("-", "-", "80.35"), LAMBDA_SA=0.0),
-            hisf("L_le", ("-", "-", "79.41"), LOSS_CLS=False, LAMBDA_SA=0.0),
-            hisf("L_le + L_sa", ("-", "-", "80.67"), LOSS_CLS=False),
-        ],
-    ),
-}
-HEADER = ("Variant", "Base", "Novel", "Harmonic mean", "Paper: base", "novel", "harmonic mean")
-
+MEASURED = (  # in docs/ablations.md
+    *("hicropl_update", "hicropl4", "hicropl6", "hicropl7"),
+    *("hisf4", "hisf5", "hisf_readings", "promp4", "promp5"),
+)
 SEARCH = "hisf_lambdas"
 LAMBDAS_LE = (0.1,)
 LAMBDAS_SA = (0.1, 1.0, 10.0)
 
 
-def jobs_of(row: Row, arguments: argparse.Namespace) -> list[Job]:
-    """List the base-to-novel jobs with a row's settings, one for each seed."""
+def jobs_of(row: Row, protocol: Protocol, arguments: argparse.Namespace) -> list[Job]:
+    """List the jobs of a row, one for each seed and number of shots.
+
+    What transfers starts from the source of the embedded datasets, or from ImageNet.
+    """
+    dataset = arguments.dataset
+    if any(step.transfers for step in protocol.steps):
+        dataset = EMBEDDED_SOURCE if is_embedded(dataset) else "imagenet"
     what = {"overrides": row.options, "root": arguments.root, "output_dir": arguments.output_dir}
-    return [
-        Job(BASE2NEW, tuple(runs_of(BASE2NEW, row.method, DATASET, seed, SHOTS, **what)))
+    jobs = [
+        Job(protocol, tuple(runs_of(protocol, row.method, dataset, seed, shots, **what)))
+        for shots in protocol.shots
         for seed in arguments.seeds
     ]
+    return list(dict.fromkeys(jobs))  # what is not trained depends on neither
 
 
 def search_jobs_of(row: Row, arguments: argparse.Namespace) -> list[Job]:
     """List the jobs that train on base classes and test on their validation images."""
     on_validation = row._replace(options=(*row.options, "TEST.SPLIT", "val"))
-    return [Job(BASE2NEW, job.runs[:1]) for job in jobs_of(on_validation, arguments)]
+    jobs = jobs_of(on_validation, BASE2NEW, arguments)
+    return [Job(BASE2NEW, job.runs[:1]) for job in jobs]
 
 
 def search_rows() -> list[Row]:
     """List the rows of HISF with each pair of lambda_1 and lambda_2."""
     return [
-        hisf(f"{first} {second}", ("-", "-", "-"), LAMBDA_LE=first, LAMBDA_SA=second)
+        hisf(f"{first} {second}", LAMBDA_LE=first, LAMBDA_SA=second)
         for first, second in itertools.product(LAMBDAS_LE, LAMBDAS_SA)
     ]
 
 
-def ablation_table(rows: Sequence[Row], arguments: argparse.Namespace, scores: Scores) -> str:
-    """Render mean and standard deviation over seeds next to the paper's figures."""
-    lines = []
-    for row in rows:
-        jobs = jobs_of(row, arguments)
-        parts = zip(*(job.runs for job in jobs), strict=True)
-        base, novel = (cell(scores.accuracies(runs)) for runs in parts)
-        means = cell([mean for job in jobs for mean in scores.summary(job)])
-        lines.append((row.label, base, novel, means, *row.paper))
-    return render(HEADER, lines)
+def ablation_table(table: Table, arguments: argparse.Namespace, scores: Scores) -> str:
+    """Render mean and standard deviation over seeds next to the paper's figures, if it has any."""
+    protocol, lines = table.protocol, []
+    summary = [protocol.summary[0]] if protocol.summary else []
+    figures = PAPER_COLUMNS[protocol] if any(row.paper for row in table.rows) else ()
+    header: tuple[str, ...] = ()
+    for row in table.rows:
+        jobs = jobs_of(row, protocol, arguments)
+        columns: dict[str, list[Run]] = {}
+        for run in (run for job in jobs for run in job.runs):
+            columns.setdefault(run.column, []).append(run)
+        cells = [cell(scores.accuracies(runs)) for runs in columns.values()]
+        if summary:
+            cells.append(cell([mean for job in jobs for mean in scores.summary(job)]))
+        header = ("Variant", *columns, *summary)
+        lines.append((row.label, *cells, *(row.paper or ("-",) * len(figures))))
+    return render((*header, *(f"Paper: {figure}" for figure in figures)), lines)
 
 
 def search_table(arguments: argparse.Namespace, scores: Scores) -> str:
@@ -170,37 +111,55 @@ def search_table(arguments: argparse.Namespace, scores: Scores) -> str:
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m experiments ablations",
-        description="Repeat the ablation tables of the ProMPT and HISF papers on Shapes.",
+        description="Repeat the tables of the HiCroPL, HISF and ProMPT papers.",
     )
-    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=[*TABLES, SEARCH])
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        default=list(MEASURED),
+        choices=[*TABLES, SEARCH],
+        metavar="TABLE",
+        help=f"among {', '.join([*TABLES, SEARCH])} (default: those of docs/ablations.md)",
+    )
+    parser.add_argument(
+        "--dataset",
+        default="shapes",
+        choices=known_datasets(),
+        help="dataset trained on, except for what transfers (default: shapes)",
+    )
     add_run_arguments(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = read_arguments(argv)
+    jobs: list[Job] = []
     try:
         check_folders(arguments.root, arguments.output_dir)
+        for name in arguments.tables:
+            if name == SEARCH:
+                jobs += [job for row in search_rows() for job in search_jobs_of(row, arguments)]
+            else:
+                rows, protocol = TABLES[name].rows, TABLES[name].protocol
+                jobs += [job for row in rows for job in jobs_of(row, protocol, arguments)]
+        check_config_files(jobs)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    jobs: list[Job] = []
-    for name in arguments.tables:
-        if name == SEARCH:
-            jobs += [job for row in search_rows() for job in search_jobs_of(row, arguments)]
-        else:
-            jobs += [job for row in TABLES[name][1] for job in jobs_of(row, arguments)]
     # two tables may have a row in common
     code = run_all(list(dict.fromkeys(jobs)), arguments.workers)
     if code != 0:
         return code
-    seeds = " ".join(map(str, arguments.seeds))
-    say(f"\nAccuracy in percent on Shapes, {MINI}, {SHOTS} shots, seeds {seeds}.")
     scores = Scores()
+    parts = []
     for name in arguments.tables:
         if name == SEARCH:
-            say(f"\nHISF's lambdas, validation accuracy\n\n{search_table(arguments, scores)}")
+            title, text = "HISF's lambdas, validation accuracy", search_table(arguments, scores)
         else:
-            title, rows = TABLES[name]
-            say(f"\n{title}\n\n{ablation_table(rows, arguments, scores)}")
+            title, text = TABLES[name].title, ablation_table(TABLES[name], arguments, scores)
+        parts.append(f"## {title}\n\n{text}")
+    seeds = " ".join(map(str, arguments.seeds))
+    caption = ["Accuracy in percent", arguments.dataset, *scores.backbones, f"seeds {seeds}"]
+    say(f"\n{', '.join(caption)}, mean ± standard deviation:")
+    say("\n" + "\n\n".join(parts))
     return scores.report()

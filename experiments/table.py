@@ -147,7 +147,7 @@ class Scores:
 
 
 def cell(values: Sequence[float], half_width: float | None = None) -> str:
-    """Format the mean and, over several seeds, (population) standard deviation; "-" if empty.
+    """Format the mean and, over several seeds, sample standard deviation; "-" if empty.
 
     The half-width of the test set's interval, where it is known, follows in parentheses.
     """
@@ -155,7 +155,7 @@ def cell(values: Sequence[float], half_width: float | None = None) -> str:
         return "-"
     parts = [f"{statistics.fmean(values):.1f}"]
     if len(values) > 1:
-        parts.append(f"± {statistics.pstdev(values):.1f}")
+        parts.append(f"± {statistics.stdev(values):.1f}")
     if half_width is not None:
         parts.append(f"(± {half_width:.1f})")
     return " ".join(parts)
@@ -233,10 +233,15 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
                         )
                         # Runs that are not trained do not depend on seed and shots.
                         jobs[Job(kind, tuple(runs))] = None
+    check_config_files(jobs)
+    return list(jobs)
+
+
+def check_config_files(jobs: Iterable[Job]) -> None:
+    """Raise UserError if a config file of a run does not exist."""
     for path in {run.config_file: None for job in jobs for run in job.runs}:
         if not path.is_file():
             raise UserError(f"config: expected a config file, got {path}, which does not exist")
-    return list(jobs)
 
 
 def number_above_0(text: str) -> int:

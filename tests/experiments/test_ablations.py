@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import trainers  # noqa: F401
-from dassl.config import get_cfg_default, merge_from_list
 from experiments import ablations
+from experiments.paper_rows import Row, Table
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -22,7 +21,7 @@ def main(arguments):
     with open("calls.txt", "a") as file:
         file.write(" ".join(arguments) + "\\n")
     accuracy = 60.0 + int(values["--seed"])
-    accuracy -= 5 * (values["DATASET.SUBSAMPLE_CLASSES"] == "new")
+    accuracy -= 5 * (values.get("DATASET.SUBSAMPLE_CLASSES") == "new")
     accuracy += 10 * (values.get("TRAINER.HISF.LAMBDA_SA") == "1.0")
     folder = pathlib.Path(values["--output-dir"])
     folder.mkdir(parents=True)
@@ -34,7 +33,8 @@ def main(arguments):
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     shutil.copytree(REPOSITORY / "experiments", tmp_path / "experiments")
-    (tmp_path / "dassl").symlink_to(REPOSITORY / "dassl")
+    for folder in ("dassl", "configs"):
+        (tmp_path / folder).symlink_to(REPOSITORY / folder)
     (tmp_path / "train.py").write_text(STUB)
     # The real one takes seconds to import, in each worker process.
     (tmp_path / "torch.py").write_text("def set_num_threads(number): pass")
@@ -68,7 +68,7 @@ def calls(checkout: Path) -> list[str]:
 def test_measured_figures_are_printed_next_to_the_papers(checkout):
     lines = tables(checkout, "promp4", "promp5")
     # base 61 and 63, novel 56 and 58
-    measured = ["62.0 ± 1.0", "57.0 ± 1.0", "59.4 ± 1.0"]
+    measured = ["62.0 ± 1.4", "57.0 ± 1.4", "59.4 ± 1.4"]
     assert lines[2] == ["0", *measured, "69.34", "74.77", "71.95"]
     assert [line[0] for line in lines[7:]] == ["ProMPT", "-Iter", "-G_V", "-G_T", "-G", "-F"]
     assert all(line[1:4] == measured for line in lines[7:])
@@ -85,18 +85,40 @@ def test_measured_figures_are_printed_next_to_the_papers(checkout):
 def test_lambdas_are_chosen_on_validation_images_of_base_classes(checkout):
     lines = tables(checkout, "hisf_lambdas")
     assert lines[0][1:] == ["0.1", "1.0", "10.0"]
-    assert lines[2] == ["0.1", "62.0 ± 1.0", "72.0 ± 1.0", "62.0 ± 1.0"]
+    assert lines[2] == ["0.1", "62.0 ± 1.4", "72.0 ± 1.4", "62.0 ± 1.4"]
     assert len(calls(checkout)) == 3 * 2
     for call in calls(checkout):
         assert "TEST.SPLIT val" in call and "DATASET.SUBSAMPLE_CLASSES base" in call
 
 
-@pytest.mark.parametrize("name", ablations.TABLES)
-def test_every_row_sets_keys_that_exist_and_differ_from_the_default(name):
-    _, rows = ablations.TABLES[name]
-    changed = set()
-    for row in rows:
-        cfg = get_cfg_default()
-        merge_from_list(cfg, list(row.options))
-        changed.add((row.method, str(cfg)))
-    assert len(changed) == len(rows)
+def test_other_protocols_print_their_columns_and_start_from_their_source(checkout):
+    lines = tables(checkout, "hicropl14", "promp3", "--dataset", "animals")
+    shots = [f"{shots}-shot" for shots in (1, 2, 4, 8, 16)]
+    assert lines[0] == ["Variant", *shots, *(f"Paper: {each}" for each in shots)]
+    assert [line[0] for line in lines[2:8]][:2] == ["Linear probe CLIP", "CoOp"]
+    # seeds 1 and 3
+    assert lines[7][:2] + lines[7][6:7] == ["HiCroPL", "62.0 ± 1.4", "74.67"]
+    targets = ["emoji_v2", "emoji_sketch", "emoji_noise", "emoji_rendition"]
+    figures = ["Paper: ImageNet", "Paper: average"]
+    assert lines[8] == ["Variant", "emoji", *targets, "Average", *figures]
+    assert lines[10] == ["CLIP", *["61.0"] * 6, "66.73", "57.18"]  # once, whatever the seeds
+    few_shot = [call for call in calls(checkout) if "animals" in call]
+    assert len(few_shot) == 6 * 5 * 2
+    assert len(calls(checkout)) - len(few_shot) == 5 + 3 * 5 * 2
+
+
+def test_figures_without_values_have_no_columns_for_them(checkout):
+    lines = tables(checkout, "hisf_readings")
+    assert lines[0] == ["Variant", "Base", "Novel", "Harmonic mean"]
+
+
+def test_a_method_without_a_config_file_is_one_line_before_any_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    rows = [Row("CoOp", "CoOp"), Row("other", "OtherMethod")]
+    monkeypatch.setitem(ablations.TABLES, "hisf1", Table("methods", rows))
+    assert ablations.main(["--tables", "hisf1", "--output-dir", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == (
+        "error: config: expected a config file, got configs/trainers/OtherMethod/vit_mini.yaml, "
+        "which does not exist\n"
+    )

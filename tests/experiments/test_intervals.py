@@ -114,7 +114,7 @@ def test_cells_show_the_interval_that_all_seeds_share(tmp_path, capsys, monkeypa
     code, rows, errors = printed(capsys, tmp_path, "--methods", "CoOp", "ZeroshotCLIP")
     assert code == 0
     assert rows[0][:4] == [
-        *("emoji", "CoOp", f"70.0 ± 10.0 (± {base:.1f})"),
+        *("emoji", "CoOp", f"70.0 ± 14.1 (± {base:.1f})"),
         f"50.0 ± 0.0 (± {novel:.1f})",
     ]
     assert rows[0][4].endswith(f" (± {mean:.1f})")
