@@ -104,9 +104,9 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
         Rule("vit_b16_ep100_ctxv1"),
     ),
 }
-MINIATURE = (Rule("vit_mini"),)
+MINIATURE: tuple[Rule, ...] = (Rule("vit_mini"),)
 # Methods with a file of their own for transfer.
-MINIATURES = dict.fromkeys(
+MINIATURES: dict[str, tuple[Rule, ...]] = dict.fromkeys(
     (
         *("CoOp", "CoCoOp", "KgCoOp", "VPT", "IVLP", "MaPLe"),
         *("PromptSRC", "ProMPT", "HISF", "HiCroPL"),
@@ -130,11 +130,8 @@ def config_of(
     Raises:
         UserError: no rule of the method applies.
     """
-    if backbone == MINI or (is_embedded(dataset) and not backbone):
-        rules = MINIATURES.get(trainer, MINIATURE)
-    else:
-        rules = PAPERS.get(trainer, ())
-    for rule in rules:
+    is_mini = backbone == MINI or (is_embedded(dataset) and not backbone)
+    for rule in MINIATURES.get(trainer, MINIATURE) if is_mini else PAPERS.get(trainer, ()):
         if rule.fits(protocol.name, dataset, shots):
             return rule.config
     raise UserError(

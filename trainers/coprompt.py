@@ -78,6 +78,7 @@ class CoPrompt(MaPLe):
     """
 
     n_views = 2
+    layers_suffice = False  # the adapters are learned, too
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         super().build(cfg, class_names)
@@ -89,12 +90,12 @@ class CoPrompt(MaPLe):
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)
-        self._described: Tensor | None = None
+        self._sentence_features: Tensor | None = None
 
     @property
-    def described(self) -> Tensor:
+    def sentence_features(self) -> Tensor:
         """Unit features of each class's sentences (n, K, d), computed when training first asks."""
-        if self._described is None:
+        if self._sentence_features is None:
             texts = self.sentences(
                 self.description_file,
                 key=f"TRAINER.{self.config_node}.DESCRIPTIONS",
@@ -105,8 +106,8 @@ class CoPrompt(MaPLe):
                 self.frozen_text_features([[own[i % len(own)]] for own in texts])
                 for i in range(max(map(len, texts)))
             ]
-            self._described = torch.stack(sentences)
-        return self._described
+            self._sentence_features = torch.stack(sentences)
+        return self._sentence_features
 
     def class_features(self, towers: Towers) -> Features:
         return {"text": self.adapter_text(self.encode_text(towers.text), TEXT_SHARE)}
@@ -126,8 +127,8 @@ class CoPrompt(MaPLe):
 
         The sentence is drawn by torch's generator, whose state an interrupted run takes up.
         """
-        described = self.described
-        frozen_text = described[torch.randint(len(described), ())]
+        sentences = self.sentence_features
+        frozen_text = sentences[torch.randint(len(sentences), ())]
         return {
             **super().losses(features, logits, labels),
             "loss_cons_text": self.weight * self.distance(features["text"], frozen_text),

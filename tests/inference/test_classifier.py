@@ -100,8 +100,8 @@ def test_what_makes_the_prompts_stays_behind(runs, tmp_path):
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     prompts = {f"layers.text.{i}": (2, 32) for i in range(4)}
     prompts |= {f"layers.vision.{i}": (2, 48) for i in range(4)}
-    features = {"classes.text": (2, 24), "classes.prompted_text": (2, 24)}
-    assert shapes == {**prompts, **features}
+    texts = ("text", "prompted_text", "frozen_text")
+    assert shapes == {**prompts, **{f"classes.{name}": (2, 24) for name in texts}}
 
 
 def test_sentences_stay_with_the_run(runs, tmp_path, monkeypatch):

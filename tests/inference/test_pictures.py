@@ -122,7 +122,7 @@ def test_photos_are_turned_where_the_run_did(runs, classifier: Classifier, tmp_p
     classifier.cfg.defrost()
     classifier.cfg.INPUT.UPRIGHT = True
     expected = classifier.preprocess(pixels[::-1, ::-1])
-    assert torch.equal(classifier.preprocess(path), expected)
+    assert torch.equal(classifier.preprocess(tmp_path / "turned.png"), expected)
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_other_classes_need_sentences_only_in_training(clip_model, make, batch):
 def test_lists_of_sentences_that_are_shorter_are_read_in_turn(clip_model, make, tmp_path):
     sentences = dict(zip(NAMES, (["x"], ["x", "y", "z"], ["x", "y"]), strict=True))
     (tmp_path / "texts.json").write_text(json.dumps(sentences))
-    found = make().described
+    found = make().sentence_features
     expected = [["x", "x", "x"], ["x", "y", "y"], ["x", "z", "x"]]  # by step, class
     for features, texts in zip(found, expected, strict=True):
         each = [text_feature(clip_model, tokenize([text])[0], [], []) for text in texts]
