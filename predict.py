@@ -95,17 +95,21 @@ def run(args: argparse.Namespace) -> int:
         UserError: bad input.
     """
     check_options(args)
-    import logging
+    from dassl.utils.logger import errors_alone
 
+    with errors_alone():  # the standard output is for the answers
+        return classify(args)
+
+
+def classify(args: argparse.Namespace) -> int:
+    """Answer for each picture; return 1 where one could not be classified, else 0."""
     from tqdm import tqdm
 
-    from dassl.utils import log
     from dassl.utils.descriptions import read_descriptions
     from inference import Classifier
     from inference.output import WRITERS, answer
     from inference.sorting import Sorter
 
-    log.setLevel(logging.ERROR)  # the standard output is for the answers
     classifier = Classifier.load(args.run, args.device, args.precision)
     descriptions = read_descriptions(args.descriptions) if args.descriptions else None
     if args.classnames or descriptions:

@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from dassl.errors import UserError, escaped, writing
@@ -48,6 +49,17 @@ log = logging.getLogger("dassl")
 log.setLevel(logging.INFO)
 log.propagate = False
 log.addHandler(_StdoutHandler())
+
+
+@contextmanager
+def errors_alone() -> Iterator[None]:
+    """Let no message through that is not an error, until the end of the block."""
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 class Logger:
