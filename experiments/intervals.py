@@ -35,6 +35,12 @@ def mean_and_half_width(values: Collection[float]) -> tuple[float, float]:
     return 100 * mean, 100 * NORMAL_95 * math.sqrt(variance / n)
 
 
+def half_width_of_mean(half_widths: Sequence[float | None]) -> float | None:
+    """Return that of the mean over several test sets; None where one is not known."""
+    known = [half_width for half_width in half_widths if half_width is not None]
+    return math.hypot(*known) / len(known) if len(known) == len(half_widths) else None
+
+
 def mean_difference(first: Mapping[str, float], second: Mapping[str, float]) -> tuple[float, float]:
     """Return the mean of first - second over the pictures that both have, and its half-width."""
     return mean_and_half_width([first[p] - second[p] for p in first.keys() & second.keys()])

@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dassl.command import Parser, say
@@ -25,7 +25,12 @@ from dassl.errors import UserError
 from dassl.table import aligned
 from experiments.configs import CONFIGS, EMBEDDED_SOURCE
 from experiments.executors import Job, check_folders, run_all
-from experiments.intervals import mean_and_half_width, propagated, shares_right
+from experiments.intervals import (
+    half_width_of_mean,
+    mean_and_half_width,
+    propagated,
+    shares_right,
+)
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
 from experiments.runs import Run, runs_of
 
@@ -168,13 +173,13 @@ def tabulate(
 
     A row is a dataset and a method, in the order of ``jobs``, and also a number of shots if there
     are several that the columns do not tell apart. Cells summarize all seeds, with ``intervals``
-    also the test set.
+    also the test set. Several datasets have averages, unless the protocol transfers.
     """
     runs = sorted((r for job in jobs for r in job.runs), key=lambda r: r.shots)
     headings = [s.column for s in protocol.steps if "{" not in s.column]
     headings += [r.column for r in runs if r.step in protocol.steps]
     summary = [protocol.summary[0]] if protocol.summary else []
-    others = [ALL_CLASSES] if protocol is BASE2NEW else []
+    others = [ALL_CLASSES] if any(job.protocol is not protocol for job in jobs) else []
     columns = [*dict.fromkeys(headings), *summary, *others]
     several = protocol is not FEW_SHOT and len({r.shots for r in runs if r.is_trained}) > 1
 
@@ -184,23 +189,76 @@ def tabulate(
         key = (first.dataset, first.trainer, *([str(first.shots)] if several else []))
         rows.setdefault(key, []).append(job)
 
-    def cells(jobs: Sequence[Job]) -> list[str]:
-        by_column: dict[str, list[Run]] = {column: [] for column in columns}
+    def by_column(jobs: Sequence[Job]) -> dict[str, list[Run]]:
+        found: dict[str, list[Run]] = {column: [] for column in columns if column not in summary}
         for run in (run for job in jobs for run in job.runs):
-            by_column[run.column if run.step in protocol.steps else ALL_CLASSES].append(run)
+            found[run.column if run.step in protocol.steps else ALL_CLASSES].append(run)
+        return found
+
+    def cells(jobs: Sequence[Job]) -> list[str]:
         found = {
             column: cell(scores.accuracies(runs), scores.half_width(runs) if intervals else None)
-            for column, runs in by_column.items()
+            for column, runs in by_column(jobs).items()
         }
         for heading in summary:
             own = [job for job in jobs if job.protocol is protocol]
             values = [value for job in own for value in scores.summary(job)]
             half_width = scores.summary_half_width(own) if intervals else None
             found[heading] = cell(values, half_width)
-        return list(found.values())
+        return [found[column] for column in columns]
 
+    table = [(*key, *cells(jobs)) for key, jobs in rows.items()]
+    datasets = {key[0]: None for key in rows}
+    if len(datasets) > 1 and not any(step.transfers for step in protocol.steps):
+        for rest in {key[1:]: None for key in rows}:
+            parts = [by_column(rows[(dataset, *rest)]) for dataset in datasets]
+            found = average_cells(parts, protocol, scores, intervals)
+            table.append(("average", *rest, *(found[column] for column in columns)))
     header = ("Dataset", "Method", *(["Shots"] if several else []), *columns)
-    return header, [(*key, *cells(jobs)) for key, jobs in rows.items()]
+    return header, table
+
+
+def average_cells(
+    parts: Sequence[Mapping[str, Sequence[Run]]],
+    protocol: Protocol,
+    scores: Scores,
+    intervals: bool,
+) -> dict[str, str]:
+    """Return a method's means over datasets by column; "-" where a dataset lacks a result.
+
+    The summary is that of the means, as in the papers.
+
+    Args:
+        parts: {column: a run of each seed} of each dataset.
+        protocol: without steps that transfer.
+        scores: of the runs.
+        intervals: whether cells have the test sets' interval.
+    """
+    means: dict[str, list[float]] = {}
+    half_widths: dict[str, float | None] = {}
+    for column in parts[0]:
+        groups = [part[column] for part in parts]
+        found = [scores.accuracies(runs) for runs in groups]
+        is_complete = len({*map(len, groups), *map(len, found)}) == 1
+        seeds = zip(*found, strict=True) if is_complete else ()
+        means[column] = list(map(statistics.fmean, seeds))
+        is_asked = intervals and means[column]
+        known = [scores.half_width(runs) for runs in groups] if is_asked else [None]
+        half_widths[column] = half_width_of_mean(known)
+    if protocol.summary is not None:
+        heading, summarize = protocol.summary
+        names = {step.name: step.column for step in protocol.steps}
+
+        def function(values: Sequence[float]) -> float:
+            return summarize({name: [value] for name, value in zip(names, values, strict=True)})
+
+        own = [means[column] for column in names.values()]
+        means[heading] = list(map(function, zip(*own, strict=True))) if all(own) else []
+        widths = [w for column in names.values() if (w := half_widths[column]) is not None]
+        half_widths[heading] = None
+        if len(widths) == len(names):
+            half_widths[heading] = propagated(function, list(map(statistics.fmean, own)), widths)
+    return {column: cell(values, half_widths[column]) for column, values in means.items()}
 
 
 def render(header: tuple[str, ...], table: Sequence[tuple[str, ...]]) -> str:

@@ -118,8 +118,37 @@ def test_cells_show_the_interval_that_all_seeds_share(tmp_path, capsys, monkeypa
         f"50.0 ± 0.0 (± {novel:.1f})",
     ]
     assert rows[0][4].endswith(f" (± {mean:.1f})")
-    assert rows[1] == ["emoji", "ZeroshotCLIP", "50.0", "50.0", "50.0", "-"]
+    assert rows[1] == ["emoji", "ZeroshotCLIP", "50.0", "50.0", "50.0"]
     assert errors == ["no intervals: 2 of 6 runs have no predictions that can be read"]
+
+
+def test_averages_over_datasets_are_of_complete_methods(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    right = {"emoji": (6, 8), "food": (5, 9)}  # of 10 base classes' pictures, by seed
+    for dataset, seeds in right.items():
+        for seed, count in enumerate(seeds, start=1):
+            train, test = runs_of(BASE2NEW, "CoOp", dataset, seed, output_dir=tmp_path)
+            leave(train, [True] * count + [False] * (10 - count))
+            leave(test, [True] * 5 + [False] * 5)
+    for run in runs_of(BASE2NEW, "KgCoOp", "emoji", output_dir=tmp_path):
+        leave(run, [True] * 5 + [False] * 5)
+    options = ("--methods", "CoOp", "KgCoOp", "--datasets", "emoji", "food")
+    _, rows, _ = printed(capsys, tmp_path, *options)
+    halves = [
+        196 * np.std([1] * 6 + [0.5] * 2 + [0] * 2, ddof=1) / math.sqrt(10),
+        196 * np.std([1] * 5 + [0.5] * 4 + [0], ddof=1) / math.sqrt(10),
+    ]
+    novel = 196 * math.sqrt(0.25 / 9)
+    base, novel = math.hypot(*halves) / 2, math.hypot(novel, novel) / 2
+    # The seeds' means over datasets are 55 and 85; harmonic means with 50 are of these.
+    means = [2 * 55 * 50 / 105, 2 * 85 * 50 / 135]
+    assert rows[4][:4] == [
+        *("average", "CoOp", f"70.0 ± {np.std([55, 85], ddof=1):.1f} (± {base:.1f})"),
+        f"50.0 ± 0.0 (± {novel:.1f})",
+    ]
+    spread = f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f} (± "
+    assert rows[4][4].startswith(spread)
+    assert rows[5] == ["average", "KgCoOp", "-", "-", "-"]
 
 
 def test_damaged_predictions_are_named_and_leave_the_accuracy(tmp_path, capsys, monkeypatch):
