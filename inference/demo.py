@@ -18,6 +18,7 @@ import html
 import io
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -102,8 +103,8 @@ def middle(picture: Image.Image) -> Image.Image:
     """Cut out the square that models take of a picture, at the page's size."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box)
+    square = picture.crop((left, top, left + side, top + side))
+    return square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def data_uri(picture: Image.Image) -> str:
@@ -157,18 +158,21 @@ def as_json(seen: Sequence[Seen], threshold: float) -> str:
     return json.dumps(records, ensure_ascii=False, indent=2) if records else ""
 
 
-def about(classifier: Classifier, name: str) -> str:
-    """Say in one line what the page shows, as HTML."""
+def title_of(classifier: Classifier) -> str:
     config = classifier.record.config
-    method, backbone = config["TRAINER"]["NAME"], config["MODEL"]["BACKBONE"]["NAME"]
-    line = f"{method} on {config['DATASET']['NAME']}, around the frozen CLIP {backbone}."
+    return f"{config['TRAINER']['NAME']} on {config['DATASET']['NAME']}"
+
+
+def about(classifier: Classifier) -> str:
+    """Say what the page shows, as HTML."""
+    line = f"The frozen CLIP is {classifier.record.config['MODEL']['BACKBONE']['NAME']}."
     if isinstance(classifier.method.clip.config.vision_layers, tuple):
-        line += " A ResNet has no attention to show."
-    return f"<h1>{html.escape(name)}</h1><p>{html.escape(line)}</p>"
+        line += " It is a ResNet, which has no attention to show."
+    return f"<h1>{html.escape(title_of(classifier))}</h1><p>{html.escape(line)}</p>"
 
 
-def build_page(classifier: Classifier, name: str) -> Any:
-    """Build the page, gradio's ``Blocks``, for a classifier; ``name`` is its title."""
+def build_page(classifier: Classifier) -> Any:
+    """Build the page, gradio's ``Blocks``."""
     import gradio as gr
 
     own_names = "\n".join(classifier.labels)
@@ -184,9 +188,10 @@ def build_page(classifier: Classifier, name: str) -> Any:
     def show(seen: list[Seen], threshold: float) -> tuple[str, str]:
         return cards(seen, threshold), as_json(seen, threshold)
 
-    with gr.Blocks(title=name, analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
+    title = title_of(classifier)
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         seen = gr.State([], time_to_live=HOUR)
-        gr.HTML(about(classifier, name))
+        gr.HTML(about(classifier))
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 pictures = gr.File(file_count="multiple", label="Pictures", height=160)
@@ -206,7 +211,7 @@ def build_page(classifier: Classifier, name: str) -> Any:
                     1,
                     0,
                     step=0.01,
-                    label='Threshold: "none of these" below it',
+                    label='Below it: "none of these"',
                     elem_id="threshold",
                 )
             with gr.Column(scale=3, min_width=280):
@@ -261,6 +266,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the host is not an address of this machine, or the port is not free.
     """
+    if not host:  # all addresses, to the system
+        raise UserError("--host: expected an address of this machine, got ''")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -315,8 +322,8 @@ def run(args: argparse.Namespace) -> int:
         TemporaryDirectory(prefix="demo-") as uploads,
     ):
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        name = os.path.basename(os.path.abspath(args.run))
-        server = server_of(build_page(Classifier.load(args.run), name))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the pictures would stay
+        server = server_of(build_page(Classifier.load(args.run)))
         host = f"[{args.host}]" if ":" in args.host else args.host
         say(f"Open http://{host}:{listener.getsockname()[1]}/ in a browser; Ctrl+C ends it.")
         server.run(sockets=[listener])

@@ -44,7 +44,7 @@ def visit(browser, runs: Runs, tmp_path: Path, monkeypatch) -> Iterator[Any]:
 
     def serve(trainer: str) -> str:
         listener = demo.listen("127.0.0.1", 0)
-        page = demo.build_page(Classifier.from_run(runs.trained(trainer)), trainer)
+        page = demo.build_page(Classifier.from_run(runs.trained(trainer)))
         server = demo.server_of(page)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
