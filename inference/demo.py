@@ -211,7 +211,7 @@ def build_page(classifier: Classifier) -> Any:
                     1,
                     0,
                     step=0.01,
-                    label='Below it: "none of these"',
+                    label='Threshold ("none of these")',
                     elem_id="threshold",
                 )
             with gr.Column(scale=3, min_width=280):
@@ -221,6 +221,7 @@ def build_page(classifier: Classifier) -> Any:
                     label="The same as JSON",
                     interactive=False,
                     max_lines=16,
+                    wrap_lines=True,
                     elem_id="json",
                 )
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
