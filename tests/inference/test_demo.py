@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def opened(uri: str) -> Image.Image:
 def test_pictures_are_classified_and_broken_ones_have_a_line(classifier, photos):
     wide, *others = demo.look(classifier, photos)
     (expected,) = classifier.predict(photos[0])
-    assert wide.prediction == demo.replace(expected, image="wide.png")
+    assert wide.prediction == replace(expected, image="wide.png")
     assert opened(wide.picture).size == opened(wide.attention).size == (demo.SIDE, demo.SIDE)
     for found, name in zip(others, ("broken.jpg", "empty.png"), strict=True):
         error = found.prediction.error
@@ -95,6 +96,14 @@ def test_names_are_text_not_html():
     assert bad not in demo.cards([seen, failed], 0) + demo.problem(bad)
 
 
+def test_the_page_says_what_it_shows(classifier, monkeypatch):
+    text = demo.about(classifier)
+    assert "<h1>VPT on ColourPatches</h1>" in text and "ResNet" not in text
+    clip = classifier.method.clip
+    monkeypatch.setattr(clip, "config", replace(clip.config, vision_layers=(1, 1, 1, 1)))
+    assert "It is a ResNet, which has no attention to show." in demo.about(classifier)
+
+
 @pytest.mark.parametrize("value", ["-1", "65536", "7860.5", "x", "", "٣", "9" * 5000])
 def test_a_port_is_a_number_that_there_is(value, capsys):
     assert demo.main(["out", "--port", value]) == 2
@@ -110,6 +119,8 @@ def test_a_busy_port_and_a_foreign_host_are_one_line(tmp_path, capsys):
         assert demo.main([str(tmp_path), "--port", busy]) == 2
     expected = f"error: --port: expected one that is free on 127.0.0.1, got {busy}: Address already"
     assert capsys.readouterr().err.startswith(expected)
+    assert demo.main([str(tmp_path), "--host", ""]) == 2
+    assert capsys.readouterr().err.endswith("expected an address of this machine, got ''\n")
     for host in ("192.0.2.1", "no such host", "a" * 70, "::x"):
         assert demo.main([str(tmp_path), "--host", host, "--port", "0"]) == 2
         error = capsys.readouterr().err
