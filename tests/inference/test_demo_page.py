@@ -36,7 +36,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser, runs: Runs, tmp_path: Path, monkeypatch) -> Iterator[Any]:
-    """Serve a run's page: visit(trainer) opens it as somebody new and returns browser's page."""
+    """Serve a run's page: visit(trainer) opens it as somebody new, in a browser of theirs."""
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     served: dict[str, str] = {}
@@ -135,6 +135,9 @@ def test_pictures_names_and_threshold(visit, classifier, photos):
     (record,) = json.loads(page.locator("#json .cm-content").inner_text())
     assert (record["image"], record["label"]) == ("one.png", "none of these")
     assert {entry["label"] for entry in record["top"]} == set(bars(page))
+
+    page.set_viewport_size({"width": 390, "height": 844})  # a phone's
+    page.wait_for_function("document.documentElement.scrollWidth === 390")
 
 
 def test_what_is_wrong_is_one_line_and_the_rest_stays(visit, classifier, photos):
