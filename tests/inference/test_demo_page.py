@@ -136,9 +136,6 @@ def test_pictures_names_and_threshold(visit, classifier, photos):
     assert (record["image"], record["label"]) == ("one.png", "none of these")
     assert {entry["label"] for entry in record["top"]} == set(bars(page))
 
-    page.set_viewport_size({"width": 390, "height": 844})  # a phone's
-    page.wait_for_function("document.documentElement.scrollWidth === 390")
-
 
 def test_what_is_wrong_is_one_line_and_the_rest_stays(visit, classifier, photos):
     page = visit()
