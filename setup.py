@@ -30,6 +30,7 @@ setup(
             "torchmetrics>=1.5,<2",
             "hypothesis>=6.140,<7",
         ],
+        "demo": ["gradio>=6.31,<7"],
         # renders what ViT-Mini-2 is trained on; its optimizer came with PyTorch 2.9
         "vit_mini": ["resvg-py>=0.5,<1", "torch>=2.9"],
     },

@@ -255,6 +255,15 @@ class Classifier(ModelHubMixin):
             UserError: a name is not usable, has no sentences or does not fit, or the method is
                 bound to its classes. Nothing is changed then.
         """
+        self._state = self.with_classes(names, descriptions)._state
+
+    def with_classes(
+        self, names: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None = None
+    ) -> Classifier:
+        """Return another classifier for these classes, which shares all tensors but theirs.
+
+        Arguments and errors are those of ``set_classes``.
+        """
         labels = checked_names(names, "class names")
         before, record = self._state
         name = type(before).__name__
@@ -272,7 +281,9 @@ class Classifier(ModelHubMixin):
         method.keep_classes()
         known = {**record.classes.descriptions, **method.described}
         classes = record.classes._replace(descriptions=known)
-        self._state = method, replace(record, classes=classes, labels=labels)
+        other = copy.copy(self)
+        other._state = method, replace(record, classes=classes, labels=labels)
+        return other
 
     # Pictures ----------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dassl.errors import UserError, escaped, writing
 from dassl.json_file import read_json as read_json  # as in the public toolbox, also from here
@@ -229,6 +229,8 @@ def decode_image(
         raise ImageError(f"{name} does not exist") from error
     except Image.DecompressionBombError as error:  # far above Pillow's limit
         raise _too_large(name, "too many", max_pixels or Image.MAX_IMAGE_PIXELS) from error
+    except UnidentifiedImageError as error:  # its text names an object where bytes are read
+        raise ImageError(f"{name} is unreadable or truncated: its format is not known") from error
     # PIL raises SyntaxError for some broken PNGs, ValueError and struct.error for other formats
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

@@ -153,6 +153,23 @@ def test_names_that_cannot_be_classes_change_nothing(classifier, names, message)
     assert classifier.labels == ["red", "green"] == classifier.method.class_names
 
 
+def test_a_copy_with_other_classes_leaves_the_first_as_it_is(classifier):
+    pictures = random_pictures(classifier)
+    before = classifier.logits(pictures)
+    other = classifier.with_classes(["blue", "red", "grey"])
+    assert type(other) is Classifier and other.labels == ["blue", "red", "grey"]
+    assert classifier.labels == ["red", "green"]
+    assert torch.equal(classifier.logits(pictures), before)
+    torch.testing.assert_close(other.logits(pictures)[:, 1], before[:, 0])
+    shared = zip(classifier.method.parameters(), other.method.parameters(), strict=True)
+    assert all(mine is its for mine, its in shared)
+    other.set_classes(["x"])
+    classifier.set_classes(["y", "z"])
+    assert other.labels == ["x"] and classifier.labels == ["y", "z"]
+    with pytest.raises(UserError, match="expected different class names, got 'x' twice"):
+        classifier.with_classes(["x", "x"])
+
+
 def test_a_call_keeps_the_names_that_it_began_with(classifier, runs):
     stream = classifier.stream([*sorted((runs.data / "test" / "red").iterdir())], batch_size=1)
     first = next(stream)
