@@ -241,6 +241,7 @@ def test_predict_names_the_sets(calibrated, tmp_path, capsys):
     expected = Classifier.from_run(calibrated).predict(paths, coverage=0.9)
 
     def call(*argv: str) -> tuple[int, str, str]:
+        capsys.readouterr()
         code = predict.main([str(calibrated), *paths, *argv])
         return code, *capsys.readouterr()
 
@@ -300,6 +301,7 @@ def test_the_command_fits_to_validation_images_and_measures_on_test_images(
             shutil.copytree(run, source)
             (source / "predictions.npz").unlink()
         root = [] if source == run else ["--root", str(moved)]
+        capsys.readouterr()
         assert main([str(source), "--coverage", "0.9", "0.6", *root]) == 0
         text = capsys.readouterr().out
         found = read_calibration(str(source))
