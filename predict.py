@@ -13,29 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
-from dassl.command import Parser
+from dassl.command import Parser, number
 from dassl.command import run as run_command
 from dassl.errors import UserError
 
 FORMATS = ("table", "json", "jsonl", "csv")
-
-
-def number(kind: Callable[[str], Any], expected: str, is_usable: Callable[[Any], bool]) -> Any:
-    """Return a type of argparse: a number that is usable, or an error that says what is."""
-
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not is_usable(value):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-        return value
-
-    return read
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +35,16 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="JSON file {class name: [sentences]}, for a method that compares with sentences",
     )
-    add("--top", type=count, default=5, help="number of classes to name for each picture")
+    named = parser.add_mutually_exclusive_group()
+    named.add_argument(
+        "--top", type=count, default=5, help="number of classes to name for each picture"
+    )
+    named.add_argument(
+        "--coverage",
+        type=probability,
+        help="name as many as it takes to have the true one among them with this probability; the "
+        "run was calibrated for it (python -m inference.calibrate)",
+    )
     add("--format", choices=FORMATS, default="table", help="of the output")
     add(
         "--threshold",
@@ -116,9 +108,10 @@ def classify(args: argparse.Namespace) -> int:
         classifier.set_classes(args.classnames or classifier.labels, descriptions)
     sorter = Sorter(args.sort_into, classifier.labels, args.link) if args.sort_into else None
     has_bar = sys.stderr.isatty() and not sys.stdout.isatty()
-    stream = classifier.stream(args.images, args.top, args.batch_size)
+    stream = classifier.stream(args.images, args.top, args.batch_size, args.coverage)
     done = failed = 0
-    with WRITERS[args.format](min(args.top, len(classifier.labels))) as write:
+    count = len(classifier.labels)
+    with WRITERS[args.format](count if args.coverage else min(args.top, count)) as write:
         for prediction in tqdm(stream, unit="picture", disable=not has_bar):
             label = answer(prediction, args.threshold)
             write(prediction, label)

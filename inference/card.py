@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -30,7 +31,7 @@ It tells {count} classes apart: {labels}.
 
 {figures}
 
-{temperature}
+{meaning}
 
 ## How to use
 
@@ -56,9 +57,18 @@ def base_model(backbone: str) -> str | None:
     return open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "").strip("/") or None
 
 
-def figures_of(results: dict[str, Any]) -> list[str]:
-    """Return lines with the figures of the final evaluation; accuracy has a 95% Wilson interval."""
+def figures_of(
+    results: dict[str, Any], temperature: float, calibrated: Container[str]
+) -> list[str]:
+    """Return lines with figures; accuracy has a 95% Wilson interval.
+
+    Args:
+        results: of the final evaluation.
+        temperature: of the classifier.
+        calibrated: names of the figures at this temperature.
+    """
     lines = []
+    changed = {"nll", "ece"} if temperature != 1 else set()
     total, correct = results.get("total"), results.get("correct")
     if isinstance(total, int) and isinstance(correct, int) and 0 <= correct <= total and total > 0:
         low, high = binomtest(correct, total).proportion_ci(method="wilson")
@@ -68,8 +78,28 @@ def figures_of(results: dict[str, Any]) -> list[str]:
         )
     for name, form in (("macro_f1", "{:.1f}%"), ("nll", "{:.3f}"), ("ece", "{:.3f}")):
         if isinstance(results.get(name), (int, float)):
-            lines.append(f"- {name}: {form.format(results[name])}")
+            before = " before calibration" if name in changed and name not in calibrated else ""
+            lines.append(f"- {name}{before}: {form.format(results[name])}")
     return lines
+
+
+def meaning_of(record: Record) -> str:
+    """Say what the probabilities mean."""
+    calibration = record.calibration
+    if calibration.temperature == 1:
+        text = "Probabilities are not calibrated: their temperature is 1."
+    else:
+        text = (
+            "Probabilities are calibrated for the classes of the training: logits are divided by "
+            f"the temperature {calibration.temperature:.4g}."
+        )
+    if calibration.thresholds and record.has_own_classes:
+        shares = ", ".join(f"{coverage:g}" for coverage in sorted(calibration.thresholds))
+        text += (
+            "\n`classifier.predict(..., coverage=share)` names as many classes as it takes to have "
+            f"the true one among them for this share of pictures: {shares}."
+        )
+    return text
 
 
 def model_card(
@@ -83,7 +113,9 @@ def model_card(
         repository: what to load the classifier from, in the example.
         license: of what was learned, as the Hub names it.
     """
-    config, results = record.config, record.results
+    config, t = record.config, record.temperature
+    calibrated = record.calibration.test if record.results.get("split") == "test" else {}
+    results = {**record.results, **calibrated}
     method, dataset = config["TRAINER"]["NAME"], config["DATASET"]["NAME"]
     backbone, shots = config["MODEL"]["BACKBONE"]["NAME"], config["DATASET"]["NUM_SHOTS"]
     metrics = [
@@ -107,7 +139,6 @@ def model_card(
         eval_results=metrics or None,
     )
     named = ", ".join(record.labels[:MOST_NAMED])
-    t = record.temperature
     text = TEXT.format(
         method=method,
         dataset=dataset,
@@ -119,9 +150,7 @@ def model_card(
         other="`classifier.set_classes([...])` names other ones."
         if sets_classes
         else "What it has learned serves only these.",
-        figures="\n".join(figures_of(results)) or "The run was not evaluated.",
-        temperature="Probabilities are not calibrated: their temperature is 1."
-        if t == 1
-        else f"Probabilities are calibrated: logits are divided by the temperature {t:.4g}.",
+        figures="\n".join(figures_of(results, t, calibrated)) or "The run was not evaluated.",
+        meaning=meaning_of(record),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")

@@ -25,6 +25,7 @@ from dassl.errors import UserError, writing
 from dassl.utils import log
 from dassl.utils.tools import ImageError
 from inference.build import build, load_checkpoint_of, part_of, settings_of
+from inference.calibration import read_calibration, set_sizes
 from inference.card import model_card
 from inference.pictures import decoded, pictures_in
 from inference.record import (
@@ -35,7 +36,6 @@ from inference.record import (
     load_tensors,
     read_record,
     results_of,
-    temperature_of,
     tensors_of,
     write_record,
     write_tensors,
@@ -145,7 +145,7 @@ class Classifier(ModelHubMixin):
         classes = read_classes(folder)
         cfg = settings_of(part, folder)
         labels = checked_names(classes.class_names, f"class names of '{folder}'")
-        record = Record(part, classes, labels, temperature_of(folder), results_of(folder))
+        record = Record(part, classes, labels, read_calibration(folder), results_of(folder))
         method = build(cfg, classes, labels, device, precision)
         load_checkpoint_of(method, classes, folder)
         method.keep_classes()
@@ -246,6 +246,8 @@ class Classifier(ModelHubMixin):
     ) -> None:
         """Tell these classes apart from now on; their text features are computed here, once.
 
+        A temperature that was fitted stays, though it was fitted to the classes of the training.
+
         Args:
             names: K of them.
             descriptions: sentences {class name: [sentences]} for a method that compares with some;
@@ -279,10 +281,15 @@ class Classifier(ModelHubMixin):
         if given and not method.described:
             raise UserError(f"descriptions: expected none, as {name} does not use any, got some")
         method.keep_classes()
-        known = {**record.classes.descriptions, **method.described}
+        described = record.classes.descriptions
+        known = {**described, **method.described}
         classes = record.classes._replace(descriptions=known)
+        calibration = record.calibration
+        if any(known.get(name) != described.get(name) for name in record.classes.class_names):
+            calibration = replace(calibration, thresholds={})  # these were of other features
+        record = replace(record, classes=classes, labels=labels, calibration=calibration)
         other = copy.copy(self)
-        other._state = method, replace(record, classes=classes, labels=labels)
+        other._state = method, record
         return other
 
     # Pictures ----------------------------------------------------------------------------------
@@ -293,6 +300,7 @@ class Classifier(ModelHubMixin):
         top: int = 5,
         batch_size: int = BATCH_SIZE,
         progress: bool | None = None,
+        coverage: float | None = None,
     ) -> list[Prediction]:
         """Classify pictures; one that cannot be read has an error in its place.
 
@@ -301,16 +309,23 @@ class Classifier(ModelHubMixin):
             top: number of classes to return for each.
             batch_size: number of pictures that are computed at once.
             progress: whether to show a bar; by default on a terminal.
+            coverage: return as many classes as it takes to have the true one among them with this
+                probability, instead of ``top``; one that the run was calibrated for.
 
         Raises:
             UserError: an argument is not usable.
         """
+        stream = self.stream(images, top, batch_size, coverage)
         hidden = not shows_bar() if progress is None else not progress
-        bar = tqdm(self.stream(images, top, batch_size), unit="picture", disable=hidden)
+        bar = tqdm(stream, unit="picture", disable=hidden)
         return list(bar)
 
     def stream(
-        self, images: Any, top: int = 5, batch_size: int = BATCH_SIZE
+        self,
+        images: Any,
+        top: int = 5,
+        batch_size: int = BATCH_SIZE,
+        coverage: float | None = None,
     ) -> Iterator[Prediction]:
         """Do what ``predict`` does, a batch at a time: any number of pictures takes no memory.
 
@@ -319,20 +334,27 @@ class Classifier(ModelHubMixin):
                 bytes of a file, a PIL image, an array (H, W), (H, W, C) or (N, H, W, C) or a tensor
                 (C, H, W) or (N, C, H, W) of whole numbers of 8 bits or of fractions, or an iterable
                 of these.
-            top, batch_size: as for ``predict``.
+            top, batch_size, coverage: as for ``predict``.
         """
         for name, value in (("top", top), ("batch_size", batch_size)):
             if type(value) is not int or value < 1:
                 raise UserError(f"{name}: expected a whole number above 0, got {value!r}")
-        return self._stream(images, top, batch_size)
+        self.record.threshold(coverage)
+        return self._stream(images, top, batch_size, coverage)
 
-    def _stream(self, images: Any, top: int, batch_size: int) -> Iterator[Prediction]:
+    def _stream(
+        self, images: Any, top: int, batch_size: int, coverage: float | None
+    ) -> Iterator[Prediction]:
         method, record = self._state
+        least = record.threshold(coverage)
         for names, pictures in self._batches(images, batch_size):
-            rows = iter(self.probabilities(_forward(method, pictures), record.temperature))
+            found = self.probabilities(_forward(method, pictures), record.temperature)
+            sizes = None if least is None else iter(set_sizes(found, least).tolist())
+            rows = iter(found)
             for name, picture in zip(names, pictures, strict=True):
                 if isinstance(picture, Tensor):
-                    yield _prediction(name, next(rows), record.labels, top)
+                    count = top if sizes is None else next(sizes)
+                    yield _prediction(name, next(rows), record.labels, count)
                 else:
                     yield Prediction(name, error=picture)
 

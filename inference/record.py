@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -17,12 +16,12 @@ from dassl.engine.run_folder import RESULTS_FILE
 from dassl.errors import UserError, check_regular, shown
 from dassl.utils.tools import atomic_write, read_json, write_json
 from inference.build import load_learned, part_of
+from inference.calibration import Calibration, calibration_in
 from trainers.base import Method, Towers
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-CALIBRATION_FILE = "calibration.json"  # of a run: {"temperature": T}, above 0
 # Figures of a run's results.json that a classifier keeps.
 FIGURES = ("accuracy", "macro_f1", "nll", "ece", "total", "correct", "split", "seed", "epoch")
 
@@ -35,33 +34,47 @@ class Record:
         config: what ``part_of`` takes of the run's config.
         classes: of the run.
         labels: class names that are told apart.
-        temperature: what logits are divided by before the softmax.
+        calibration: of the run, for the class names of its training.
         results: figures of the run's final evaluation, as in results.json.
     """
 
     config: dict[str, Any]
     classes: Classes
     labels: list[str]
-    temperature: float = 1.0
+    calibration: Calibration = Calibration()
     results: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before the softmax."""
+        return self.calibration.temperature
 
-def checked_temperature(value: Any, place: str) -> float:
-    """Return a temperature, a finite number above 0; anything else is a ``UserError``."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not (value > 0 and math.isfinite(value)):
-        raise UserError(f"'{place}': temperature: expected a number above 0, got {shown(value)}")
-    return float(value)
+    @property
+    def has_own_classes(self) -> bool:
+        """Whether the class names are those of the training, in any order."""
+        return sorted(self.labels) == sorted(self.classes.class_names)
 
+    def threshold(self, coverage: float | None) -> float | None:
+        """Return the probability from which on a class is in a set of a coverage; None for None.
 
-def temperature_of(folder: str) -> float:
-    """Return the temperature that was fitted to a run; 1 where none was."""
-    path = os.path.join(folder, CALIBRATION_FILE)
-    if not os.path.lexists(path):
-        return 1.0
-    content = read_json(path)
-    value = content.get("temperature") if isinstance(content, dict) else content
-    return checked_temperature(value, path)
+        Raises:
+            UserError: the run was not calibrated for it, or for other class names.
+        """
+        if coverage is None:
+            return None
+        if not self.has_own_classes:
+            raise UserError(
+                "coverage: expected the classes of the training, as sets of others are not "
+                "calibrated, got others"
+            )
+        thresholds = self.calibration.thresholds
+        if not isinstance(coverage, (int, float)) or coverage not in thresholds:
+            known = ", ".join(f"{each:g}" for each in sorted(thresholds)) or "none"
+            raise UserError(
+                f"coverage: expected one that the run was calibrated for ({known}), got "
+                f"{shown(coverage)}; python -m inference.calibrate does so"
+            )
+        return thresholds[coverage]
 
 
 def results_of(folder: str) -> dict[str, Any]:
@@ -77,7 +90,7 @@ def write_record(record: Record, path: str) -> None:
         "config": record.config,
         "classes": {"format": 1, **record.classes._asdict()},
         "labels": record.labels,
-        "temperature": record.temperature,
+        "calibration": asdict(record.calibration),
         "results": record.results,
     }
     write_json(content, path)
@@ -102,7 +115,7 @@ def read_record(path: str) -> Record:
         part_of(config, path),
         classes_in(content.get("classes"), path),
         checked_names(labels, f"'{path}': labels"),
-        checked_temperature(content.get("temperature"), path),
+        calibration_in(content.get("calibration"), path),
         results,
     )
 

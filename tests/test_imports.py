@@ -16,7 +16,7 @@ ALLOWED = {
     "datasets": ("dassl",),
     "trainers": ("dassl", "clip"),
     "train": ("dassl", "trainers", "datasets"),
-    "inference": ("dassl", "clip", "trainers"),
+    "inference": ("dassl", "clip", "trainers", "datasets"),
     "predict": ("dassl", "inference"),
     "experiments": ("dassl", "clip", "trainers", "datasets", "train"),
     "benchmarks": ("dassl", "clip", "trainers", "datasets", "train", "experiments", "inference"),

@@ -33,6 +33,7 @@ LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
 CLASSES_FILE = "classes.json"
+CALIBRATION_FILE = "calibration.json"  # of inference/
 RESUME_FILE = "resume.pth.tar"
 TENSORBOARD_FOLDER = "tensorboard"
 BEST_CHECKPOINT = "model-best.pth.tar"
@@ -198,6 +199,7 @@ def begin(folder: str, config: dict[str, Any], models: Iterable[str]) -> None:
     places.remove_if_there(folder, RESULTS_FILE)  # it means that a run is finished
     places.remove_if_there(folder, PREDICTIONS_FILE)
     places.remove_if_there(folder, CLASSES_FILE)
+    places.remove_if_there(folder, CALIBRATION_FILE)
     with atomic_write(os.path.join(folder, CONFIG_FILE)) as file:
         yaml.safe_dump(config, file)
 

@@ -322,7 +322,7 @@ def test_a_damaged_run_is_one_line(runs, tmp_path, damage, message):
         (changed("config.json", labels="cat"), "labels: expected a list of class names, got 'cat'"),
         (changed("config.json", labels=["a"]), "expected the class features 'text'"),
         (
-            changed("config.json", temperature="1"),
+            changed("config.json", calibration={"temperature": "1"}),
             "temperature: expected a number above 0, got '1'",
         ),
         (written("model.safetensors", "x"), "cannot read '.*model.safetensors'"),
