@@ -30,6 +30,8 @@ setup(
             "torchmetrics>=1.5,<2",
             "hypothesis>=6.140,<7",
         ],
+        # writes and runs ONNX; the ends that have been tried are those of torch 2.14
+        "export": ["onnx>=1.23,<2", "onnxruntime>=1.32,<2", "onnxscript>=0.7.2,<1", "torch>=2.14"],
         # renders what ViT-Mini-2 is trained on; its optimizer came with PyTorch 2.9
         "vit_mini": ["resvg-py>=0.5,<1", "torch>=2.9"],
     },
