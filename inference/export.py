@@ -189,13 +189,13 @@ def run(args: argparse.Namespace) -> int:
     """
     output = args.output = args.output or os.path.join(args.run, args.format)
     check_options(args)
-    from dassl.utils import log
+    from dassl.utils.logger import errors_alone
     from inference.classifier import Classifier
     from inference.classify import network
     from inference.compare import compare, pictures_of
 
-    log.setLevel(logging.ERROR)
-    classifier = Classifier.load(args.run, "cpu", "fp32")
+    with errors_alone():
+        classifier = Classifier.load(args.run, "cpu", "fp32")
     pictures = pictures_of(args.run, args.check, classifier)
     with new_folder(output) as folder:
         names = export(classifier, folder, args.format, args.int8)

@@ -14,32 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-import trainers
-from dassl.engine import TRAINER_REGISTRY
 from inference import Classifier, export
 from inference.classify import network, pixels
 from inference.network import linear, merge_adapters
 from inference.pictures import decoded
+from tests.inference.runs import methods
 from trainers.adapters import LowRank, bottleneck
-from trainers.trainer import MethodTrainer
 
-assert trainers  # registers the methods
-FAST = ("HiCroPL", "CoCoOp")
+METHODS = methods("HiCroPL", "CoCoOp")
 onnx_needed = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in export.PACKAGES),
     reason="needs the extra [export]",
 )
-
-
-def of_the_library(name: str) -> bool:
-    trainer = TRAINER_REGISTRY.get(name)
-    return issubclass(trainer, MethodTrainer) and trainer.method.__module__.startswith("trainers.")
-
-
-METHODS = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-    for name in sorted(filter(of_the_library, TRAINER_REGISTRY.registered_names()))
-]
 
 
 def random_pixels(count: int, size: int = 16) -> np.ndarray:
