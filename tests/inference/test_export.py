@@ -74,6 +74,7 @@ def test_the_command_compares_and_its_example_needs_no_torch(runs, tmp_path, cap
     shutil.copytree(runs.trained("CLIPLoRA"), run)
     (run / "calibration.json").write_text('{"temperature": 0.5}')
     argv = [str(run), "--output", str(output), "--int8"]
+    capsys.readouterr()
     assert export.main(argv) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == (
@@ -167,6 +168,7 @@ def test_a_network_that_differs_is_not_kept(runs, tmp_path, monkeypatch, capsys)
 def test_other_pictures_where_those_of_the_test_are_gone(runs, tmp_path, capsys):
     run = tmp_path / "saved"
     Classifier.from_run(runs.trained("VPT")).save_pretrained(run)
+    capsys.readouterr()
     assert export.main([str(run), "--format", "torch"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == (
@@ -193,10 +195,11 @@ def test_bad_arguments_are_one_line(runs, tmp_path, capsys, argv, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_text("no picture")
-    argv = [each.format(tmp=tmp_path) for each in argv]
+    argv = [str(runs.trained("VPT")), *(each.format(tmp=tmp_path) for each in argv)]
     if "--output" not in argv:
         argv += ["--output", str(tmp_path / "out")]
-    assert export.main([str(runs.trained("VPT")), *argv]) == 2
+    capsys.readouterr()
+    assert export.main(argv) == 2
     error = capsys.readouterr().err
     assert message.format(tmp=tmp_path) in error and error.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"file", "empty", "bad"}
