@@ -67,7 +67,9 @@ def main() -> None:
             for name in export(classifier, folder, "onnx", int8=True):
                 path = os.path.join(folder, name)
                 networks[name], sizes[name] = network(path), f"{os.path.getsize(path) / 1e6:.1f}"
-            times = {(name, n): [] for name in networks for n in args.batch_sizes}
+            times: dict[tuple[str, int], list[float]] = {
+                (name, n): [] for name in networks for n in args.batch_sizes
+            }
             for _ in range(1 + args.rounds):
                 for (name, n), found in times.items():
                     batch = np.zeros(

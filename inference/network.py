@@ -114,5 +114,5 @@ def drop_unused(program: ExportedProgram) -> None:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and not node.users:
             program.graph.erase_node(node)
             specs.remove(spec)
-            program.state_dict.pop(spec.target, None)
+            program.state_dict.pop(str(spec.target), None)
     program.graph_module.recompile()
