@@ -18,7 +18,7 @@ def pixels(image, size, interpolation, upright):
     shape = [int(size * side / short) for side in image.size]
     image = image.convert("RGB").resize(shape, Image.Resampling[interpolation.upper()])
     left, top = (round((side - size) / 2) for side in image.size)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
+    return np.array(image.crop((left, top, left + size, top + size)))
 
 
 def network(path):
