@@ -31,6 +31,8 @@ setup(
             "hypothesis>=6.140,<7",
         ],
         "demo": ["gradio>=6.31,<7"],
+        # writes and runs ONNX; older ones have not been tried
+        "export": ["onnx>=1.23,<2", "onnxruntime>=1.32,<2", "onnxscript>=0.7.2,<1", "torch>=2.14"],
         # renders what ViT-Mini-2 is trained on; its optimizer came with PyTorch 2.9
         "vit_mini": ["resvg-py>=0.5,<1", "torch>=2.9"],
     },

@@ -198,7 +198,7 @@ class CLIP(nn.Module):
         x = hidden_at_ends(self.transformer.blocks, entries, tokens, embedded, position)
         x = self.ln_final(x)
         x = x @ self.text_projection.to(x.dtype)
-        return x if len(x) > 1 or any(map(_has_variants, entries)) else x.squeeze(0)
+        return x if any(map(_has_variants, entries)) or x.shape[0] > 1 else x.squeeze(0)
 
     def similarity(self, image: Tensor, text: Tensor) -> Tensor:
         """Return cosines of features, times the logit scale: (B, K), fp32.

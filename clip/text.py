@@ -56,7 +56,7 @@ class Sequences:
         assert self.prefix is not None
         start = start if start > 1 else 0
         tail = self.prefix[:, None, start:].expand(-1, self.n_classes, -1, -1)
-        rest = self.rest.expand(len(tail), -1, -1, -1)
+        rest = self.rest.expand(tail.shape[0], -1, -1, -1)
         self.rest = torch.cat([tail, rest], dim=2)
         self.prefix = self.prefix[:, :start] if start > 0 else None
         self.n = start
@@ -72,7 +72,7 @@ class Sequences:
     def _slots_in_rest(self) -> Tensor:
         """Return each class's positions of prompts (V, K, slots, width), for gather and scatter."""
         slots = self.slots[:, len(self.shared_slots) :] - self.n
-        return slots[None, :, :, None].expand(len(self.rest), -1, -1, self.rest.shape[-1])
+        return slots[None, :, :, None].expand(self.rest.shape[0], -1, -1, self.rest.shape[-1])
 
     def prompts(self) -> Tensor:
         """Return the prompt tokens after the previous layer: (V, K, m, width), K 1 if shared."""
@@ -87,11 +87,11 @@ class Sequences:
         """Put prompts, of a shape that broadcasts to (V, K, m, width), at their places."""
         if self.shared_slots and prompts.shape[1] > 1:
             self.unshare(self.shared_slots[0])
-        self._in_variants(len(prompts))
+        self._in_variants(prompts.shape[0])
         s = len(self.shared_slots)
         if s > 0:
             assert self.prefix is not None
-            shared = prompts[:, 0, :s].expand(len(self.prefix), -1, -1)
+            shared = prompts[:, 0, :s].expand(self.prefix.shape[0], -1, -1)
             index = self.slots[0, :s, None].expand_as(shared)
             self.prefix = self.prefix.scatter(1, index, shared)
         if s < self.slots.shape[1]:
@@ -103,14 +103,14 @@ class Sequences:
         m = prompts.shape[2]
         if self.prefix is not None and prompts.shape[1] > 1:
             self.unshare(0)
-        self._in_variants(len(prompts))
+        self._in_variants(prompts.shape[0])
         if self.prefix is not None:
-            shared = prompts[:, 0].expand(len(self.prefix), -1, -1)
+            shared = prompts[:, 0].expand(self.prefix.shape[0], -1, -1)
             self.prefix = torch.cat([self.prefix[:, :1], shared, self.prefix[:, 1:]], dim=1)
             self.n += m
             self.shared_slots = list(range(1, 1 + m))
         else:
-            own = prompts.expand(len(self.rest), self.n_classes, -1, -1)
+            own = prompts.expand(self.rest.shape[0], self.n_classes, -1, -1)
             self.rest = torch.cat([self.rest[:, :, :1], own, self.rest[:, :, 1:]], dim=2)
         self.slots = torch.arange(1, 1 + m, device=self.eot.device).repeat(self.n_classes, 1)
         self.eot = self.eot + m

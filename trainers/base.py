@@ -422,11 +422,12 @@ class Method(nn.Module):
         """Return unit text features (K, d), or (V, K, d) where prompts have variants; fp32.
 
         V * K texts are too many for one pass where variants (images) or classes are many: both
-        are taken in groups of at most TEXT_TOKENS tokens.
+        are taken in groups of at most TEXT_TOKENS tokens. An exported graph, which serves any
+        number of images and so has no loop over them, takes all in one pass.
         """
         tokens = self.tokens if tokens is None else tokens
         n_variants = max(map(_variants, layers), default=0)
-        if n_variants == 0:
+        if n_variants == 0 or torch.compiler.is_compiling():
             return F.normalize(self.clip.encode_text(tokens, layers).float(), dim=-1)
         n_classes, length = tokens.ids.shape[0], tokens.ids.shape[1] - tokens.prefix
         classes = max(1, min(n_classes, (TEXT_TOKENS - tokens.prefix) // length))
@@ -477,7 +478,7 @@ def _prompts(entry: Layer | Tensor | None) -> Any:
 def _variants(entry: Layer | Tensor | None) -> int:
     """Return the number of variants of a layer's prompts; 0 where they have none."""
     prompts = _prompts(entry)
-    return len(prompts) if isinstance(prompts, Tensor) and prompts.dim() == 4 else 0
+    return prompts.shape[0] if isinstance(prompts, Tensor) and prompts.dim() == 4 else 0
 
 
 def _of_variants(entry: Layer | Tensor | None, variants: slice) -> Layer | Tensor | None:

@@ -199,7 +199,7 @@ class ProMPT(Method):
 
     def filtered(self, text: Tensor, logits: Tensor) -> Tensor:
         """Keep the a most probable of the text features (K, d) or (B, K, d): (B, a, d)."""
-        text = text.expand(len(logits), -1, -1)
+        text = text.expand(logits.shape[0], -1, -1)
         if not self.settings.FEATURE_FILTER:
             return text
         top = logits.topk(min(self.settings.N_CTX_VISION, logits.shape[1]), dim=1).indices

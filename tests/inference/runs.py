@@ -4,8 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import train
+import trainers  # noqa: F401  (registers the methods)
+from dassl.engine import TRAINER_REGISTRY
 from tests.trainers import toy
+from trainers.trainer import MethodTrainer
+
+
+def _of_the_library(name: str) -> bool:
+    trainer = TRAINER_REGISTRY.get(name)
+    return issubclass(trainer, MethodTrainer) and trainer.method.__module__.startswith("trainers.")
+
+
+def methods(*fast: str) -> list:
+    """Return all methods of the library as parameters of a test, slow ones but for some."""
+    return [
+        pytest.param(name, marks=() if name in fast else pytest.mark.slow)
+        for name in sorted(filter(_of_the_library, TRAINER_REGISTRY.registered_names()))
+    ]
 
 
 class Runs:

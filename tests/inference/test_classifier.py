@@ -17,27 +17,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 import train
-import trainers
-from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import UserError
 from inference import Classifier
 from inference.card import base_model
+from tests.inference.runs import methods
 from tests.trainers import toy
-from trainers.trainer import MethodTrainer
 
-assert trainers  # registers the methods
-FAST = ("HiCroPL", "CoCoOp", "CLIPLoRA", "LinearProbe")
-
-
-def of_the_library(name: str) -> bool:
-    trainer = TRAINER_REGISTRY.get(name)
-    return issubclass(trainer, MethodTrainer) and trainer.method.__module__.startswith("trainers.")
-
-
-METHODS = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-    for name in sorted(filter(of_the_library, TRAINER_REGISTRY.registered_names()))
-]
+METHODS = methods("HiCroPL", "CoCoOp", "CLIPLoRA", "LinearProbe")
 
 
 def recorded(folder: Path, classifier: Classifier) -> tuple[Tensor, Tensor]:

@@ -73,14 +73,14 @@ class Random2DTranslation:
 
 
 class InstanceNormalization:
-    """Gives each channel of an image tensor (channels, height, width) mean 0 and deviation 1."""
+    """Gives each channel of an image tensor (..., channels, height, width) mean 0, deviation 1."""
 
     def __init__(self, eps: float = 1e-8) -> None:
         self.eps = eps
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
-        mean = img.mean(dim=(1, 2), keepdim=True)
-        return (img - mean) / (img.std(dim=(1, 2), keepdim=True) + self.eps)
+        mean = img.mean(dim=(-2, -1), keepdim=True)
+        return (img - mean) / (img.std(dim=(-2, -1), keepdim=True) + self.eps)
 
 
 class Cutout:
