@@ -13,29 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
-from dassl.command import Parser
+from dassl.command import Parser, number
 from dassl.command import run as run_command
 from dassl.errors import UserError
 
 FORMATS = ("table", "json", "jsonl", "csv")
-
-
-def number(kind: Callable[[str], Any], expected: str, is_usable: Callable[[Any], bool]) -> Any:
-    """Return a type of argparse: a number that is usable, or an error that says what is."""
-
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not is_usable(value):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-        return value
-
-    return read
 
 
 def build_parser() -> argparse.ArgumentParser:

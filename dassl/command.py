@@ -29,6 +29,21 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
 
+def number(kind: Callable[[str], Any], expected: str, is_usable: Callable[[Any], bool]) -> Any:
+    """Return a type of argparse: a number that is usable, or an error that says what is."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not is_usable(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return read
+
+
 def say(text: str = "", end: str = "\n") -> None:
     """Print a text at once; what a terminal would obey is shown as escapes.
 

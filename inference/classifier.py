@@ -321,7 +321,7 @@ class Classifier(ModelHubMixin):
             rows = iter(self.probabilities(_forward(method, pictures), record.temperature))
             for name, picture in zip(names, pictures, strict=True):
                 if isinstance(picture, Tensor):
-                    yield _prediction(name, next(rows), record.labels, top)
+                    yield prediction_of(name, next(rows), record.labels, top)
                 else:
                     yield Prediction(name, error=picture)
 
@@ -391,7 +391,7 @@ def _forward(method: Method, pictures: Sequence[Tensor | str], of: str = "") -> 
             return method.features(batch)[of].float().cpu()
 
 
-def _prediction(name: str, row: Tensor, labels: Sequence[str], top: int) -> Prediction:
+def prediction_of(name: str, row: Tensor, labels: Sequence[str], top: int) -> Prediction:
     """Name the most probable classes of a picture, of equals the first one first."""
     if not row.isfinite().all():
         return Prediction(name, error=f"image '{name}': its logits are not finite")
