@@ -11,6 +11,14 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 ROOMS = ("dassl", "clip", "trainers", "datasets", "experiments", "inference")
 
+# what inference.serve needs
+SERVE = [
+    "fastapi>=0.115,<1",
+    "fastapi-offline>=1.7,<2",
+    "python-multipart>=0.0.20,<0.1",
+    "uvicorn>=0.34,<1",
+]
+
 lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
 
 setup(
@@ -29,7 +37,9 @@ setup(
             "mypy>=1.18,<3",
             "torchmetrics>=1.5,<2",
             "hypothesis>=6.140,<7",
+            *SERVE,
         ],
+        "serve": SERVE,
         # renders what ViT-Mini-2 is trained on; its optimizer came with PyTorch 2.9
         "vit_mini": ["resvg-py>=0.5,<1", "torch>=2.9"],
     },

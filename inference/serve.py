@@ -86,6 +86,7 @@ def serve(args: argparse.Namespace, listener: socket.socket) -> None:
     from inference.service import Limits, build_app
 
     log.setLevel(logging.ERROR)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its errors are answered
     classifier = Classifier.load(args.run, args.device, args.precision)
     limits = Limits(
         bytes=args.max_mb * 2**20,
