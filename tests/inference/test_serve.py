@@ -25,7 +25,7 @@ pytest.importorskip("fastapi_offline")
 
 from fastapi.testclient import TestClient
 
-from inference import serve
+from inference import Classifier, serve
 from inference.batching import Batcher
 from inference.output import answer, record_of
 from inference.service import Limits, build_app
@@ -49,9 +49,9 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-@pytest.fixture
-def client(classifier):
-    with TestClient(build_app(classifier, LIMITS)) as client:
+@pytest.fixture(scope="module")
+def client(runs: Runs):
+    with TestClient(build_app(Classifier.from_run(runs.trained("VPT")), LIMITS)) as client:
         yield client
 
 
