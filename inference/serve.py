@@ -54,8 +54,10 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no name of a host"
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"--host: expected an address of this machine, got '{host}'") from error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise UserError(f"cannot listen on {host} port {port}: {reason}") from error
 
 
