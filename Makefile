@@ -8,18 +8,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+TEST_STAMP := $(VENV)/installed-test
 # Processes that the tests are run in. A fixed number: in a container a machine's count of cores may
 # be one that the container does not get.
 WORKERS ?= 2
 # A process that is done takes over tests of the other, from whichever file they are.
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-# Linux gets the exact versions of the lock; other systems the ranges of setup.py.
+# Linux gets the exact versions of the locks; other systems the ranges of setup.py.
 ifeq ($(shell uname -s),Linux)
 INSTALL := -r requirements-lock.txt
+INSTALL_TEST := -r requirements-test-lock.txt
 else
 INSTALL := -e ".[dev]"
+INSTALL_TEST := -e ".[dev,test]"
 endif
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 .PHONY: help install demo test test-slow lint format lock clean
 
@@ -42,8 +46,13 @@ $(STAMP): requirements-lock.txt requirements.txt setup.py
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "error: $(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(INSTALL)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	$(PIP) $(INSTALL)
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What the tests need beyond that: the demo page, export and the service are extras.
+$(TEST_STAMP): $(STAMP) requirements-test-lock.txt
+	$(PIP) $(INSTALL_TEST)
 	@touch $@
 
 demo: $(STAMP)
@@ -51,10 +60,10 @@ demo: $(STAMP)
 	  --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 \
 	  --root data --output-dir output/demo
 
-test: lint
+test: lint $(TEST_STAMP)
 	@$(PYTEST) -m 'not slow'
 
-test-slow: $(STAMP)
+test-slow: $(TEST_STAMP)
 	@$(PYTEST) -m slow
 
 lint: $(STAMP)
@@ -66,11 +75,17 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+LOCK := uv pip compile setup.py --extra dev --universal --python-version 3.10 --upgrade --quiet \
+  --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+
 lock:
+	@{ echo '# The versions of requirements-lock.txt, and of what the tests of the extras need:'; \
+	   echo '# what `make test` installs on Linux. Made from setup.py by `make lock`; not edited by hand.'; \
+	   $(LOCK) --extra test; \
+	} > requirements-lock.new && mv requirements-lock.new requirements-test-lock.txt
 	@{ echo '# The exact versions that `make` installs on Linux, for Python 3.10 and later.'; \
 	   echo '# Made from setup.py by `make lock`; not edited by hand.'; \
-	   uv pip compile setup.py --extra dev --universal --python-version 3.10 --upgrade --quiet \
-	     --no-header --no-annotate --no-emit-index-url --no-emit-find-links; \
+	   $(LOCK) --constraints requirements-test-lock.txt; \
 	} > requirements-lock.new && mv requirements-lock.new requirements-lock.txt
 
 clean:

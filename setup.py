@@ -11,6 +11,24 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 ROOMS = ("dassl", "clip", "trainers", "datasets", "experiments", "inference")
 
+# What some commands of inference/ need, and nothing else does.
+EXTRAS = {
+    "demo": ["gradio>=6.31,<7"],
+    # writes and runs ONNX; older ones have not been tried, and Python 3.10 has none of these
+    "export": [
+        f"{line}; python_version >= '3.11'"
+        for line in ("onnx>=1.23,<2", "onnxruntime>=1.32,<2", "onnxscript>=0.7.2,<1", "torch>=2.14")
+    ],
+    "serve": [
+        "fastapi>=0.115,<1",
+        "fastapi-offline>=1.7,<2",
+        "python-multipart>=0.0.20,<0.1",
+        "uvicorn>=0.34,<1",
+    ],
+}
+# Their tests ask a service and look at a page in a browser.
+CLIENTS = ["httpx>=0.28,<1", "playwright>=1.60,<2"]
+
 lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
 
 setup(
@@ -30,9 +48,8 @@ setup(
             "torchmetrics>=1.5,<2",
             "hypothesis>=6.140,<7",
         ],
-        "demo": ["gradio>=6.31,<7"],
-        # writes and runs ONNX; older ones have not been tried
-        "export": ["onnx>=1.23,<2", "onnxruntime>=1.32,<2", "onnxscript>=0.7.2,<1", "torch>=2.14"],
+        **EXTRAS,
+        "test": [line for extra in EXTRAS.values() for line in extra] + CLIENTS,
         # renders what ViT-Mini-2 is trained on; its optimizer came with PyTorch 2.9
         "vit_mini": ["resvg-py>=0.5,<1", "torch>=2.9"],
     },

@@ -354,7 +354,7 @@ class Classifier(ModelHubMixin):
             for name, picture in zip(names, pictures, strict=True):
                 if isinstance(picture, Tensor):
                     count = top if sizes is None else next(sizes)
-                    yield _prediction(name, next(rows), record.labels, count)
+                    yield prediction_of(name, next(rows), record.labels, count)
                 else:
                     yield Prediction(name, error=picture)
 
@@ -424,7 +424,7 @@ def _forward(method: Method, pictures: Sequence[Tensor | str], of: str = "") -> 
             return method.features(batch)[of].float().cpu()
 
 
-def _prediction(name: str, row: Tensor, labels: Sequence[str], top: int) -> Prediction:
+def prediction_of(name: str, row: Tensor, labels: Sequence[str], top: int) -> Prediction:
     """Name the most probable classes of a picture, of equals the first one first."""
     if not row.isfinite().all():
         return Prediction(name, error=f"image '{name}': its logits are not finite")

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dassl.errors import UserError
-from dassl.utils.tools import IMAGE_SUFFIXES, ImageError, decode_image, read_image
+from dassl.utils.tools import IMAGE_SUFFIXES, SAFE_FORMATS, ImageError, decode_image, read_image
 
 KINDS = "a path, bytes of a file, a PIL image, an array or a tensor"
 
@@ -82,7 +82,8 @@ def decoded(picture: Any, name: str, cfg: Any) -> Image.Image:
     if isinstance(picture, str):
         image = read_image(picture, *limits)
     else:
-        image = decode_image(_source(picture, f"image '{name}'"), f"image '{name}'", *limits)
+        what = f"image '{name}'"
+        image = decode_image(_source(picture, what), what, *limits, formats=SAFE_FORMATS)
     short, long = sorted(image.size)
     if long * max(cfg.INPUT.SIZE) ** 2 > short * cfg.INPUT.MAX_PIXELS:  # once its side is resized
         raise ImageError(f"image '{name}' is too narrow: {image.width} x {image.height} pixels")

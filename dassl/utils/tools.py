@@ -29,6 +29,9 @@ from dassl.json_file import read_json as read_json  # as in the public toolbox, 
 TEMPORARY_NAME = re.compile(r"\..+\.tmp-[a-z0-9_]{8}", re.DOTALL)
 # Of the files that a search for images takes.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# Of pictures that strangers send. Others of Pillow's formats start a program (EPS) or unpack any
+# amount of data before its size is known (FITS).
+SAFE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 # What turns the image of an EXIF orientation upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -195,6 +198,7 @@ def decode_image(
     name: str,
     upright: bool = False,
     max_pixels: int | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> Image.Image:
     """Do what ``read_image`` does for a path, an open file or an image of PIL.
 
@@ -202,6 +206,7 @@ def decode_image(
         source: what to read.
         name: of the image, for error messages.
         upright, max_pixels: as for ``read_image``.
+        formats: Pillow's names of those that are read; all by default.
 
     Raises:
         ImageError, UserError: as ``read_image``.
@@ -209,7 +214,7 @@ def decode_image(
     try:
         if max_pixels and Image.MAX_IMAGE_PIXELS and max_pixels > Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = max_pixels  # or Pillow refuses what is allowed here
-        with _opened(source) as file:
+        with _opened(source, formats) as file:
             limit = max_pixels or Image.MAX_IMAGE_PIXELS
             if limit and file.width * file.height > limit:
                 raise _too_large(name, f"{file.width} x {file.height}", limit)
@@ -239,11 +244,17 @@ def decode_image(
                 "DATALOADER.NUM_WORKERS lower"
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # whose text has an address in memory
+            reason = f"its format is none of {', '.join(formats or ['those that are known'])}"
         raise ImageError(f"{name} is unreadable or truncated: {reason}") from error
 
 
-def _opened(source: str | BinaryIO | Image.Image) -> AbstractContextManager[Image.Image]:
-    return nullcontext(source) if isinstance(source, Image.Image) else Image.open(source)
+def _opened(
+    source: str | BinaryIO | Image.Image, formats: tuple[str, ...] | None
+) -> AbstractContextManager[Image.Image]:
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    return Image.open(source, formats=formats)
 
 
 def _too_large(name: str, pixels: str, limit: int | None) -> ImageError:
