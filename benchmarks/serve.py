@@ -4,8 +4,8 @@
 
 Starts the service on a free port of this machine, asks it from several clients at once, each with a
 connection of its own and a picture a request, in turn as a form and as JSON, and ends it by
-SIGTERM. Each picture has the answer of ``Classifier.predict`` computed
-beforehand; each form has a name of its own, which the answer must repeat.
+SIGTERM. Each picture has the answer of ``Classifier.predict``, computed beforehand; each form has a
+name of its own, which the answer must repeat.
 
 Prints requests a second, latencies and how many answers were lost or wrong; exit code 1 if any was.
 """

@@ -72,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} not installed: pip install -e '.[serve]'")
-    with listening(args.host, args.port) as listener:  # before the model is loaded
+    from dassl.utils.logger import errors_alone
+
+    with listening(args.host, args.port) as listener, errors_alone():  # before the model is loaded
         serve(args, listener)
     return 0
 
@@ -83,11 +85,9 @@ def serve(args: argparse.Namespace, listener: socket.socket) -> None:
 
     import uvicorn
 
-    from dassl.utils import log
     from inference import Classifier
     from inference.service import Limits, build_app
 
-    log.setLevel(logging.ERROR)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its errors are answered
     classifier = Classifier.load(args.run, args.device, args.precision)
     limits = Limits(
