@@ -235,7 +235,8 @@ def decode_image(
     except Image.DecompressionBombError as error:  # far above Pillow's limit
         raise _too_large(name, "too many", max_pixels or Image.MAX_IMAGE_PIXELS) from error
     except UnidentifiedImageError as error:  # its text names an object where bytes are read
-        raise ImageError(f"{name} is unreadable or truncated: its format is not known") from error
+        known = f"none of {', '.join(formats)}" if formats else "not known"
+        raise ImageError(f"{name} is unreadable or truncated: its format is {known}") from error
     # PIL raises SyntaxError for some broken PNGs, ValueError and struct.error for other formats
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

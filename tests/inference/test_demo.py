@@ -41,7 +41,7 @@ def test_pictures_are_classified_and_broken_ones_have_a_line(classifier, photos)
     assert opened(wide.picture).size == opened(wide.attention).size == (demo.SIDE, demo.SIDE)
     for found, name in zip(others, ("broken.jpg", "empty.png"), strict=True):
         error = found.prediction.error
-        assert error == f"image '{name}' is unreadable or truncated: its format is not known"
+        assert error.startswith(f"image '{name}' is unreadable or truncated: its format is none of")
         assert (found.picture, found.attention) == ("", "")
 
 
