@@ -565,7 +565,7 @@ except UserError as error:
 
 
 def test_an_image_is_not_to_blame_for_the_limit_of_open_files(cfg, monkeypatch):
-    def fail(path):
+    def fail(path, **options):
         raise OSError(errno.EMFILE, "Too many open files")
 
     cfg.DATALOADER.ON_ERROR = "skip"
