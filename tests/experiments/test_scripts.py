@@ -240,8 +240,9 @@ def test_config_files_chosen_are_in_the_repository(checkout, path):
 def test_folders_and_arguments_are_what_the_shell_library_made(monkeypatch, folder):
     """script_calls.txt was written by the scripts when they were shell code of their own.
 
-    What came later (TCP and the methods after it) was written by these scripts and read. The source of transfer to embedded datasets, which was Shapes, is Emoji, and HiCroPL's few-shot
-    runs of ImageNet have a config of their own.
+    What came later (TCP and the methods after it) was written by these scripts and read. The source
+    of transfer to embedded datasets, which was Shapes, is Emoji, and HiCroPL's few-shot runs of
+    ImageNet have a config of their own.
     """
     expected: dict[str, list[str]] = {}
     for line in (HERE / "script_calls.txt").read_text().splitlines():
