@@ -224,8 +224,8 @@ def build_page(classifier: Classifier) -> Any:
                     wrap_lines=True,
                     elem_id="json",
                 )
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        places = ([seen, threshold], [results, code])
+        quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
+        places: Any = ([seen, threshold], [results, code])
         gr.on(
             [pictures.change, use.click, names.submit],
             look_at,
