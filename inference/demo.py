@@ -225,7 +225,7 @@ def build_page(classifier: Classifier) -> Any:
                     elem_id="json",
                 )
         quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
-        places: Any = ([seen, threshold], [results, code])
+        shown, cards_and_code = [seen, threshold], [results, code]
         gr.on(
             [pictures.change, use.click, names.submit],
             look_at,
@@ -233,8 +233,8 @@ def build_page(classifier: Classifier) -> Any:
             [seen, error],
             trigger_mode="always_last",
             **quiet,
-        ).then(show, *places, **quiet)
-        threshold.change(show, *places, trigger_mode="always_last", **quiet)
+        ).then(show, shown, cards_and_code, **quiet)
+        threshold.change(show, shown, cards_and_code, trigger_mode="always_last", **quiet)
     return page
 
 
