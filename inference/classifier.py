@@ -33,6 +33,8 @@ from inference.record import (
     WEIGHTS_FILE,
     Record,
     checked_names,
+    give_learned,
+    grouped,
     load_tensors,
     read_record,
     results_of,
@@ -192,6 +194,28 @@ class Classifier(ModelHubMixin):
         method = build(cfg, record.classes, record.labels, device, precision)
         load_tensors(method, weights)
         return cls(method, cfg, record)
+
+    @contextmanager
+    def on(
+        self, device: str | torch.device | None = None, precision: str | None = None
+    ) -> Iterator[Classifier]:
+        """Yield this classifier on another device, or in another precision, for a block.
+
+        This one stays as it is, for other threads, too.
+
+        Args:
+            device: where to compute; where this one does by default.
+            precision: as for ``from_run``.
+
+        Raises:
+            UserError: there is no such device or precision.
+        """
+        method, record = self._state
+        place = method.device if device is None else device
+        other = build(self.cfg, record.classes, record.labels, place, precision)
+        give_learned(other, grouped(tensors_of(method), "classifier"), "classifier")
+        other.keep_classes()
+        yield Classifier(other, self.cfg, record)
 
     # Saving ------------------------------------------------------------------------------------
 

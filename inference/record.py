@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -172,16 +173,8 @@ def load_tensors(method: Method, path: str) -> None:
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot read '{path}': {reason}") from error
-    groups: dict[str, dict[str, Tensor]] = {"layers": {}, "learned": {}, "classes": {}}
-    for name, tensor in tensors.items():
-        group, _, rest = name.partition(".")
-        if group not in groups or not torch.isfinite(tensor).all():
-            raise UserError(f"'{path}': expected finite tensors of a classifier, got '{name}'")
-        groups[group][rest] = tensor
-    if method.layers_suffice:
-        method.finished = _towers(groups["layers"], method.device, path)
-    else:
-        load_learned(method, groups["learned"], path)
+    groups = grouped(tensors, path)
+    give_learned(method, groups, path)
     with torch.no_grad(), method.autocast():
         if method.conditional or not method.fixable:
             return
@@ -194,6 +187,33 @@ def load_tensors(method: Method, path: str) -> None:
         towers,
         {name: groups["classes"][name].to(method.device) for name in computed},
     )
+
+
+def grouped(tensors: Mapping[str, Tensor], path: str) -> dict[str, dict[str, Tensor]]:
+    """Return layers, what was learned, and class features of ``tensors_of``, by these three names.
+
+    Raises:
+        UserError: another tensor, or one that is not finite.
+    """
+    groups: dict[str, dict[str, Tensor]] = {"layers": {}, "learned": {}, "classes": {}}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        if group not in groups or not torch.isfinite(tensor).all():
+            raise UserError(f"'{path}': expected finite tensors of a classifier, got '{name}'")
+        groups[group][rest] = tensor
+    return groups
+
+
+def give_learned(method: Method, groups: Mapping[str, dict[str, Tensor]], path: str) -> None:
+    """Give a method the layers or what was learned, of ``grouped``.
+
+    Raises:
+        UserError: they are those of another method.
+    """
+    if method.layers_suffice:
+        method.finished = _towers(groups["layers"], method.device, path)
+    else:
+        load_learned(method, groups["learned"], path)
 
 
 def _towers(tensors: dict[str, Tensor], device: torch.device, path: str) -> Towers:

@@ -79,6 +79,23 @@ def test_a_saved_classifier_is_the_same_to_the_last_bit(runs, trainer, tmp_path)
         assert torch.equal(loaded.logits(pictures), classifier.logits(pictures))
 
 
+@pytest.mark.parametrize("trainer", METHODS)
+def test_another_precision_leaves_the_classifier_as_it_is(runs, trainer):
+    classifier = Classifier.from_run(runs.trained(trainer))
+    pictures = random_pictures(classifier)
+    before = classifier.logits(pictures)
+    with classifier.on("cpu", "fp32") as same:
+        assert torch.equal(same.logits(pictures), before) and same.labels == classifier.labels
+    with classifier.on(precision="bf16") as other:
+        found = other.logits(pictures)
+    assert not torch.equal(found, before)
+    torch.testing.assert_close(found, before, rtol=0.05, atol=0.05 * before.abs().max().item())
+    assert torch.equal(classifier.logits(pictures), before)
+    with pytest.raises(UserError, match="^device: expected one of this machine, got"):
+        with classifier.on("nowhere"):
+            pass
+
+
 def test_what_makes_the_prompts_stays_behind(runs, tmp_path):
     classifier = Classifier.from_run(runs.trained("HiCroPL"))
     classifier.save_pretrained(tmp_path)
