@@ -3,15 +3,18 @@
     python -m benchmarks.export [--backbones ViT-Mini-2 ViT-B/16] [--batch-sizes 1 32]
 
 VPT, as it starts, with ten classes, from pixels to logits. ViT-B/16 has random weights, so that
-nothing is downloaded. All are timed in turn, in one process; medians.
+nothing is downloaded. Each is timed alone, all in one process; medians.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +32,7 @@ from inference.network import Network
 from inference.record import Record
 from trainers.vpt import VPT
 
+Run = Callable[[np.ndarray], Any]
 NAMES = [f"class {i}" for i in range(10)]
 TEMPLATES = ["a photo of a {}."]
 
@@ -49,6 +53,22 @@ def classifier_of(backbone: str) -> Classifier:
     return Classifier(method, cfg, Record(config, Classes(NAMES, TEMPLATES, {}), NAMES))
 
 
+def plain(classifier: Classifier) -> Run:
+    """Return the function that computes a batch with PyTorch."""
+    module = Network(classifier).eval()
+    return lambda batch: module(torch.from_numpy(batch))
+
+
+def median_time(run: Run, batch: np.ndarray, rounds: int) -> float:
+    """Return the median of the seconds that a batch takes, after one that does not count."""
+    times = []
+    for _ in range(1 + rounds):
+        start = time.perf_counter()
+        run(batch)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
 def main() -> None:
     parser = Parser(prog="python -m benchmarks.export", description="Time exported networks.")
     parser.add_argument("--backbones", nargs="+", default=["ViT-Mini-2", "ViT-B/16"])
@@ -60,28 +80,21 @@ def main() -> None:
     rows = []
     for backbone in args.backbones:
         classifier = classifier_of(backbone)
-        plain = Network(classifier).eval()
-        networks = {"PyTorch": lambda batch, plain=plain: plain(torch.from_numpy(batch))}
-        sizes = {"PyTorch": ""}
+        size = classifier.method.clip.preprocess.size
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            for name in export(classifier, folder, "onnx", int8=True):
+            names = export(classifier, folder, "onnx", int8=True)
+            for name in ("PyTorch", *names):
                 path = os.path.join(folder, name)
-                networks[name], sizes[name] = network(path), f"{os.path.getsize(path) / 1e6:.1f}"
-            times: dict[tuple[str, int], list[float]] = {
-                (name, n): [] for name in networks for n in args.batch_sizes
-            }
-            for _ in range(1 + args.rounds):
-                for (name, n), found in times.items():
-                    batch = np.zeros(
-                        (n, *(classifier.method.clip.preprocess.size,) * 2, 3), np.uint8
-                    )
-                    start = time.perf_counter()
-                    networks[name](batch)
-                    found.append(time.perf_counter() - start)
-        for name, size in sizes.items():
-            medians = [statistics.median(times[name, n][1:]) for n in args.batch_sizes]
-            speeds = [n / median for n, median in zip(args.batch_sizes, medians, strict=True)]
-            rows.append([backbone, name, size, *(f"{speed:.1f}" for speed in speeds)])
+                run = plain(classifier) if name == "PyTorch" else network(path)
+                megabytes = "" if name == "PyTorch" else f"{os.path.getsize(path) / 1e6:.1f}"
+                speeds = [
+                    n / median_time(run, np.zeros((n, size, size, 3), np.uint8), args.rounds)
+                    for n in args.batch_sizes
+                ]
+                rows.append([backbone, name, megabytes, *(f"{speed:.1f}" for speed in speeds)])
+                # or its idle threads would take the cores from the next one
+                del run
+                gc.collect()
     print_table(header, rows)
 
 
