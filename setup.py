@@ -11,10 +11,11 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 ROOMS = ("dassl", "clip", "trainers", "datasets", "experiments", "inference")
 
-# What some commands of inference/ need, and nothing else does.
+# What some commands of inference/ need, and nothing else does; only the locked versions have been
+# tried.
 EXTRAS = {
     "demo": ["gradio>=6.31,<7"],
-    # writes and runs ONNX; older ones have not been tried, and Python 3.10 has none of these
+    # writes and runs ONNX; Python 3.10 has none of these
     "export": [
         f"{line}; python_version >= '3.11'"
         for line in ("onnx>=1.23,<2", "onnxruntime>=1.32,<2", "onnxscript>=0.7.2,<1", "torch>=2.14")

@@ -34,7 +34,7 @@ def number(kind: Callable[[str], Any], expected: str, is_usable: Callable[[Any],
 
     def read(text: str) -> Any:
         try:
-            value = kind(text)
+            value = kind(text) if text.isascii() else None  # Python reads other digits, too
         except ValueError:
             value = None
         if value is None or not is_usable(value):

@@ -30,7 +30,7 @@ from typing import Any
 
 from PIL import Image
 
-from dassl.command import Parser, say
+from dassl.command import Parser, number, say
 from dassl.command import run as run_command
 from dassl.errors import UserError, shown
 from dassl.utils.tools import ImageError
@@ -297,16 +297,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="folder of a run, or of a saved classifier")
+    port = number(int, "a whole number from 0 to 65535", lambda value: 0 <= value <= 65535)
     add("--port", type=port, default=7860, help="where the page is; 0 takes any that is free")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in")
     return parser
-
-
-def port(text: str) -> int:
-    """Read a port from the command line."""
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 65535, got {text!r}")
-    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

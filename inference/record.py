@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dassl.engine.classes_file import Classes, classes_in
+from dassl.engine.classes_file import Classes, classes_in, content_of
 from dassl.engine.run_folder import RESULTS_FILE
 from dassl.errors import UserError, check_regular, shown
 from dassl.utils.tools import atomic_write, read_json, write_json
@@ -89,7 +89,7 @@ def write_record(record: Record, path: str) -> None:
     content = {
         "format": FORMAT,
         "config": record.config,
-        "classes": {"format": 1, **record.classes._asdict()},
+        "classes": content_of(record.classes),
         "labels": record.labels,
         "calibration": asdict(record.calibration),
         "results": record.results,

@@ -27,9 +27,14 @@ class Classes(NamedTuple):
     descriptions: dict[str, list[str]]
 
 
+def content_of(classes: Classes) -> dict[str, Any]:
+    """Return what JSON holds of them, which ``classes_in`` reads."""
+    return {"format": FORMAT, **classes._asdict()}
+
+
 def write_classes(classes: Classes, folder: str) -> None:
     """Write the file into the folder of a run."""
-    write_json({"format": FORMAT, **classes._asdict()}, os.path.join(folder, CLASSES_FILE))
+    write_json(content_of(classes), os.path.join(folder, CLASSES_FILE))
 
 
 def read_classes(folder: str) -> Classes:
