@@ -5,6 +5,10 @@ torchvision (MD5), TensorFlow Datasets (SHA-256) and, for ImageNet-A and -R, fro
 use. No checksum is known for the files on Google Drive and for ImageNet-Sketch: there the integrity
 of the archive and the number of images are checked.
 
+What an address fails to give is taken from a mirror that users of these datasets keep, because some
+of the publishers' servers are gone. Its archives were made by others, so that the images and
+classes in them are counted before anything of them is used.
+
 Counts are from the papers' table of datasets (Table 10 of HiCroPL). It gives UCF101 1,808
 validation images; its split file has 1,898, which agrees with the publishers' lists.
 """
@@ -41,7 +45,7 @@ class Source:
 
     Attributes:
         file: its name in the dataset's folder.
-        url: its address; "" if users must obtain it themselves.
+        url: its address; "" if it has none anymore.
         checksum: its MD5 or SHA-256; "" if none is known.
         unpack: for an archive, {path in it: path in the dataset's folder}. A path that is itself
             an archive ("caltech-101/101_ObjectCategories.tar.gz") is unpacked, and the value names
@@ -72,7 +76,7 @@ class PublicSet:
         lists: the publishers' text files that list the images in use, each line starting with a
             path or its stem; empty if all images are in use.
         ignored: class folders that are not in use.
-        by_hand: where to obtain what has no address, and what else to do.
+        by_hand: where to obtain what has no address if the mirror fails, and what else to do.
     """
 
     dataset: type[DatasetBase]
@@ -381,6 +385,27 @@ PUBLIC_SETS = {
             "classnames.txt, in {folder}, is optional.",
         ),
     ),
+}
+
+# A repository of the Hugging Face Hub, at a commit, because what it holds may change. It has a zip
+# file for each of these datasets: the dataset's folder in CoOp's layout, with the split file.
+MIRROR = "zhengli97/prompt_learning_dataset"
+MIRROR_COMMIT = "ceb3112337fb6e1bf71534e355ca5569b63f19a6"
+MIRRORED = {
+    "oxford_pets": "oxford_pets.zip",
+    "oxford_flowers": "oxford_flowers.zip",
+    "fgvc_aircraft": "fgvc_aircraft.zip",
+    "dtd": "dtd.zip",
+    "eurosat": "eurosat.zip",
+    "caltech101": "caltech-101.zip",
+    "ucf101": "ucf101.zip",
+    "food101": "food101.zip",
+    "stanford_cars": "stanford_cars.zip",
+    "imagenetv2": "imagenetv2.zip",
+    "imagenet_a": "imagenet-adversarial.zip",
+    "imagenet_r": "imagenet-rendition.zip",
+    "imagenet_sketch": "imagenet-sketch.zip",
+    "sun397": "sun397.zip",
 }
 
 # CoPrompt's files by the names of the datasets' classes; each is {class name: [sentences]}.

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import HfFileSystem, constants
 
 from dassl.data.datasets import DatasetBase
 from dassl.errors import UserError
@@ -26,7 +27,15 @@ from dassl.utils.descriptions import read_descriptions
 from dassl.utils.download import download
 from datasets import prepare
 from datasets.prepare import descriptions, sources
-from datasets.prepare.sources import DESCRIPTIONS, PUBLIC_SETS, PublicSet, Source
+from datasets.prepare.sources import (
+    DESCRIPTIONS,
+    MIRROR,
+    MIRROR_COMMIT,
+    MIRRORED,
+    PUBLIC_SETS,
+    PublicSet,
+    Source,
+)
 from tests.datasets import miniatures
 from trainers.descriptions import descriptions_of
 from trainers.hicropl import HiCroPL
@@ -42,36 +51,95 @@ class Server:
     files: dict[str, bytes] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)  # close the connection after this many bytes
     ranges: bool = True
+    tags: dict[str, str] = field(default_factory=dict)  # of files with another tag than their own
+    secrets: list[str] = field(default_factory=list)  # what the requests gave away
     asked: list[tuple[str, str | None]] = field(default_factory=list)
 
 
+HUB_PATH = f"{MIRROR}/resolve/{MIRROR_COMMIT}"
+TOKEN = "hf_" + "x" * 34
+
+
+def set_hub(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Do what HF_ENDPOINT does where it is set before huggingface_hub is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_hub(monkeypatch, "http://127.0.0.1:9")
+
+
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Start a web server, which is the Hub, too."""
     state = Server()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             name, ranged = self.path[1:], self.headers.get("Range")
-            state.asked.append((name, ranged))
+            state.secrets += self.headers.get_all("Authorization", [])
+            if name.startswith("api/"):
+                self.answer_about_the_mirror()
+                return
+            if self.command == "GET":
+                state.asked.append((name, ranged))
             if name not in state.files:
                 self.send_error(404)
                 return
-            content, start = state.files[name], 0
+            content, start, end = state.files[name], 0, len(state.files[name])
             if ranged and state.ranges:
-                start = int(ranged.removeprefix("bytes=").removesuffix("-"))
+                first, _, last = ranged.removeprefix("bytes=").partition("-")
+                start, end = int(first), int(last or end) + 1
                 if start >= len(content):
                     self.send_error(416)
                     return
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
+            served = content[start:end]
+            self.send_response(206 if ranged and state.ranges else 200)
+            self.send_header("Content-Length", str(len(served)))
+            tag = state.tags.get(name) or hashlib.sha256(content).hexdigest()
+            self.send_header("ETag", f'"{tag}"')
+            self.send_header("X-Repo-Commit", MIRROR_COMMIT)
             self.end_headers()
-            self.wfile.write(content[start : state.cut.pop(name, len(content))])
+            if self.command == "GET":
+                self.wfile.write(served[: state.cut.pop(name, len(content)) - start])
+
+        do_HEAD = do_GET
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer_about_the_mirror()
+
+        def answer_about_the_mirror(self) -> None:
+            if self.command == "POST" or "/tree/" in self.path:
+                answer: object = [
+                    {
+                        "type": "file",
+                        "path": name.removeprefix(f"{HUB_PATH}/"),
+                        "size": len(content),
+                        "oid": "0" * 40,
+                    }
+                    for name, content in state.files.items()
+                    if name.startswith(HUB_PATH)
+                ]
+            else:
+                answer = {"id": MIRROR, "sha": MIRROR_COMMIT, "siblings": []}
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, *arguments: object) -> None:
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{http.server_port}"
+    set_hub(monkeypatch, state.url)
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
     yield state
@@ -161,6 +229,37 @@ def serve(name: str, server: Server, table: dict[str, PublicSet], made: Path) ->
     return table[name]
 
 
+def mirror(name: str, server: Server, made: Path, top: str | None = None) -> str:
+    """Put the mirror's archive of a miniature on the server; return its name there."""
+    folder = made / PUBLIC_SETS[name].dataset.dataset_dir
+    top = PUBLIC_SETS[name].dataset.dataset_dir if top is None else top
+    members: dict[str, Path | bytes] = {
+        (Path(top) / path.name).as_posix(): path.read_bytes() if path.is_file() else path
+        for path in sorted(folder.iterdir())
+    }
+    members[(Path(top) / "split_fewshot" / "shot_1-seed_1.pkl").as_posix()] = b"a pickle"
+    members["__MACOSX/._images"] = b""
+    file = f"{HUB_PATH}/{MIRRORED[name]}"
+    server.files[file] = zip_of(members)
+    return file
+
+
+def check_images(entry: PublicSet, folder: Path) -> None:
+    """Check that the dataset reads below ``root`` what was made below ``made``."""
+    found, made = (
+        miniatures.build(entry.dataset.__name__, folder / place) for place in ("root", "made")
+    )
+    for part in ("train_x", "val", "test"):
+        paths = [
+            [Path(item.impath).relative_to(folder / place) for item in getattr(dataset, part)]
+            if getattr(dataset, part)
+            else []
+            for place, dataset in (("root", found), ("made", made))
+        ]
+        # without a split file, images come in directory order
+        assert paths[0] == paths[1] if entry.split_file else sorted(paths[0]) == sorted(paths[1])
+
+
 def one_error(capsys: pytest.CaptureFixture[str], *pieces: str) -> str:
     """Check that the last command printed one line of error with these words; return it."""
     lines = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if line]
@@ -187,27 +286,17 @@ def test_what_was_fetched_is_what_the_dataset_reads(tmp_path, server, table, cap
     entry = serve(name, server, table, tmp_path / "made")
     folder = tmp_path / "root" / entry.dataset.dataset_dir
     if name == "stanford_cars":
-        assert command(name, "--root", tmp_path / "root") == 1
+        assert command(name, "--root", tmp_path / "root") == 2  # the mirror has nothing here
         printed = capsys.readouterr().out
         assert f"place it in {folder}" in printed
+        folder.mkdir(parents=True)
         for source in entry.sources:
             if not source.url:
                 assert f"{source.file} (SHA-256 {source.checksum})" in printed
                 (folder / source.file).write_bytes(server.files[source.file])
     assert command(name, "--root", tmp_path / "root") == 0
     assert "nothing" in capsys.readouterr().out.splitlines()[-1]
-    found, made = (
-        miniatures.build(entry.dataset.__name__, tmp_path / place) for place in ("root", "made")
-    )
-    for part in ("train_x", "val", "test"):
-        paths = [
-            [Path(item.impath).relative_to(tmp_path / place) for item in getattr(dataset, part)]
-            if getattr(dataset, part)
-            else []
-            for place, dataset in (("root", found), ("made", made))
-        ]
-        # without a split file, images come in directory order
-        assert paths[0] == paths[1] if entry.split_file else sorted(paths[0]) == sorted(paths[1])
+    check_images(entry, tmp_path)
     left = names_in(folder) - {path.split("/")[0] for s in entry.sources for path in s.gives}
     by_hand = {source.file for source in entry.sources if not source.url}
     assert left == by_hand  # fetched archives are gone, those that the user placed are kept
@@ -227,6 +316,7 @@ def test_an_interrupted_download_is_resumed_from_its_part(
     folder = tmp_path / "root" / "oxford_pets"
     assert command("oxford_pets", "--root", tmp_path / "root") == 2
     one_error(capsys, f"{server.url}/images.tar.gz", "closed after 700 of", "resumes from there")
+    assert [name for name, _ in server.asked] == ["images.tar.gz"]  # a server that sends is alive
     assert names_in(folder) == {"images.tar.gz.part"}
     assert command("oxford_pets", "--root", tmp_path / "root") == 0
     assert ("images.tar.gz", "bytes=700-") in server.asked
@@ -249,6 +339,7 @@ def test_another_file_than_it_should_be(tmp_path, server, table, capsys) -> None
     folder = tmp_path / "root" / "oxford_pets"
     assert command("oxford_pets", "--root", tmp_path / "root") == 2
     one_error(capsys, "annotations.tar.gz is not the expected file", "MD5", "removed")
+    assert not [name for name, _ in server.asked if MIRROR in name]  # no run needs it
     assert names_in(folder) == {"images", "split_zhou_OxfordPets.json"}
 
 
@@ -293,7 +384,8 @@ def test_a_target_of_another_kind(tmp_path, server, table, capsys) -> None:
 
 
 def damaged(members: dict[str, Path | bytes]) -> bytes:
-    return zip_of(members)[:-30]
+    content = zip_of(members)
+    return content[:1000] + content[1100:]
 
 
 def climbing_tar(members: dict[str, Path | bytes]) -> bytes:
@@ -308,7 +400,6 @@ def climbing_zip(members: dict[str, Path | bytes]) -> bytes:
     ("pack", "words"),
     [
         (damaged, "cannot be unpacked"),
-        (lambda members: b"<html>too many people</html>", "cannot be unpacked"),
         (lambda members: tar_of(members)[:-3000], "cannot be unpacked"),
         (climbing_tar, "climbed"),
         (climbing_zip, "climbed"),
@@ -351,7 +442,7 @@ def test_no_network_is_one_line_for_all_datasets(tmp_path, table, capsys) -> Non
         table[name] = replace(entry, sources=closed)
     assert command("all", "--root", tmp_path / "root") == 2
     line = one_error(capsys, "http://127.0.0.1:9/images.tar.gz", "oxford_pets/images.tar.gz'")
-    assert line.count("http") == 1
+    assert line.count("cannot reach http") == 2  # the source and the mirror of the first dataset
     assert not (tmp_path / "root").exists()
 
 
@@ -454,6 +545,187 @@ def test_a_dataset_file_may_download_an_archive_itself(tmp_path, server) -> None
     assert (archive.parent / "inner" / "file.txt").read_text() == "text"
 
 
+# ---------------------------------------------------------------------------------- the mirror
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_the_mirror_gives_what_the_sources_do_not(tmp_path, server, table, capsys, name) -> None:
+    entry = serve(name, server, table, tmp_path / "made")
+    server.files.clear()
+    archive = mirror(name, server, tmp_path / "made")
+    assert command(name, "--root", tmp_path / "root") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "; trying the mirror " in line]
+    why = "no address" if name == "stanford_cars" else "HTTP Error 404"
+    assert entry.sources[0].file in line and why in line and line.endswith(MIRROR)
+    check_images(entry, tmp_path)
+    given = {path.split("/")[0] for source in entry.sources for path in source.gives}
+    assert names_in(tmp_path / "root" / entry.dataset.dataset_dir) <= given  # no pickles
+    first = [entry.sources[0].file] if entry.sources[0].url else []
+    assert [name for name, _ in server.asked] == [*first, archive] and server.secrets == []
+
+
+@pytest.mark.parametrize("top", ["", "data/deep/cars", "images/Stanford Cars"])
+def test_the_dataset_is_found_wherever_it_is_in_the_archive(tmp_path, server, table, top) -> None:
+    entry = serve("stanford_cars", server, table, tmp_path / "made")
+    mirror("stanford_cars", server, tmp_path / "made", top)
+    assert command("stanford_cars", "--root", tmp_path / "root") == 0
+    check_images(entry, tmp_path)
+
+
+def test_a_split_file_is_read_without_the_images_beside_it(tmp_path, server, table, capsys) -> None:
+    entry = serve("sun397", server, table, tmp_path / "made")
+    miniatures.put(tmp_path / "made" / "sun397" / "big.jpg", bytes(25_000_000))
+    del server.files[entry.split_file]
+    archive = mirror("sun397", server, tmp_path / "made")
+    assert command("sun397", "--root", tmp_path / "root") == 0
+    assert f"{entry.split_file}: HTTP Error 404" in capsys.readouterr().out
+    check_images(entry, tmp_path)
+    ranges = [ranged for name, ranged in server.asked if name == archive]
+    ends = [ranged.removeprefix("bytes=").split("-") for ranged in ranges]
+    assert 0 < sum(int(end) - int(start) for start, end in ends) < 20_000_000
+    assert server.secrets == []
+    assert not list((tmp_path / "root").rglob("*mirror*"))
+
+    split = tmp_path / "root" / "sun397" / entry.split_file
+    split.unlink()
+    (tmp_path / "made" / "sun397" / entry.split_file).write_text("<html>")
+    mirror("sun397", server, tmp_path / "made")
+    HfFileSystem.clear_instance_cache()  # a commit never changes; this one has
+    assert command("sun397", "--root", tmp_path / "root") == 2
+    one_error(capsys, "HTTP Error 404: Not Found; and from the mirror: ", "not valid JSON")
+    (tmp_path / "made" / "sun397" / entry.split_file).unlink()
+    mirror("sun397", server, tmp_path / "made")
+    HfFileSystem.clear_instance_cache()  # a commit never changes; this one has
+    assert command("sun397", "--root", tmp_path / "root") == 2
+    one_error(capsys, f"{MIRROR}/sun397.zip has no {entry.split_file}")
+    assert not split.exists()
+
+
+def test_only_what_a_run_lacks_is_taken_from_the_mirror(tmp_path, server, table, capsys) -> None:
+    entry = serve("dtd", server, table, tmp_path / "made")
+    server.files.clear()
+    archive = mirror("dtd", server, tmp_path / "made")
+    folder = tmp_path / "root" / "dtd"
+    shutil.copytree(tmp_path / "made" / "dtd" / "images", folder / "images")
+    missing = folder / "images" / "lined" / "image_0003.jpg"
+    missing.unlink()  # an incomplete folder is not replaced, so its archive would be of no use
+    assert command("dtd", "--root", tmp_path / "root") == 1
+    assert "dtd lacks 1 of the images. Existing files are not" in capsys.readouterr().out
+    assert names_in(folder) == {"images", entry.split_file}
+    assert all(ranged for name, ranged in server.asked if name == archive)
+    asked = len(server.asked)
+    assert command("dtd", "--root", tmp_path / "root") == 2
+    one_error(capsys, f"{entry.sources[0].file}: HTTP Error 404")
+    assert server.asked[asked:] == [(entry.sources[0].file, None)]
+
+
+def test_a_source_and_the_mirror_that_both_fail_are_one_line(
+    tmp_path, server, table, capsys, monkeypatch
+) -> None:
+    serve("oxford_pets", server, table, tmp_path / "made")
+    del server.files["images.tar.gz"]
+    assert command("oxford_pets", "--root", tmp_path / "root") == 2
+    place = f"place it at '{tmp_path}/root/oxford_pets/images.tar.gz'"
+    first = f"{server.url}/images.tar.gz: HTTP Error 404"
+    one_error(capsys, first, f"from the mirror: cannot download {server.url}/{HUB_PATH}", place)
+    set_hub(monkeypatch, "http://127.0.0.1:9")
+    assert command("oxford_pets", "--root", tmp_path / "root") == 2
+    one_error(capsys, first, "from the mirror: cannot reach http://127.0.0.1:9/", place)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert command("oxford_pets", "--root", tmp_path / "root") == 2
+    one_error(capsys, first, "offline mode is enabled", place)
+    assert names_in(tmp_path / "root" / "oxford_pets") == set()
+
+
+def test_a_download_from_the_mirror_is_resumed(tmp_path, server, table, capsys) -> None:
+    entry = serve("dtd", server, table, tmp_path / "made")
+    server.files.clear()
+    archive = mirror("dtd", server, tmp_path / "made")
+    server.cut[archive] = 700
+    assert command("dtd", "--root", tmp_path / "root") == 2
+    one_error(capsys, "HTTP Error 404: Not Found; and from the mirror: ", "closed after 700 of")
+    assert names_in(tmp_path / "root" / "dtd") == {"mirror-dtd.zip.part"}
+    assert command("dtd", "--root", tmp_path / "root") == 0
+    assert server.asked[-1] == (archive, "bytes=700-")
+    check_images(entry, tmp_path)
+
+
+def test_a_source_that_died_in_the_middle(tmp_path, server, table) -> None:
+    serve("dtd", server, table, tmp_path / "made")
+    server.files.clear()
+    mirror("dtd", server, tmp_path / "made")
+    miniatures.put(tmp_path / "root" / "dtd" / "dtd-r1.0.1.tar.gz.part", b"half")
+    assert command("dtd", "--root", tmp_path / "root") == 0
+    assert not list((tmp_path / "root" / "dtd").glob("*.part"))
+
+
+def test_another_archive_than_the_mirror_announces(tmp_path, server, table, capsys) -> None:
+    serve("dtd", server, table, tmp_path / "made")
+    server.files.clear()
+    server.tags[mirror("dtd", server, tmp_path / "made")] = "0" * 64
+    assert command("dtd", "--root", tmp_path / "root") == 2
+    one_error(capsys, "dtd.zip is not the expected file: the SHA-256", "removed")
+    assert names_in(tmp_path / "root" / "dtd") == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "removed", "words"),
+    [
+        ("dtd", "images/lined/image_0003.jpg", "the archive lacks 1 of the images"),
+        ("dtd", "images", "the archive lacks images"),
+        ("dtd", "split_zhou_DescribableTextures.json", "lacks split_zhou_DescribableTextures.json"),
+        ("stanford_cars", "cars_test", "the archive lacks cars_train, cars_test"),
+        ("fgvc_aircraft", "variants.txt", "the archive lacks variants.txt"),
+        ("imagenet_r", "imagenet-r/n01443537", "the archive lacks 3 of the images"),
+    ],
+)
+def test_the_mirror_is_held_to_the_same_counts(
+    tmp_path, server, table, capsys, name, removed, words
+) -> None:
+    entry = serve(name, server, table, tmp_path / "made")
+    server.files.clear()
+    path = tmp_path / "made" / entry.dataset.dataset_dir / removed
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    mirror(name, server, tmp_path / "made")
+    assert command(name, "--root", tmp_path / "root") == 2
+    one_error(capsys, words)
+    left = names_in(tmp_path / "root" / entry.dataset.dataset_dir)
+    assert left == {f"mirror-{MIRRORED[name]}"}
+
+
+def test_an_archive_of_the_mirror_stays_inside_its_folder(tmp_path, server, table, capsys) -> None:
+    serve("dtd", server, table, tmp_path / "made")
+    server.files.clear()
+    server.files[f"{HUB_PATH}/dtd.zip"] = climbing_zip({"dtd": tmp_path / "made" / "dtd"})
+    assert command("dtd", "--root", tmp_path / "root") == 2
+    one_error(capsys, "its member '../climbed' leads outside")
+    assert not list(tmp_path.rglob("climbed"))
+    assert names_in(tmp_path / "root" / "dtd") == {"mirror-dtd.zip"}
+
+
+def test_a_page_in_place_of_an_archive(tmp_path, server, table, capsys) -> None:
+    entry = serve("ucf101", server, table, tmp_path / "made")
+    server.files["UCF-101-midframes.zip"] = b"<html>too many people</html>"
+    assert command("ucf101", "--root", tmp_path / "root") == 2
+    one_error(capsys, f"{server.url}/UCF-101-midframes.zip is no archive")
+    assert names_in(tmp_path / "root" / "ucf101") == set()
+    mirror("ucf101", server, tmp_path / "made")
+    assert command("ucf101", "--root", tmp_path / "root") == 0
+    check_images(entry, tmp_path)
+
+
+def test_what_is_there_is_kept_beside_what_the_mirror_gives(tmp_path, server, table) -> None:
+    entry = serve("stanford_cars", server, table, tmp_path / "made")
+    mirror("stanford_cars", server, tmp_path / "made")
+    folder = tmp_path / "root" / "stanford_cars"
+    for number in range(1, 25):
+        miniatures.put(folder / "cars_train" / f"{number:05d}.jpg", b"mine")
+    assert command("stanford_cars", "--root", tmp_path / "root") == 0
+    assert (folder / "cars_train" / "00001.jpg").read_bytes() == b"mine"
+    check_images(entry, tmp_path)
+
+
 # ---------------------------------------------------------------------------------- checking
 
 
@@ -552,6 +824,8 @@ def test_the_table_is_of_the_fifteen_datasets_and_the_papers_counts() -> None:
             assert entry.split_file in [source.file for source in entry.sources]
     assert {entry.dataset.__name__ for entry in PUBLIC_SETS.values()} == set(DESCRIPTIONS)
     assert len(PUBLIC_SETS) == 15
+    assert set(MIRRORED) == set(PUBLIC_SETS) - {"imagenet"} and len(set(MIRRORED.values())) == 14
+    assert re.fullmatch("[0-9a-f]{40}", MIRROR_COMMIT)  # what moves is no reference
     # UCF101's publishers list 13,320 videos, 3,783 of them for testing
     assert sum(PUBLIC_SETS["ucf101"].images) == 13_320
 
