@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 import zipfile
+from contextlib import suppress
 from functools import partial
 
 from dassl.command import say
@@ -160,9 +161,8 @@ def _use_mirror(
         is_network = isinstance(failure, NetworkError) and isinstance(error, NetworkError)
         kind = NetworkError if is_network else UserError
         raise _with_advice(kind(f"{failure}; and from the mirror: {error}"), path) from error
-    part = _target(source, path) + ".part"
-    if os.path.lexists(part):
-        os.unlink(part)
+    with suppress(OSError):  # it may not be there, or not be a file
+        os.unlink(_target(source, path) + ".part")
 
 
 def _copy_members(archive: str, wanted: list[str], folder: str, fetched: list[str]) -> None:

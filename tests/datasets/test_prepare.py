@@ -651,13 +651,20 @@ def test_a_download_from_the_mirror_is_resumed(tmp_path, server, table, capsys) 
     check_images(entry, tmp_path)
 
 
-def test_a_source_that_died_in_the_middle(tmp_path, server, table) -> None:
+def test_a_source_that_died_in_the_middle(tmp_path, server, table, capsys) -> None:
     serve("dtd", server, table, tmp_path / "made")
     server.files.clear()
     mirror("dtd", server, tmp_path / "made")
-    miniatures.put(tmp_path / "root" / "dtd" / "dtd-r1.0.1.tar.gz.part", b"half")
+    folder = tmp_path / "root" / "dtd"
+    miniatures.put(folder / "dtd-r1.0.1.tar.gz.part", b"half")
     assert command("dtd", "--root", tmp_path / "root") == 0
-    assert not list((tmp_path / "root" / "dtd").glob("*.part"))
+    assert not list(folder.glob("*.part"))
+
+    shutil.rmtree(folder)
+    miniatures.put(folder / "dtd-r1.0.1.tar.gz.part" / "mine", b"a folder of the user's")
+    assert command("dtd", "--root", tmp_path / "root") == 0
+    assert "is not a plain file" in capsys.readouterr().out
+    assert (folder / "dtd-r1.0.1.tar.gz.part" / "mine").exists()
 
 
 def test_another_archive_than_the_mirror_announces(tmp_path, server, table, capsys) -> None:
