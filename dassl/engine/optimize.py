@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dassl.utils.logger import log
 
-PRECISIONS = ("fp32", "bf16", "fp16", "amp")
+PRECISIONS = ("fp32", "bf16", "fp16", "amp", "auto")
 
 
 class Precision(NamedTuple):
@@ -19,12 +19,41 @@ class Precision(NamedTuple):
     dtype: torch.dtype  # of the frozen weights
     autocast_dtype: torch.dtype | None  # None: no autocast
 
+    @property
+    def name(self) -> str:
+        """What is computed in, for results: "fp32", "bf16", "fp16", or such as "bf16 autocast"."""
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        if self.autocast_dtype is None:
+            return names[self.dtype]
+        return f"{names[self.autocast_dtype]} autocast"
+
+
+def device_of(cfg: Any) -> torch.device:
+    """Return the device of a run: the GPU, if there is one and USE_CUDA is on."""
+    return torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+
+
+def fastest(device: torch.device) -> str:
+    """Name the precision that PREC auto means on a device.
+
+    That is bf16 where the device has instructions that multiply it, fp16 on older GPUs, else fp32.
+    Nothing is timed: one machine gives one answer, whatever else it does meanwhile, as a run that
+    is resumed there must find the same.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_bf16 and torch.backends.mkldnn.is_available() else "fp32"
+
 
 def precision(prec: str, device: torch.device) -> Precision:
     """Return the types that one of ``PRECISIONS`` means on a device.
 
-    A CPU has no fp16: "fp16" is fp32 there and "amp" is bf16 autocast, which is logged.
+    A CPU has no fp16: "fp16" is fp32 there and "amp" is bf16 autocast, which is logged. "auto" is
+    the ``fastest``.
     """
+    if prec == "auto":
+        prec = fastest(device)
     if device.type == "cpu" and prec in ("fp16", "amp"):
         used = "fp32" if prec == "fp16" else "bf16 autocast"
         log.info(f"PREC {prec}: fp16 is not available on a CPU, {used} is used instead")

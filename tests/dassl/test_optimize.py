@@ -6,6 +6,7 @@ from dassl.engine.optimize import (
     PRECISIONS,
     Precision,
     Update,
+    fastest,
     grad_scaler,
     optimizer_step,
     precision,
@@ -55,7 +56,38 @@ def test_an_update_takes_a_step_or_gradients_alone(scaled):
     assert torch.allclose(model.weight, before - 0.1)
 
 
-@pytest.mark.parametrize("prec", PRECISIONS)
+@pytest.mark.parametrize(
+    ("device", "capability", "instructions", "expected"),
+    [
+        (CUDA, (7, 5), {}, "fp16"),
+        (CUDA, (8, 0), {}, "bf16"),
+        (CUDA, (12, 0), {}, "bf16"),
+        (CPU, None, {}, "fp32"),
+        (CPU, None, {"avx512_bf16"}, "bf16"),
+        (CPU, None, {"amx_tile"}, "bf16"),
+        (CPU, None, {"avx512_bf16", "no oneDNN"}, "fp32"),
+    ],
+)
+def test_auto_is_what_the_device_multiplies_fastest(
+    device, capability, instructions, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for name in ("avx512_bf16", "amx_tile"):
+        has = name in instructions
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda has=has: has)
+    has_onednn = "no oneDNN" not in instructions
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
+    assert fastest(device) == expected
+    assert precision("auto", device) == precision(expected, device)
+
+
+def test_what_is_computed_in_has_a_name():
+    names = [precision(prec, device).name for device in (CUDA, CPU) for prec in PRECISIONS[:4]]
+    assert names[:4] == ["fp32", "bf16", "fp16", "fp16 autocast"]
+    assert names[4:] == ["fp32", "bf16", "fp32", "bf16 autocast"]
+
+
+@pytest.mark.parametrize("prec", PRECISIONS[:4])
 def test_precision_on_each_device(prec, capsys):
     on_gpu, on_cpu = precision(prec, CUDA), capsys.readouterr().out
     assert on_cpu == ""

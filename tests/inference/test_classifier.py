@@ -231,7 +231,9 @@ def test_precision_and_device_are_chosen(runs):
     pictures = random_pictures(exact)
     difference = (exact.logits(pictures) - rough.logits(pictures)).abs().max()
     assert 0 < difference < 0.5
-    with pytest.raises(UserError, match="^precision: expected one of fp32, bf16, fp16, amp, got"):
+    with pytest.raises(
+        UserError, match="^precision: expected one of fp32, bf16, fp16, amp, auto, got"
+    ):
         Classifier.from_run(folder, precision="int8")
     for device in ("gpu", "cuda:99"):
         with pytest.raises(
