@@ -160,6 +160,11 @@ class MethodTrainer(TrainerX):
         """Return whether TEST.SUBSAMPLE_CLASSES may differ from DATASET.SUBSAMPLE_CLASSES."""
         return not cls.method.bound_to_classes(cfg.TRAINER[cls.method.config_node])
 
+    @classmethod
+    def splits_batches(cls, cfg: Any) -> bool:
+        """Return whether OPTIM.ACCUMULATE may be above 1."""
+        return cls.method.fit is None and not cls.method.needs_whole_batch(cfg)
+
     def check_cfg(self, cfg: Any) -> None:
         """Find everything that can be found wrong before any data is touched."""
         settings = cfg.TRAINER[self.method.config_node]
@@ -184,6 +189,8 @@ class MethodTrainer(TrainerX):
             **{f"MODEL.HEAD.{name}": value for name, value in cfg.MODEL.HEAD.items()},
             **{f"OPTIM.{name}": cfg.OPTIM[name] for name in optim},
         }
+        if self.method.fit is not None:  # there are no steps
+            unused["OPTIM.CLIP_NORM"] = cfg.OPTIM.CLIP_NORM
         for key, value in unused.items():
             default = declared()[key].default
             if value != default:
@@ -309,7 +316,8 @@ class MethodTrainer(TrainerX):
     def forward_backward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         images, labels = self.parse_batch_train(batch)
         assert self.optim is not None
-        logits, terms = self.model.step(images, labels, Update(self.optim, self.scaler))
+        update = Update(self.optim, self.scaler, self.cfg.OPTIM.ACCUMULATE)
+        logits, terms = self.model.step(images, labels, update)
         if self.max_iter is not None or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         terms = {name: term.detach() for name, term in terms.items()}

@@ -72,27 +72,28 @@ def grad_scaler(types: Precision, device: torch.device) -> torch.amp.GradScaler 
 
 
 def optimizer_step(
-    loss: Tensor,
+    losses: Iterable[Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Compute the gradients of a loss and take one step with each optimizer.
+    """Compute the gradients of a sum of losses and take one step with each optimizer.
 
     Args:
-        loss: one number; it is not looked at.
-        optimizers: of all that the loss is to change.
+        losses: one number each, which is not looked at; the gradients of one are computed before
+            the next is asked for, so that only one at a time needs memory.
+        optimizers: of all that the losses are to change.
         scaler: keeps gradients in fp16 from vanishing, and skips a step whose gradients overflow.
     """
     for optimizer in optimizers:
         optimizer.zero_grad()
-    if scaler is None:
-        loss.backward()
-        for optimizer in optimizers:
+    for loss in losses:
+        (loss if scaler is None else scaler.scale(loss)).backward()
+    for optimizer in optimizers:
+        if scaler is None:
             optimizer.step()
-    else:
-        scaler.scale(loss).backward()
-        for optimizer in optimizers:
+        else:
             scaler.step(optimizer)
+    if scaler is not None:
         scaler.update()
 
 
@@ -102,15 +103,23 @@ class Update:
     Args:
         optimizer: of all that is learned.
         scaler: as for ``optimizer_step``.
+        parts: in how many a step is to compute its batch.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+        parts: int = 1,
     ) -> None:
-        self.optimizer, self.scaler = optimizer, scaler
+        self.optimizer, self.scaler, self.parts = optimizer, scaler, parts
 
     def __call__(self, loss: Tensor) -> None:
-        optimizer_step(loss, [self.optimizer], self.scaler)
+        self.on_sum([loss])
+
+    def on_sum(self, losses: Iterable[Tensor]) -> None:
+        """Take one step on the sum of losses, which are made one after the other."""
+        optimizer_step(losses, [self.optimizer], self.scaler)
 
     @property
     def lr(self) -> float:

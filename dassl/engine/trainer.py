@@ -172,7 +172,7 @@ class TrainerBase:
     def model_backward_and_update(self, loss: Tensor, names: str | list[str] | None = None) -> None:
         """Take one optimizer step on a loss; one that is not finite stops the epoch."""
         self._watch(loss)
-        optimizer_step(loss, self._optimizers(names))
+        optimizer_step([loss], self._optimizers(names))
 
     def init_writer(self, log_dir: str, purge_step: int | None = None) -> None:
         """Open the TensorBoard files, if they are not open; drop points from a step on."""

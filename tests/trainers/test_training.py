@@ -281,6 +281,26 @@ def test_no_shots_are_all_images(run, shots, images):
             ["TRAINER.COOP.PREC", "fp8"],
             "PREC: expected one of fp32, bf16, fp16, amp, auto, got 'fp8'",
         ),
+        (
+            "CoOp",
+            ["OPTIM.ACCUMULATE", "5"],
+            "OPTIM.ACCUMULATE: expected at most DATALOADER.TRAIN_X.BATCH_SIZE 4, got 5",
+        ),
+        (
+            "ProVP",
+            ["OPTIM.ACCUMULATE", "2"],
+            "OPTIM.ACCUMULATE: expected 1 for ProVP, which cannot split a batch, got 2",
+        ),
+        (
+            "LinearProbe",
+            ["OPTIM.ACCUMULATE", "2"],
+            "OPTIM.ACCUMULATE: expected 1 for LinearProbe, which cannot split a batch, got 2",
+        ),
+        (
+            "LinearProbe",
+            ["OPTIM.CLIP_NORM", "1.0"],
+            "OPTIM.CLIP_NORM: expected 0.0 for LinearProbe, which does not use it, got 1.0",
+        ),
         ("CoOp", ["TRAINER.COOP.N_CTX", "75"], "the model takes 77"),
         (
             "HiCroPL",
