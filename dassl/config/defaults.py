@@ -4,8 +4,9 @@ Ours, besides those of the public toolbox that concern supervised training, are
 ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
 ``INPUT.MAX_PIXELS``, ``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``,
 ``DATALOADER.TRAIN_X.DROP_LAST``, ``TEST.METRICS``, ``TEST.RECORD``, ``TEST.SAVE_LOGITS``,
-``TEST.SUBSAMPLE_CLASSES``, ``OPTIM.EPS``, ``OPTIM.ACCUMULATE`` and ``OPTIM.CLIP_NORM``. The keys of a trainer or dataset are in its own file
-and get here by ``register_defaults``. docs/config.md lists all of them.
+``TEST.SUBSAMPLE_CLASSES``, ``OPTIM.EPS``, ``OPTIM.ACCUMULATE`` and ``OPTIM.CLIP_NORM``. The keys of
+a trainer or dataset are in its own file and get here by ``register_defaults``. docs/config.md lists
+all of them.
 """
 
 from __future__ import annotations
