@@ -35,7 +35,10 @@ from experiments.table import (
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.precision", description=(__doc__ or "")[:79])
+    parser = Parser(
+        prog="python -m benchmarks.precision",
+        description="Compare accuracies in another precision with those in fp32.",
+    )
     methods = known_methods()
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
     embedded = [EMBEDDED_SOURCE, *CROSS_DATASET.targets[EMBEDDED_SOURCE]]
@@ -67,7 +70,7 @@ def precision_of(one: Run) -> str:
     """Return what a finished run computed in; runs of earlier versions have only the setting."""
     results = one.results()
     node = TRAINER_REGISTRY.get(one.trainer).method.config_node
-    return str(results.get("precision", results["config"]["TRAINER"][node]["PREC"]))
+    return str(results.get("precision") or results["config"]["TRAINER"][node]["PREC"])
 
 
 def compared(method: str, pairs: Sequence[tuple[Job, Job]]) -> list[tuple[str, ...]]:

@@ -194,7 +194,9 @@ class Method(nn.Module):
         Each counts by its share of the images, so that the gradient is that of the batch. What is
         random is drawn for each part.
         """
-        n_parts, logits, terms = min(update.parts, len(labels)), [], []
+        n_parts = min(update.parts, len(labels))
+        logits: list[Tensor] = []
+        terms: list[dict[str, Tensor]] = []
 
         def losses() -> Iterator[Tensor]:
             views = zip(*(view.tensor_split(n_parts) for view in self.views(batch)), strict=True)
