@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--link", action="store_true", help="with --sort-into: make symbolic links, not copies")
     add("--batch-size", type=count, default=64, help="number of pictures computed at once")
     add("--device", help="where to compute, such as cpu or cuda:1; by default a GPU, if any")
-    add("--precision", help="fp32, bf16, fp16 or amp; by default that of the run")
+    add("--precision", help="fp32, bf16, fp16, amp or auto; by default that of the run")
     return parser
 
 

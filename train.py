@@ -75,7 +75,7 @@ def setup_cfg(args: argparse.Namespace) -> Any:
     import datasets  # noqa: F401
     import trainers  # noqa: F401
     from dassl.config import get_cfg_default, merge_from_file, merge_from_list, set_key
-    from trainers.trainer import follow_backbone
+    from trainers.trainer import follow_backbone, resolve_precision
 
     cfg = get_cfg_default(chosen_trainer(args))
     for path in (args.dataset_config_file, args.config_file):
@@ -99,7 +99,7 @@ def setup_cfg(args: argparse.Namespace) -> Any:
     merge_from_list(cfg, args.opts)
     follow_backbone(cfg)
     cfg.freeze()
-    return cfg
+    return resolve_precision(cfg)
 
 
 def check_options(args: argparse.Namespace, cfg: Any) -> None:

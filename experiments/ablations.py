@@ -159,7 +159,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             title, text = TABLES[name].title, ablation_table(TABLES[name], arguments, scores)
         parts.append(f"## {title}\n\n{text}")
     seeds = " ".join(map(str, arguments.seeds))
-    caption = ["Accuracy in percent", arguments.dataset, *scores.backbones, f"seeds {seeds}"]
+    caption = [
+        "Accuracy in percent",
+        arguments.dataset,
+        *scores.backbones,
+        *scores.precisions,
+        f"seeds {seeds}",
+    ]
     say(f"\n{', '.join(caption)}, mean ± standard deviation:")
     say("\n" + "\n\n".join(parts))
     return scores.report()

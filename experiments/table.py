@@ -42,6 +42,7 @@ class Scores:
 
     def __init__(self) -> None:
         self.backbones: dict[str, None] = {}  # of the runs read, in their order
+        self.precisions: dict[str, None] = {}
         self._accuracies: dict[Path, float | None] = {}
         self._damaged = 0
         self._right: dict[Path, dict[str, bool] | None] = {}
@@ -63,6 +64,8 @@ class Scores:
             return None
         if backbone := run.backbone_in(results):
             self.backbones[backbone] = None
+        if isinstance(precision := results.get("precision"), str):  # earlier versions had none
+            self.precisions[precision] = None
         return float(results["accuracy"])
 
     def accuracies(self, runs: Iterable[Run]) -> list[float]:
@@ -420,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     protocol, scores = PROTOCOLS[arguments.protocol], Scores()
     table = render(*tabulate(jobs, protocol, scores, arguments.intervals))
     shots = ", ".join(map(str, arguments.shots or protocol.shots))
-    caption = ["Accuracy in percent", *scores.backbones, f"{shots} shots"]
+    caption = ["Accuracy in percent", *scores.backbones, *scores.precisions, f"{shots} shots"]
     seeds = " ".join(map(str, arguments.seeds))
     spread = ", mean ± standard deviation" if len(arguments.seeds) > 1 else ""
     if arguments.intervals:

@@ -107,7 +107,7 @@ def build(
         classes: of the run.
         labels: the class names to tell apart.
         device: where to compute; a GPU where there is one by default.
-        precision: fp32, bf16, fp16 or amp; that of the run by default.
+        precision: fp32, bf16, fp16, amp or auto; that of the run by default.
 
     Raises:
         UserError: the backbone cannot be loaded or is another one, or a name does not fit.

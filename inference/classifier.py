@@ -131,7 +131,7 @@ class Classifier(ModelHubMixin):
         Args:
             folder: of the run: of a training, or of the evaluation of a method that learns nothing.
             device: where to compute; a GPU where there is one by default.
-            precision: fp32, bf16, fp16 or amp; that of the run by default.
+            precision: fp32, bf16, fp16, amp or auto; that of the run by default.
 
         Raises:
             UserError: the folder is that of no such run, or a file in it or the backbone is

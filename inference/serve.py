@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-requests", type=count, default=64, help="requests at a time; others get 503")
     add("--timeout", type=seconds, default=30.0, help="seconds to receive, and to answer, each")
     add("--device", help="where to compute, such as cpu or cuda:1; by default a GPU, if any")
-    add("--precision", help="fp32, bf16, fp16 or amp; by default that of the run")
+    add("--precision", help="fp32, bf16, fp16, amp or auto; by default that of the run")
     return parser
 
 

@@ -121,6 +121,15 @@ class Method(nn.Module):
         """Return whether what is learned serves only the classes of training."""
         return False
 
+    @classmethod
+    def needs_whole_batch(cls, cfg: Any) -> bool:
+        """Return whether a training step cannot compute its batch in parts (OPTIM.ACCUMULATE).
+
+        That is so where a loss is no mean over the images, and for a ``step`` of its own, unless
+        this says that it leaves the batch to ``Method.step``.
+        """
+        return cls.step is not Method.step
+
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         """Create what is learned (fp32)."""
 
@@ -171,9 +180,36 @@ class Method(nn.Module):
             update: ``update(loss)`` is one optimizer step; it also knows the learning rate and
                 takes gradients without a step.
         """
+        if update.parts > 1:
+            return self.step_in_parts(batch, labels, update)
         logits, terms = self(batch, labels)
         update(torch.stack(list(terms.values())).sum())
         return logits, terms
+
+    def step_in_parts(
+        self, batch: Batch, labels: Tensor, update: Update
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Take the step of ``step`` with ``update.parts`` parts of the batch in turn.
+
+        Each counts by its share of the images, so that the gradient is that of the batch. What is
+        random is drawn for each part.
+        """
+        n_parts = min(update.parts, len(labels))
+        logits: list[Tensor] = []
+        terms: list[dict[str, Tensor]] = []
+
+        def losses() -> Iterator[Tensor]:
+            views = zip(*(view.tensor_split(n_parts) for view in self.views(batch)), strict=True)
+            for images, own in zip(views, labels.tensor_split(n_parts), strict=True):
+                part, found = self(images[0] if isinstance(batch, Tensor) else images, own)
+                share = len(own) / len(labels)
+                logits.append(part.detach())
+                terms.append({name: share * term.detach() for name, term in found.items()})
+                yield share * torch.stack(list(found.values())).sum()
+
+        update.on_sum(losses())
+        sums = {name: torch.stack([each[name] for each in terms]).sum() for name in terms[0]}
+        return torch.cat(logits), sums
 
     def param_groups(self, optim_cfg: Any) -> list[dict[str, Any]]:
         """Return the optimizer's groups of the learned tensors."""

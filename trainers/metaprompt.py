@@ -65,6 +65,10 @@ class MetaPrompt(Method):
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         Int(min=1, max=deepest_layer(clip_model)).check("TRAINER.META.LAYERS", settings.LAYERS)
 
+    @classmethod
+    def needs_whole_batch(cls, cfg: Any) -> bool:
+        return False  # the ordinary step is in parts, and the meta step has no gradients of images
+
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         settings, config = self.settings, self.clip.config
         self.context = context_from_words(self.clip, "", settings.N_CTX)

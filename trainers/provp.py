@@ -87,6 +87,10 @@ class ProVP(Method):
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
         check_vit(clip_model)
 
+    @classmethod
+    def needs_whole_batch(cls, cfg: Any) -> bool:
+        return bool(cfg.OPTIM.USE_REF)
+
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         config, n_layers = self.clip.config, check_vit(self.clip)
         assert config.vision_patch_size is not None

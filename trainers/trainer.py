@@ -22,7 +22,14 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.engine.checkpoints import check_classes, class_names_of
 from dassl.engine.classes_file import Classes, write_classes
-from dassl.engine.optimize import PRECISIONS, Update, grad_scaler, precision
+from dassl.engine.optimize import (
+    PRECISIONS,
+    Update,
+    device_of,
+    fastest,
+    grad_scaler,
+    precision,
+)
 from dassl.engine.same_run import model_difference
 from dassl.evaluation import build_evaluator
 from dassl.metrics import compute_accuracy
@@ -51,7 +58,8 @@ def register_method(
     def register(method: AnyMethod) -> AnyMethod:
         method.config_node = node
         name = method.__name__
-        types = Choice(PREC, *PRECISIONS, help="type to compute in; amp: autocast to fp16")
+        about = "type to compute in; amp: autocast to fp16; auto: bf16, fp16 or fp32, by the device"
+        types = Choice(PREC, *PRECISIONS, help=about)
         register_defaults(f"TRAINER.{node}", {"PREC": types, **defaults}, trainer=name)
         attributes = {"method": method, "__doc__": method.__doc__, "__module__": method.__module__}
         TRAINER_REGISTRY.register(type(name, (MethodTrainer,), attributes))
@@ -89,6 +97,13 @@ def input_of(preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
+def method_of(cfg: Any) -> type[Method] | None:
+    """Return the method that a config names; None for an unknown name or another trainer's."""
+    name = cfg.TRAINER.NAME
+    trainer = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
+    return trainer.method if trainer and issubclass(trainer, MethodTrainer) else None
+
+
 def follow_backbone(cfg: Any) -> None:
     """Let the ``INPUT`` keys that nobody set follow the backbone, in place.
 
@@ -96,18 +111,30 @@ def follow_backbone(cfg: Any) -> None:
     transforms, they are CLIP's. A backbone that is not known leaves everything as it is, and is
     reported where it is loaded.
     """
-    name = cfg.TRAINER.NAME
-    if name not in TRAINER_REGISTRY.registered_names():
-        return
-    if not issubclass(TRAINER_REGISTRY.get(name), MethodTrainer):
-        return
-    preprocess = clip.preprocess_of(cfg.MODEL.BACKBONE.NAME)
+    known = method_of(cfg) is not None
+    preprocess = clip.preprocess_of(cfg.MODEL.BACKBONE.NAME) if known else None
     if preprocess is None:
         return
     user_set = set_keys(cfg)
     for key, value in {**input_of(preprocess), "TRANSFORMS": TRANSFORMS}.items():
         if f"INPUT.{key}" not in user_set:
             cfg.INPUT[key] = value
+
+
+def resolve_precision(cfg: Any) -> Any:
+    """Return the config with what PREC auto means on this machine in its place, if it is auto.
+
+    So a run's files say what it computes in, and it is not resumed in anything else.
+    """
+    method = method_of(cfg)
+    if method is None or cfg.TRAINER[method.config_node].PREC != "auto":
+        return cfg
+    cfg, found = cfg.clone(), fastest(device_of(cfg))
+    cfg.defrost()
+    cfg.TRAINER[method.config_node].PREC = found
+    cfg.freeze()
+    log.info(f"TRAINER.{method.config_node}.PREC: auto is {found} on this machine")
+    return cfg
 
 
 class MethodTrainer(TrainerX):
@@ -125,10 +152,18 @@ class MethodTrainer(TrainerX):
     model: Method
     features: Features
 
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(resolve_precision(cfg))
+
     @classmethod
     def tests_other_classes(cls, cfg: Any) -> bool:
         """Return whether TEST.SUBSAMPLE_CLASSES may differ from DATASET.SUBSAMPLE_CLASSES."""
         return not cls.method.bound_to_classes(cfg.TRAINER[cls.method.config_node])
+
+    @classmethod
+    def splits_batches(cls, cfg: Any) -> bool:
+        """Return whether OPTIM.ACCUMULATE may be above 1."""
+        return cls.method.fit is None and not cls.method.needs_whole_batch(cfg)
 
     def check_cfg(self, cfg: Any) -> None:
         """Find everything that can be found wrong before any data is touched."""
@@ -154,6 +189,8 @@ class MethodTrainer(TrainerX):
             **{f"MODEL.HEAD.{name}": value for name, value in cfg.MODEL.HEAD.items()},
             **{f"OPTIM.{name}": cfg.OPTIM[name] for name in optim},
         }
+        if self.method.fit is not None:  # there are no steps
+            unused["OPTIM.CLIP_NORM"] = cfg.OPTIM.CLIP_NORM
         for key, value in unused.items():
             default = declared()[key].default
             if value != default:
@@ -199,6 +236,7 @@ class MethodTrainer(TrainerX):
         templates = getattr(dataset, "templates", ["a photo of a {}."])
         self.model = self.method(cfg, clip_model, dataset.classnames, templates)
         self.model.autocast_dtype = types.autocast_dtype
+        self.recorded["precision"] = types.name
         if dataset.test_classnames != dataset.classnames:
             # problems with these class names are found before training
             self.model.set_classes(dataset.test_classnames)
@@ -278,7 +316,8 @@ class MethodTrainer(TrainerX):
     def forward_backward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         images, labels = self.parse_batch_train(batch)
         assert self.optim is not None
-        logits, terms = self.model.step(images, labels, Update(self.optim, self.scaler))
+        update = Update(self.optim, self.scaler, self.cfg.OPTIM.ACCUMULATE)
+        logits, terms = self.model.step(images, labels, update)
         if self.max_iter is not None or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         terms = {name: term.detach() for name, term in terms.items()}

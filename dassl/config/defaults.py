@@ -4,8 +4,9 @@ Ours, besides those of the public toolbox that concern supervised training, are
 ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
 ``INPUT.MAX_PIXELS``, ``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``,
 ``DATALOADER.TRAIN_X.DROP_LAST``, ``TEST.METRICS``, ``TEST.RECORD``, ``TEST.SAVE_LOGITS``,
-``TEST.SUBSAMPLE_CLASSES`` and ``OPTIM.EPS``. The keys of a trainer or dataset are in its own file
-and get here by ``register_defaults``. docs/config.md lists all of them.
+``TEST.SUBSAMPLE_CLASSES``, ``OPTIM.EPS``, ``OPTIM.ACCUMULATE`` and ``OPTIM.CLIP_NORM``. The keys of
+a trainer or dataset are in its own file and get here by ``register_defaults``. docs/config.md lists
+all of them.
 """
 
 from __future__ import annotations
@@ -215,6 +216,14 @@ _C: dict[str, Domain] = {
     ),
     "OPTIM.GAMMA": Float(0.1, min=0, help="single_step and multi_step: factor of a step"),
     "OPTIM.MAX_EPOCH": Int(10, min=1, help="number of epochs"),
+    "OPTIM.ACCUMULATE": Int(
+        1,
+        min=1,
+        help="parts that a batch is computed in, one after the other; their gradients add up",
+    ),
+    "OPTIM.CLIP_NORM": Float(
+        0.0, min=0, help="largest norm of a step's gradient, which is scaled down to it (0: any)"
+    ),
     "OPTIM.WARMUP_EPOCH": Int(-1, min=-1, help="warm-up epochs (-1 or 0: none)"),
     "OPTIM.WARMUP_TYPE": Choice("linear", source="dassl.optim:WARMUPS", help="kind of warm-up"),
     "OPTIM.WARMUP_CONS_LR": Float(1e-5, min=0, help="constant warm-up: its learning rate"),

@@ -46,17 +46,31 @@ def check_cfg(cfg: CfgNode) -> None:
             "OPTIM.SGD_NESTEROV: expected False, or a MOMENTUM above 0 and no SGD_DAMPNING, got "
             f"True with {optim.MOMENTUM} and {optim.SGD_DAMPNING}"
         )
+    size = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+    if optim.ACCUMULATE > size:
+        raise UserError(
+            f"OPTIM.ACCUMULATE: expected at most DATALOADER.TRAIN_X.BATCH_SIZE {size}, "
+            f"got {optim.ACCUMULATE}"
+        )
+    if optim.ACCUMULATE > 1 and not _does(trainer, "splits_batches", cfg):
+        raise UserError(
+            f"OPTIM.ACCUMULATE: expected 1 for {cfg.TRAINER.NAME}, which cannot split a batch, "
+            f"got {optim.ACCUMULATE}"
+        )
     if "gaussian_blur" in data.TRANSFORMS and data.GB_K // 2 >= min(data.SIZE):
         size = tuple(data.SIZE)
         raise UserError(f"INPUT.GB_K: expected a size that fits INPUT.SIZE {size}, got {data.GB_K}")
-    if other_test_classes(cfg):
-        able = getattr(trainer, "tests_other_classes", None)
-        if able is None or not able(cfg):
-            raise UserError(
-                f"TEST.SUBSAMPLE_CLASSES: expected '' for {cfg.TRAINER.NAME}, which knows only "
-                f"the classes of its training, got '{cfg.TEST.SUBSAMPLE_CLASSES}'"
-            )
+    if other_test_classes(cfg) and not _does(trainer, "tests_other_classes", cfg):
+        raise UserError(
+            f"TEST.SUBSAMPLE_CLASSES: expected '' for {cfg.TRAINER.NAME}, which knows only "
+            f"the classes of its training, got '{cfg.TEST.SUBSAMPLE_CLASSES}'"
+        )
     chosen_recorders(cfg, trainer)
+
+
+def _does(trainer: type, what: str, cfg: CfgNode) -> bool:
+    """Return what a trainer's class says about itself with a config; public ones say nothing."""
+    return hasattr(trainer, what) and bool(getattr(trainer, what)(cfg))
 
 
 def build_trainer(cfg: CfgNode) -> Any:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dassl.utils.logger import log
 
-PRECISIONS = ("fp32", "bf16", "fp16", "amp")
+PRECISIONS = ("fp32", "bf16", "fp16", "amp", "auto")
 
 
 class Precision(NamedTuple):
@@ -19,12 +19,41 @@ class Precision(NamedTuple):
     dtype: torch.dtype  # of the frozen weights
     autocast_dtype: torch.dtype | None  # None: no autocast
 
+    @property
+    def name(self) -> str:
+        """What is computed in, for results: "fp32", "bf16", "fp16", or such as "bf16 autocast"."""
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        if self.autocast_dtype is None:
+            return names[self.dtype]
+        return f"{names[self.autocast_dtype]} autocast"
+
+
+def device_of(cfg: Any) -> torch.device:
+    """Return the device of a run: the GPU, if there is one and USE_CUDA is on."""
+    return torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+
+
+def fastest(device: torch.device) -> str:
+    """Name the precision that PREC auto means on a device.
+
+    That is bf16 where the device has instructions that multiply it, fp16 on older GPUs, else fp32.
+    Nothing is timed: one machine gives one answer, whatever else it does meanwhile, as a run that
+    is resumed there must find the same.
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_bf16 and torch.backends.mkldnn.is_available() else "fp32"
+
 
 def precision(prec: str, device: torch.device) -> Precision:
     """Return the types that one of ``PRECISIONS`` means on a device.
 
-    A CPU has no fp16: "fp16" is fp32 there and "amp" is bf16 autocast, which is logged.
+    A CPU has no fp16: "fp16" is fp32 there and "amp" is bf16 autocast, which is logged. "auto" is
+    the ``fastest``.
     """
+    if prec == "auto":
+        prec = fastest(device)
     if device.type == "cpu" and prec in ("fp16", "amp"):
         used = "fp32" if prec == "fp16" else "bf16 autocast"
         log.info(f"PREC {prec}: fp16 is not available on a CPU, {used} is used instead")
@@ -43,27 +72,28 @@ def grad_scaler(types: Precision, device: torch.device) -> torch.amp.GradScaler 
 
 
 def optimizer_step(
-    loss: Tensor,
+    losses: Iterable[Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Compute the gradients of a loss and take one step with each optimizer.
+    """Compute the gradients of a sum of losses and take one step with each optimizer.
 
     Args:
-        loss: one number; it is not looked at.
-        optimizers: of all that the loss is to change.
+        losses: one number each, which is not looked at; the gradients of one are computed before
+            the next is asked for, so that only one at a time needs memory.
+        optimizers: of all that the losses are to change.
         scaler: keeps gradients in fp16 from vanishing, and skips a step whose gradients overflow.
     """
     for optimizer in optimizers:
         optimizer.zero_grad()
-    if scaler is None:
-        loss.backward()
-        for optimizer in optimizers:
+    for loss in losses:
+        (loss if scaler is None else scaler.scale(loss)).backward()
+    for optimizer in optimizers:
+        if scaler is None:
             optimizer.step()
-    else:
-        scaler.scale(loss).backward()
-        for optimizer in optimizers:
+        else:
             scaler.step(optimizer)
+    if scaler is not None:
         scaler.update()
 
 
@@ -73,15 +103,23 @@ class Update:
     Args:
         optimizer: of all that is learned.
         scaler: as for ``optimizer_step``.
+        parts: in how many a step is to compute its batch.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+        parts: int = 1,
     ) -> None:
-        self.optimizer, self.scaler = optimizer, scaler
+        self.optimizer, self.scaler, self.parts = optimizer, scaler, parts
 
     def __call__(self, loss: Tensor) -> None:
-        optimizer_step(loss, [self.optimizer], self.scaler)
+        self.on_sum([loss])
+
+    def on_sum(self, losses: Iterable[Tensor]) -> None:
+        """Take one step on the sum of losses, which are made one after the other."""
+        optimizer_step(losses, [self.optimizer], self.scaler)
 
     @property
     def lr(self) -> float:

@@ -20,7 +20,7 @@ from dassl.data import DataManager
 from dassl.data.datasets import check_training
 from dassl.engine import checkpoints, resume, run_folder, same_run
 from dassl.engine.evaluate import evaluate
-from dassl.engine.optimize import optimizer_step
+from dassl.engine.optimize import device_of, optimizer_step
 from dassl.engine.progress import EpochProgress, loss_error
 from dassl.engine.recorders import chosen_recorders, finish
 from dassl.errors import UserError
@@ -172,7 +172,7 @@ class TrainerBase:
     def model_backward_and_update(self, loss: Tensor, names: str | list[str] | None = None) -> None:
         """Take one optimizer step on a loss; one that is not finite stops the epoch."""
         self._watch(loss)
-        optimizer_step(loss, self._optimizers(names))
+        optimizer_step([loss], self._optimizers(names))
 
     def init_writer(self, log_dir: str, purge_step: int | None = None) -> None:
         """Open the TensorBoard files, if they are not open; drop points from a step on."""
@@ -256,10 +256,10 @@ class SimpleTrainer(TrainerBase):
         self._resume_writer = resume.ResumeWriter()
         self.cfg, self._config = cfg, to_dict(cfg)
         self.warnings: list[str] = []  # of the results, for results.json
+        self.recorded: dict[str, Any] = {}  # its further entries
         self.recorders = chosen_recorders(cfg, type(self))
         self.check_cfg(cfg)
-        on_gpu = torch.cuda.is_available() and cfg.USE_CUDA
-        self.device, self.start_epoch = torch.device("cuda" if on_gpu else "cpu"), 0
+        self.device, self.start_epoch = device_of(cfg), 0
         self.max_epoch: int = cfg.OPTIM.MAX_EPOCH
         self.output_dir: str = cfg.OUTPUT_DIR
         self._model_dir = self.output_dir  # or the folder of a finished run that RESUME names
@@ -413,7 +413,7 @@ class SimpleTrainer(TrainerBase):
 
     def write_results(self, results: Mapping[str, float], split: str | None) -> None:
         """Write results.json; ``results`` is empty where TEST.NO_TEST left the test out."""
-        summary = getattr(self.evaluator, "summary", {}) if results else {}
+        summary = self.recorded | (getattr(self.evaluator, "summary", {}) if results else {})
         whose = (self._config, split, self.model_epoch, self.elapsed_s(), self.warnings)
         run_folder.write_results(self.output_dir, results, summary, *whose)
 

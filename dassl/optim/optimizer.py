@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ def build_optimizer(
     Args:
         model: a module, or an iterable of parameters or of parameter groups.
         optim_cfg: ``cfg.OPTIM``, or another such node; keys that it lacks have their defaults. EPS
-            goes to the adam family.
+            goes to the adam family. With CLIP_NORM each step, whoever takes it, first clips the
+            norm of all gradients together, behind a ``GradScaler`` that has unscaled them.
         param_groups: parameter groups to use instead of the model.
 
     Raises:
@@ -41,8 +43,20 @@ def build_optimizer(
         TypeError: STAGED_LR is set and ``model`` is not a module.
     """
     optim_cfg = complete(optim_cfg)
+    check_choice("OPTIM.NAME", optim_cfg.NAME, OPTIMIZERS)
+    optimizer = _optimizer(model, optim_cfg, param_groups)
+    if optim_cfg.CLIP_NORM > 0:
+        optimizer.register_step_pre_hook(partial(_clip, optim_cfg.CLIP_NORM))
+    return optimizer
+
+
+def _clip(norm: float, optimizer: torch.optim.Optimizer, *call: Any) -> None:
+    tensors = (tensor for group in optimizer.param_groups for tensor in group["params"])
+    nn.utils.clip_grad_norm_(tensors, norm)
+
+
+def _optimizer(model: Any, optim_cfg: CfgNode, param_groups: Any) -> torch.optim.Optimizer:
     name = optim_cfg.NAME
-    check_choice("OPTIM.NAME", name, OPTIMIZERS)
     if param_groups is not None:
         if optim_cfg.STAGED_LR:
             warnings.warn("OPTIM.STAGED_LR has no effect on given param_groups", stacklevel=2)

@@ -218,6 +218,13 @@ def test_invalid_arguments_are_told_what_is_allowed(cfg):
         build_trainer(cfg)
 
 
+def test_a_trainer_with_steps_of_its_own_is_not_asked_to_split_batches(cfg):
+    cfg.OPTIM.ACCUMULATE = 2
+    message = f"^OPTIM.ACCUMULATE: expected 1 for {cfg.TRAINER.NAME}, which cannot split a batch"
+    with pytest.raises(UserError, match=message):
+        build_trainer(cfg)
+
+
 def test_bar_replaces_the_lines_on_a_terminal_only(cfg, tmp_path, monkeypatch, capsys):
     cfg.OPTIM.MAX_EPOCH = 2
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)

@@ -265,11 +265,15 @@ def test_results_without_a_config_are_read(tmp_path, capsys, monkeypatch):
     (run,) = runs_of(FEW_SHOT, "ZeroshotCLIP", "dtd", output_dir=tmp_path)
     leave(run, 44.0)
     for config in ({}, [], {"MODEL": 3}, {"MODEL": {"BACKBONE": {"NAME": ["ViT-B/16"]}}}):
-        content = {"accuracy": 44, "config": config}
+        content = {"accuracy": 44, "config": config, "precision": ["bf16"]}
         (run.folder / "results.json").write_text(json.dumps(content))
         where = ("--output-dir", tmp_path, "--protocol", "few_shot", "--datasets", "dtd")
         caption, rows, _ = printed(capsys, *where, "--methods", "ZeroshotCLIP", "--seeds", 1)
         assert caption.startswith("Accuracy in percent, 1, 2, 4") and rows[1][2] == "44.0"
+    (run.folder / "results.json").write_text('{"accuracy": 44, "precision": "bf16"}')
+    assert printed(capsys, *where, "--methods", "ZeroshotCLIP")[0].startswith(
+        "Accuracy in percent, bf16, 1, 2, 4"
+    )
 
 
 def test_a_file_as_root_is_one_line(tmp_path, capsys, monkeypatch):

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import train
+from dassl.engine.optimize import precision
 from dassl.errors import UserError
 from inference import Classifier
 from inference.card import base_model
@@ -228,10 +229,14 @@ def test_precision_and_device_are_chosen(runs):
     folder = runs.trained("VPT")
     exact, rough = (Classifier.from_run(folder, "cpu", prec) for prec in ("fp32", "bf16"))
     assert rough.method.clip.dtype == torch.bfloat16
+    auto = Classifier.from_run(folder, "cpu", "auto")
+    assert auto.method.clip.dtype == precision("auto", torch.device("cpu")).dtype
     pictures = random_pictures(exact)
     difference = (exact.logits(pictures) - rough.logits(pictures)).abs().max()
     assert 0 < difference < 0.5
-    with pytest.raises(UserError, match="^precision: expected one of fp32, bf16, fp16, amp, got"):
+    with pytest.raises(
+        UserError, match="^precision: expected one of fp32, bf16, fp16, amp, auto, got"
+    ):
         Classifier.from_run(folder, precision="int8")
     for device in ("gpu", "cuda:99"):
         with pytest.raises(

@@ -147,7 +147,10 @@ def test_classes_never_share_a_folder(tmp_path):
         (["--classnames", ""], "class names: expected text that is not blank, got ''"),
         (["--descriptions", "no.json"], "cannot read 'no.json'"),
         (["--device", "tpu9"], "device: expected one of this machine, got 'tpu9'"),
-        (["--precision", "fp8"], "precision: expected one of fp32, bf16, fp16, amp, got 'fp8'"),
+        (
+            ["--precision", "fp8"],
+            "precision: expected one of fp32, bf16, fp16, amp, auto, got 'fp8'",
+        ),
         (["--link"], "--link: expected nothing without --sort-into, got --link"),
         (["--sort-into", "setup.py"], "--sort-into: expected a folder, got the file 'setup.py'"),
         (["--nonsense"], "unrecognized arguments: --nonsense; see"),

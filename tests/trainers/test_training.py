@@ -192,6 +192,34 @@ def test_precision_keeps_learned_tensors_in_fp32(run, tmp_path, prec):
     assert all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in state.values())
 
 
+def test_auto_is_resolved_for_the_run_and_compared_when_it_resumes(run, tmp_path, monkeypatch):
+    auto = ("TRAINER.COOP.PREC", "auto")
+    monkeypatch.setattr("trainers.trainer.fastest", lambda device: "bf16")
+    step = MethodTrainer.forward_backward
+
+    def stop_in_the_second_epoch(self, batch):
+        if self.epoch == 1:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(MethodTrainer, "forward_backward", stop_in_the_second_epoch)
+    code, out = run("CoOp", "run", *auto)
+    assert code == 130 and "TRAINER.COOP.PREC: auto is bf16 on this machine" in out
+    monkeypatch.setattr(MethodTrainer, "forward_backward", step)
+    monkeypatch.setattr("trainers.trainer.fastest", lambda device: "fp32")
+    code, out = run("CoOp", "run", *auto)
+    assert code == 2
+    assert "error: TRAINER.COOP.PREC: expected 'bf16', as in the run in '" in out
+    code, out = run("CoOp", "run", "TRAINER.COOP.PREC", "bf16")
+    assert code == 0 and "1 epochs are done" in out
+    flags = ["--eval-only", "--model-dir", f"{tmp_path}/run"]
+    code, out = run("CoOp", "eval", *auto, flags=flags)
+    assert code == 0, out
+    found = [json.loads((tmp_path / f / "results.json").read_text()) for f in ("run", "eval")]
+    assert [r["precision"] for r in found] == ["bf16", "fp32"]
+    assert [r["config"]["TRAINER"]["COOP"]["PREC"] for r in found] == ["bf16", "fp32"]
+
+
 @pytest.fixture
 def trained(run, tmp_path):
     assert run("CoOp", "coop", epochs=1)[0] == 0
@@ -251,7 +279,27 @@ def test_no_shots_are_all_images(run, shots, images):
         (
             "CoOp",
             ["TRAINER.COOP.PREC", "fp8"],
-            "PREC: expected one of fp32, bf16, fp16, amp, got 'fp8'",
+            "PREC: expected one of fp32, bf16, fp16, amp, auto, got 'fp8'",
+        ),
+        (
+            "CoOp",
+            ["OPTIM.ACCUMULATE", "5"],
+            "OPTIM.ACCUMULATE: expected at most DATALOADER.TRAIN_X.BATCH_SIZE 4, got 5",
+        ),
+        (
+            "ProVP",
+            ["OPTIM.ACCUMULATE", "2"],
+            "OPTIM.ACCUMULATE: expected 1 for ProVP, which cannot split a batch, got 2",
+        ),
+        (
+            "LinearProbe",
+            ["OPTIM.ACCUMULATE", "2"],
+            "OPTIM.ACCUMULATE: expected 1 for LinearProbe, which cannot split a batch, got 2",
+        ),
+        (
+            "LinearProbe",
+            ["OPTIM.CLIP_NORM", "1.0"],
+            "OPTIM.CLIP_NORM: expected 0.0 for LinearProbe, which does not use it, got 1.0",
         ),
         ("CoOp", ["TRAINER.COOP.N_CTX", "75"], "the model takes 77"),
         (

@@ -69,7 +69,7 @@ def bare_trainer(method: Method) -> Any:
     """Make the trainer of a built method, without data, optimizer or output folder."""
     bare = object.__new__(TRAINER_REGISTRY.get(type(method).__name__))
     TrainerBase.__init__(bare)
-    bare.model, bare._config = method, {}
+    bare.cfg, bare.model, bare._config = get_cfg_default(), method, {}
     bare.register_model(method.checkpoint_name, method.get_submodule(method.checkpoint_scope))
     return bare
 
