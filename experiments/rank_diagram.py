@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dassl.utils import atomic_write
+from experiments.significance import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def draw(axes: Axes, heading: str, panel: Panel) -> None:
     axes.set_xlim(0.3, k + 0.7)
     axes.set_ylim(top + left + 0.2, -2.6)
     axes.axis("off")
-    axes.set_title(f"{heading} (Friedman p = {panel.p:.4f})", fontsize=10)
+    axes.set_title(f"{heading} (Friedman: {shown(panel.p)})", fontsize=10)
     axes.plot([1, k], [0, 0], color="black", linewidth=1)
     for rank in range(1, k + 1):
         axes.plot([rank, rank], [0, -0.2], color="black", linewidth=1)
@@ -75,7 +75,10 @@ def save(panels: Mapping[str, Panel], path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
+
+    from dassl.utils import atomic_write  # imports torch
 
     k = max(len(panel.ranks) for panel in panels.values())
     figure = Figure(figsize=(8, len(panels) * (1.4 + 0.25 * k)), layout="constrained")
@@ -83,5 +86,6 @@ def save(panels: Mapping[str, Panel], path: Path) -> None:
         figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True
     ):
         draw(axes, heading, panel)
-    with atomic_write(str(path), "wb") as file:
+    # text stays text: it can be searched and read aloud
+    with rc_context({"svg.fonttype": "none"}), atomic_write(str(path), "wb") as file:
         figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})

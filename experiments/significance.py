@@ -24,6 +24,11 @@ def least_p(datasets: int) -> float:
     return min(1.0, 2.0 ** (1 - datasets))
 
 
+def shown(p: float) -> str:
+    """Format a p-value."""
+    return f"p = {p:.4f}" if p >= 0.0001 else "p < 0.0001"
+
+
 def signed_rank_p(differences: Sequence[float]) -> float | None:
     """Return Wilcoxon's two-sided p; None where too few datasets differ for it to be small.
 
