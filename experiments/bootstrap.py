@@ -68,7 +68,7 @@ def interval_over_seeds(values: np.ndarray) -> Interval:
     covariance of the seeds over the resampled images. The two half-widths are added in quadrature;
     seeds that agree by chance do not make the interval narrower than that of the images alone. In
     simulations of no difference, with 2 to 10 seeds and any ratio of the variances, at most 1 in 20
-    of the intervals excludes 0 (``tests/experiments/test_compare.py``).
+    of the intervals excludes 0 (``tests/experiments/test_bootstrap.py``).
 
     Args:
         values: of each seed (1 + resamples, seeds), the first row measured, the others with
