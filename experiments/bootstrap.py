@@ -20,10 +20,17 @@ CHUNK = 1_000  # resamples at a time: bounds the memory
 
 
 class Interval(NamedTuple):
-    """A mean with half the width of its interval, both in points."""
+    """A mean with its interval.
+
+    Attributes:
+        mean: in points.
+        half_width: of the interval, in points.
+        seeds: over which the mean is.
+    """
 
     mean: float
     half_width: float
+    seeds: int
 
     @property
     def sign(self) -> int:
@@ -81,4 +88,4 @@ def interval_over_seeds(values: np.ndarray) -> Interval:
         shared = max(0.0, (covariance.sum() - covariance.trace()) / (n * (n - 1)))
         of_seeds = stats.t.ppf(0.975, n - 1) * measured.std(ddof=1) / math.sqrt(n)
         half_width = max(half_width, math.hypot(NORMAL_95 * math.sqrt(shared), of_seeds))
-    return Interval(float(measured.mean()), float(half_width))
+    return Interval(float(measured.mean()), float(half_width), n)

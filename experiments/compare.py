@@ -179,7 +179,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.diagram and n < LEAST_DATASETS:
             raise UserError(f"--diagram: expected {LEAST_DATASETS} datasets or more, got {n}")
         say(report(comparison))
-        if arguments.diagram and (panels := ranks_of(comparison)):
+        if arguments.diagram:
+            panels = ranks_of(comparison)
+            if not panels:
+                raise UserError("--diagram: expected a column without missing runs, got none")
             save(panels, arguments.diagram)
             say(f"\n{arguments.diagram}")
     except UserError as error:

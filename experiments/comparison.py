@@ -52,8 +52,10 @@ class Comparison:
         # The source is no target: averages and tests over datasets leave it out.
         self.source = planned[0].run.dataset if protocol.transfers else ""
         self.averaged = [row for row in self.rows if row != self.source]
-        self.summary = protocol.summary[0] if protocol.summary and not self.source else ""
         self.headings = list(dict.fromkeys(p.heading for p in planned))
+        steps = {step.column for step in protocol.steps}
+        has_summary = protocol.summary is not None and steps <= set(self.headings)
+        self.summary = protocol.summary[0] if protocol.summary and has_summary else ""
         self._right: dict[tuple[Method, str, str], dict[int, np.ndarray]] = {}
         firsts: dict[tuple[object, ...], Outcome] = {}
         for contender, row, heading, seed, run in planned:
@@ -66,8 +68,8 @@ class Comparison:
                 right[seed] = outcome.right
         if not firsts:
             raise UserError(f"METHOD: expected finished runs, got none in {planned[0].run.folder}")
-        own = firsts.values()
-        self.backbones = dict.fromkeys(Run.backbone_in({"config": o.config}) for o in own)
+        configs = [{"config": outcome.config} for outcome in firsts.values()]
+        self.backbones = dict.fromkeys(map(Run.backbone_in, configs))
         self.shots = dict.fromkeys(p.run.shots for p in planned if p.run.is_trained)
 
     @property
@@ -127,9 +129,9 @@ class Comparison:
                     means[heading] = np.mean(known, axis=0)
             rows[AVERAGE] = means
         intervals: dict[str, dict[str, Interval]] = {}
-        for row, found in rows.items():
+        for row, by_heading in rows.items():
             intervals[row] = {}
-            for heading, values in self.with_summary(found).items():
+            for heading, values in self.with_summary(by_heading).items():
                 by_seed = values[:, 0] - values[:, 1]
                 by_seed = by_seed[:, ~np.isnan(by_seed[0])]
                 if by_seed.size:
@@ -141,13 +143,14 @@ class Pair(NamedTuple):
     """A comparison of two methods.
 
     Attributes:
-        name: of both.
-        intervals: of their difference, by row and heading.
+        first, second: the methods.
+        intervals: of first - second, by row and heading.
         p: of the signed-rank test by heading, corrected for the number of pairs.
         favors: by heading, 1 where the first method is mostly better on datasets, or -1.
     """
 
-    name: str
+    first: Method
+    second: Method
     intervals: dict[str, dict[str, Interval]]
     p: dict[str, float]
     favors: dict[str, int]
@@ -160,7 +163,7 @@ def compare_pairs(comparison: Comparison) -> list[Pair]:
     for i, j in numbers:
         first, second = comparison.methods[i], comparison.methods[j]
         intervals = comparison.differences(first, second)
-        pairs.append(Pair(f"{first.text} - {second.text}", intervals, {}, {}))
+        pairs.append(Pair(first, second, intervals, {}, {}))
     for heading in comparison.columns:
         tested: list[tuple[Pair, float]] = []
         for pair in pairs:
@@ -176,12 +179,20 @@ def compare_pairs(comparison: Comparison) -> list[Pair]:
     return pairs
 
 
+def cell(interval: Interval | None, n_seeds: int) -> str:
+    """Format a difference; "-" where there is none. Says where it lacks seeds."""
+    if interval is None:
+        return "-"
+    lacks = f" ({interval.seeds} of {n_seeds} seeds)" if interval.seeds < n_seeds else ""
+    return f"{interval}{lacks}"
+
+
 def table_of(pair: Pair, comparison: Comparison) -> str:
     """Render the differences of a pair: by dataset, on average, and how many are which."""
     columns, rows = comparison.columns, []
     for row, found in pair.intervals.items():
         name = f"{row} (source)" if row == comparison.source else row
-        rows.append((name, *(str(found.get(heading, "-")) for heading in columns)))
+        rows.append((name, *(cell(found.get(h), len(comparison.seeds)) for h in columns)))
     if len(comparison.averaged) > 1:
         signs = {
             heading: [
@@ -201,7 +212,6 @@ def table_of(pair: Pair, comparison: Comparison) -> str:
 
 def sentence(pair: Pair, comparison: Comparison) -> str:
     """Say what can be said of a pair."""
-    first, _, second = pair.name.partition(" - ")
     n = len(comparison.averaged)
     row, where = AVERAGE, f"the average of these {n} datasets"
     if n == 1:
@@ -210,7 +220,7 @@ def sentence(pair: Pair, comparison: Comparison) -> str:
         heading: found.sign if (found := pair.intervals[row].get(heading)) else None
         for heading in comparison.columns
     }
-    text = f"{first} against {second}, on {where}: {verdicts(signs)}."
+    text = f"{pair.first.text} against {pair.second.text}, on {where}: {verdicts(signs)}."
     if pair.p:
         ps = {h: pair.favors[h] * (p <= LEVEL) for h, p in pair.p.items()}
         text += f" By the signed-rank test, on such datasets in general: {verdicts(ps)}."
@@ -223,7 +233,7 @@ def verdicts(signs: Mapping[str, int | None]) -> str:
         1: "better in {}",
         -1: "worse in {}",
         0: "no difference can be shown in {}",
-        None: "runs are missing for {}",
+        None: "results are missing in {}",
     }
     groups = {sign: [h for h, found in signs.items() if found == sign] for sign in words}
     return "; ".join(words[sign].format(", ".join(own)) for sign, own in groups.items() if own)
@@ -284,7 +294,8 @@ def report(comparison: Comparison) -> str:
     pairs = compare_pairs(comparison)
     texts = [caption(comparison)]
     for pair in pairs:
-        texts += [f"{pair.name}:", table_of(pair, comparison), sentence(pair, comparison)]
+        texts.append(f"{pair.first.text} - {pair.second.text}:")
+        texts += [table_of(pair, comparison), sentence(pair, comparison)]
     texts += limits(comparison, len(pairs))
     n = len(comparison.averaged)
     if len(comparison.methods) > 2 and n >= LEAST_DATASETS and (panels := ranks_of(comparison)):

@@ -127,8 +127,8 @@ def check_comparable(first: Outcome, second: Outcome) -> None:
         one, two = _setting(first.config, key), _setting(second.config, key)
         if one is not None and two is not None and one != two:
             _refuse(first, second, (key, one, two))
-    odd = sorted(set(first.images) ^ set(second.images))
-    if odd or len(first.images) != len(second.images):
+    if first.images != second.images:
+        odd = sorted(set(first.images) ^ set(second.images))
         what = f"{len(first.images)} and {len(second.images)} test images"
         if odd:
             place = (first if odd[0] in first.images else second).run.place

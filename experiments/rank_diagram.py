@@ -65,8 +65,8 @@ def draw(axes: Axes, heading: str, panel: Panel) -> None:
         text = f"{name}  {rank:.2f}" if is_left else f"{rank:.2f}  {name}"
         axes.text(edge + (-0.05 if is_left else 0.05), line, text, ha=side, va="center", fontsize=9)
     for number, (first, last) in enumerate(groups):
-        line = 0.4 * (number + 1)
-        axes.plot([first - 0.03, last + 0.03], [line, line], color="black", linewidth=3)
+        height = 0.4 * (number + 1)
+        axes.plot([first - 0.03, last + 0.03], [height, height], color="black", linewidth=3)
 
 
 def save(panels: Mapping[str, Panel], path: Path) -> None:

@@ -36,7 +36,7 @@ def signed_rank_p(differences: Sequence[float]) -> float | None:
     exact, with ties and zeros, too.
     """
     found = np.round(differences, DIGITS)
-    if least_p(np.count_nonzero(found)) > LEVEL:
+    if least_p(int(np.count_nonzero(found))) > LEVEL:
         return None
     if len(found) > EXACT:
         return float(stats.wilcoxon(found, zero_method="zsplit").pvalue)

@@ -67,18 +67,18 @@ def test_one_seed_has_the_interval_of_the_paired_images():
 def test_seeds_that_no_image_explains_have_students_interval():
     values = np.tile([1.0, 2.0, 3.0], (100, 1))
     found = interval_over_seeds(values)
-    assert found == (2.0, pytest.approx(4.302653 / math.sqrt(3)))
+    assert found == (2.0, pytest.approx(4.302653 / math.sqrt(3)), 3)
 
 
 def test_methods_that_never_differ_have_no_width():
     right = np.array([[True, False, True]] * 6)
-    assert interval_over_seeds(by_seed(right, np.random.default_rng(1), 100)) == (0.0, 0.0)
+    assert interval_over_seeds(by_seed(right, np.random.default_rng(1), 100)) == (0.0, 0.0, 3)
 
 
 def test_only_an_interval_without_0_has_a_sign():
-    found = [Interval(m, h).sign for m, h in ((2, 1), (-2, 1), (2, 3), (-2, 2), (0, 0))]
+    found = [Interval(m, h, 1).sign for m, h in ((2, 1), (-2, 1), (2, 3), (-2, 2), (0, 0))]
     assert found == [1, -1, 0, 0, 0]
-    assert str(Interval(-2.345, 1)) == "-2.35 [-3.35, -1.35]"
+    assert str(Interval(-2.346, 1, 3)) == "-2.35 [-3.35, -1.35]"
 
 
 @pytest.mark.parametrize(

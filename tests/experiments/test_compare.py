@@ -162,11 +162,12 @@ def test_missing_runs_are_named_and_not_averaged(tmp_path, capsys):
     code, out, errors = called(capsys, tmp_path, "CoOp", "KgCoOp", *options)
     assert code == 0
     rows = {row[0]: row[1:] for row in rows_of(out)}
-    # the seed that both have remains
+    # the seed that both have remains, and is said to be alone
+    assert [cell.endswith(" (1 of 2 seeds)") for cell in rows["food"]] == [False, True, True]
     assert [cell.startswith("+0.00") for cell in rows["food"]] == [True] * 3
     assert [cell.startswith("+0.00") for cell in rows["average"]] == [True, False, False]
     assert rows["average"][1:] == ["-", "-"]
-    assert "no difference can be shown in Base; runs are missing for Novel, Harmonic mean" in out
+    assert "no difference can be shown in Base; results are missing in Novel, Harmonic mean" in out
     assert errors == [
         f"missing: {gone.folder}",
         "skipped: 0 damaged and 1 missing of 16 runs",
