@@ -158,22 +158,19 @@ class Pair(NamedTuple):
 
 def compare_pairs(comparison: Comparison) -> list[Pair]:
     """Compare all pairs of methods, in their order."""
-    numbers = list(itertools.combinations(range(len(comparison.methods)), 2))
-    pairs = []
-    for i, j in numbers:
-        first, second = comparison.methods[i], comparison.methods[j]
-        intervals = comparison.differences(first, second)
-        pairs.append(Pair(first, second, intervals, {}, {}))
+    pairs = [
+        Pair(first, second, comparison.differences(first, second), {}, {})
+        for first, second in itertools.combinations(comparison.methods, 2)
+    ]
     for heading in comparison.columns:
         tested: list[tuple[Pair, float]] = []
         for pair in pairs:
-            rows = [pair.intervals[row].get(heading) for row in comparison.averaged]
-            complete = heading in pair.intervals.get(AVERAGE, {})
-            means = [interval.mean for interval in rows if interval is not None]
-            p = signed_rank_p(means) if complete else None
-            if p is not None:
-                pair.favors[heading] = int(np.sign(np.median(means)))
-                tested.append((pair, p))
+            if heading in pair.intervals.get(AVERAGE, {}):
+                means = [pair.intervals[row][heading].mean for row in comparison.averaged]
+                p = signed_rank_p(means)
+                if p is not None:
+                    pair.favors[heading] = int(np.sign(np.median(means)))
+                    tested.append((pair, p))
         for (pair, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
             pair.p[heading] = p
     return pairs
@@ -193,16 +190,14 @@ def table_of(pair: Pair, comparison: Comparison) -> str:
     for row, found in pair.intervals.items():
         name = f"{row} (source)" if row == comparison.source else row
         rows.append((name, *(cell(found.get(h), len(comparison.seeds)) for h in columns)))
-    if len(comparison.averaged) > 1:
-        signs = {
-            heading: [
-                pair.intervals[row][heading].sign
-                for row in comparison.averaged
-                if heading in pair.intervals[row]
-            ]
-            for heading in columns
-        }
-        counts = [" / ".join(str(signs[h].count(sign)) for sign in (1, 0, -1)) for h in columns]
+    if AVERAGE in pair.intervals:
+        counts = []
+        for heading in columns:
+            if heading in pair.intervals[AVERAGE]:
+                signs = [pair.intervals[row][heading].sign for row in comparison.averaged]
+                counts.append(" / ".join(str(signs.count(sign)) for sign in (1, 0, -1)))
+            else:
+                counts.append("-")
         rows.append(("win / tie / loss", *counts))
     if pair.p:
         ps = [shown(pair.p[h]) if h in pair.p else "-" for h in columns]

@@ -51,9 +51,9 @@ def draw(axes: Axes, heading: str, panel: Panel) -> None:
     axes.axis("off")
     axes.set_title(f"{heading} (Friedman: {shown(panel.p)})", fontsize=10)
     axes.plot([1, k], [0, 0], color="black", linewidth=1)
-    for rank in range(1, k + 1):
-        axes.plot([rank, rank], [0, -0.2], color="black", linewidth=1)
-        axes.text(rank, -0.3, str(rank), ha="center", va="bottom", fontsize=8)
+    for tick in range(1, k + 1):
+        axes.plot([tick, tick], [0, -0.2], color="black", linewidth=1)
+        axes.text(tick, -0.3, str(tick), ha="center", va="bottom", fontsize=8)
     axes.plot([1, 1 + panel.difference], [-1.5, -1.5], color="black", linewidth=2)
     axes.text(1, -1.65, f"critical difference {panel.difference:.2f}", va="bottom", fontsize=8)
     for number, name in enumerate(methods):

@@ -167,6 +167,7 @@ def test_missing_runs_are_named_and_not_averaged(tmp_path, capsys):
     assert [cell.startswith("+0.00") for cell in rows["food"]] == [True] * 3
     assert [cell.startswith("+0.00") for cell in rows["average"]] == [True, False, False]
     assert rows["average"][1:] == ["-", "-"]
+    assert rows["win / tie / loss"] == ["0 / 2 / 0", "-", "-"]
     assert "no difference can be shown in Base; results are missing in Novel, Harmonic mean" in out
     assert errors == [
         f"missing: {gone.folder}",
