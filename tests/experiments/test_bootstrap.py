@@ -91,14 +91,17 @@ def test_only_an_interval_without_0_has_a_sign():
 )
 def test_false_alarms_where_there_is_no_difference(n_seeds, of_seeds, level):
     random = np.random.default_rng(3)
-    n_trials, alarms, of_images_alone = 400, 0, 0
+    n_trials, alarms, of_images_alone, of_resampled_seeds = 400, 0, 0, 0
     for _ in range(n_trials):
         values = by_seed(two_methods(random, n_seeds, of_seeds), random, 200)
         alarms += interval_over_seeds(values).sign != 0
         means = values.mean(axis=1)
         of_images_alone += abs(means[0]) > 1.96 * means[1:].std()
-    low, high = stats.binom.interval(0.999, n_trials, level or 0.05)
+        drawn = random.integers(0, n_seeds, (200, n_seeds))
+        resampled = np.take_along_axis(values[1:], drawn, axis=1).mean(axis=1)
+        of_resampled_seeds += np.prod(np.percentile(resampled, [2.5, 97.5])) > 0
+    low, high = stats.binom.interval(0.999, n_trials, 0.05)
     assert alarms <= high
     assert level is None or alarms >= low
-    if of_seeds == 0.5:
-        assert of_images_alone > 0.3 * n_trials
+    if of_seeds == 0.5:  # what the interval is for
+        assert of_images_alone > 0.5 * n_trials and of_resampled_seeds > 0.15 * n_trials
