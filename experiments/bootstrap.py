@@ -73,9 +73,9 @@ def interval_over_seeds(values: np.ndarray) -> Interval:
     that all seeds share, and the rest e_s of the images' error. The variance of a_s + e_s is
     measured between the seeds, with few degrees of freedom: Student's t. That of b is the
     covariance of the seeds over the resampled images. The two half-widths are added in quadrature;
-    seeds that agree by chance do not make the interval narrower than that of the images alone. Where
-    there is no difference, about 1 in 20 intervals excludes 0 if the seeds decide, and fewer do
-    if the images decide (``tests/experiments/test_bootstrap.py``).
+    seeds that agree by chance do not make the interval narrower than that of the images alone.
+    Where there is no difference, about 1 in 20 intervals excludes 0 if the seeds decide, and fewer
+    do if the images decide (``tests/experiments/test_bootstrap.py``).
 
     Args:
         values: of each seed (1 + resamples, seeds), the first row measured, the others with

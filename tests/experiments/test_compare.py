@@ -299,6 +299,18 @@ def test_a_method_without_novel_classes_is_compared_in_base(tmp_path, capsys):
     assert numbers(rows_of(out)[1][1])[0] == 25.0 and rows_of(out)[1][2:] == ["-", "-"]
 
 
+def test_methods_of_which_none_has_novel_classes(tmp_path, capsys):
+    variants = ["LinearProbe", "LinearProbe,OPTIM.LR=1", "LinearProbe,OPTIM.LR=2"]
+    for (number, dataset), (rank, text) in itertools.product(enumerate(SIX), enumerate(variants)):
+        pair = text.partition(",")[2].split("=") if "," in text else []
+        (run,) = runs_of(BASE2NEW, "LinearProbe", dataset, overrides=pair, output_dir=tmp_path)
+        leave(run, first(15 + number + rank))
+    code, out, _ = called(capsys, tmp_path, *variants, "--datasets", *SIX, "--seeds", 1)
+    assert code == 0
+    assert rows_of(out)[0] == ["Dataset", "Base"]
+    assert ["LinearProbe,OPTIM.LR=2", "1.00"] in rows_of(out)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.rank_diagram import Panel, groups_of
 from experiments.significance import (
     average_ranks,
     critical_difference,
@@ -59,6 +60,15 @@ def test_demsars_example():
 )
 def test_demsars_table_of_critical_values(k, quantile):
     assert critical_difference(k, 1) / np.sqrt(k * (k + 1) / 6) == pytest.approx(quantile, abs=1e-3)
+
+
+def test_groups_of_a_diagram_are_those_of_demsars_figure():
+    ranks = dict(zip(("C4.5", "m", "cf", "m+cf"), average_ranks(C45).tolist(), strict=True))
+    # Figure 1 (a), at 10 %: C4.5 is worse than m and m+cf; cf belongs to both groups
+    found = groups_of(Panel(ranks, 0.02, 1.12))
+    assert found == [(ranks["m+cf"], ranks["cf"]), (ranks["cf"], ranks["C4.5"])]
+    assert groups_of(Panel(ranks, 0.02, 1.25)) == [(ranks["m+cf"], ranks["C4.5"])]  # at 5 %
+    assert groups_of(Panel(ranks, 0.02, 0.01)) == []
 
 
 def test_autorank_has_the_same_ranks_and_critical_differences():
