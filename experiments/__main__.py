@@ -12,6 +12,7 @@ from dassl.errors import UserError
 COMMANDS = {
     "run": "do the steps of one protocol for one method, dataset and seed",
     "table": "train and test methods under one protocol and print a table",
+    "compare": "compare methods on the same test images: differences, intervals, tests",
     "ablations": "repeat the tables of the HiCroPL, HISF and ProMPT papers",
     "figures": "draw what ProMPT and HISF record in an evaluation",
     "script": "run by the shell scripts in scripts/",

@@ -59,6 +59,11 @@ class Protocol:
     summary: tuple[str, Callable[[Mapping[str, Sequence[float]]], float]] | None = None
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
+    @property
+    def transfers(self) -> bool:
+        """Tell whether a step transfers: its results are by target, not by training dataset."""
+        return any(step.transfers for step in self.steps)
+
 
 def harmonic_mean(base: float, novel: float) -> float:
     """Return the harmonic mean of two accuracies, 0 if both are 0."""
