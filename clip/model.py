@@ -195,7 +195,7 @@ class CLIP(nn.Module):
         entries = as_layers(layers, self.transformer.layers, "text")
         embedded = self.token_embedding(tokens.ids).to(self.dtype)
         position = self.positional_embedding[: tokens.ids.shape[1]].to(self.dtype)
-        x = hidden_at_ends(self.transformer.blocks, entries, tokens, embedded, position)
+        x = hidden_at_ends(self.transformer, entries, tokens, embedded, position)
         x = self.ln_final(x)
         x = x @ self.text_projection.to(x.dtype)
         return x if any(map(_has_variants, entries)) or x.shape[0] > 1 else x.squeeze(0)
