@@ -225,9 +225,7 @@ class Transformer(nn.Module):
     """The blocks of a tower.
 
     Attributes:
-        recompute: one of ``memory.RECOMPUTE``: whether a tower keeps what gradients need of a
-            block, or its input alone and computes the block again.
-        observe: is told what each pass of a tower keeps.
+        recompute, observe: of each pass of the tower, as for ``Pass``.
     """
 
     recompute = "never"

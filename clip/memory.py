@@ -7,21 +7,17 @@ are the same, bit by bit.
 
 from __future__ import annotations
 
-import math
-import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .layer import Layer
+from dassl.utils.memory import free_bytes
 
-RECOMPUTE = ("auto", "never", "always")
+from .layer import Layer
 
 # Tensors of all tokens that a frozen block keeps: the inputs of both norms, queries, keys, values,
 # what attention returns, and the input of the MLP's nonlinearity, which is four times as wide.
@@ -62,7 +58,7 @@ class Pass:
 
     Args:
         n_blocks: number of blocks of the tower.
-        recompute: one of RECOMPUTE.
+        recompute: "always", "never", or "auto": where much of the free memory would be kept.
         observe: is told what the pass keeps.
     """
 
@@ -93,59 +89,3 @@ class Pass:
         if self.observe is not None:
             self.observe(Kept(kept_bytes(*shape, recomputed=again), whole))
         return again
-
-
-def free_bytes(device: torch.device) -> float:
-    """Return how much memory this process can still get; infinity where nobody says."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return min(available_bytes(), *left_in_groups(), math.inf)
-
-
-def available_bytes(meminfo: str = "/proc/meminfo") -> float:
-    """Return what the system has for programs; where it is not Linux, half of its memory."""
-    try:
-        found = re.search(r"^MemAvailable: +(\d+) kB", Path(meminfo).read_text(), re.MULTILINE)
-        if found:
-            return 1024 * int(found[1])
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        return math.inf
-
-
-def left_in_groups(
-    groups: str = "/proc/self/cgroup", mounted: str = "/sys/fs/cgroup"
-) -> Iterator[float]:
-    """Yield what each control group that limits this process has left (containers, Slurm)."""
-    try:
-        lines = Path(groups).read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            root, names = Path(mounted), ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root = Path(mounted, "memory")
-            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-        else:
-            continue
-        own = root / path.lstrip("/")
-        for folder in (own, *own.parents):
-            if folder.is_relative_to(root):
-                yield _left(folder, *names)
-
-
-def _left(folder: Path, limit: str, usage: str, cache: str) -> float:
-    """Return what a control group has left; files that are only cached can be dropped."""
-    try:
-        most, used = (int((folder / name).read_text()) for name in (limit, usage))
-        statistics = (folder / "memory.stat").read_text().splitlines()
-    except (OSError, ValueError):  # not there, or "max": no limit
-        return math.inf
-    cached = dict(line.split(" ", 1) for line in statistics).get(cache, 0)
-    return max(0, most - used + int(cached))

@@ -159,6 +159,14 @@ class CLIP(nn.Module):
         """The type that the towers compute in."""
         return self.visual.conv1.weight.dtype
 
+    @property
+    def transformers(self) -> list[Transformer]:
+        """Those of the text tower and of the vision tower, if this is no ResNet."""
+        towers = [self.transformer]
+        if isinstance(self.visual, VisionTransformer):
+            towers.append(self.visual.transformer)
+        return towers
+
     def encode_image(
         self, images: Tensor, layers: Layers = (), through_ln_pre: bool = True
     ) -> Tensor:

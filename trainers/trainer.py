@@ -195,6 +195,8 @@ class MethodTrainer(TrainerX):
         clip_model = self.clip_model.to(self.device)
         if types.dtype != torch.float32:
             clip.convert_weights(clip_model, types.dtype)
+        for transformer in clip_model.transformers:
+            transformer.recompute = cfg.MODEL.RECOMPUTE
         dataset = self.dm.dataset
         templates = getattr(dataset, "templates", ["a photo of a {}."])
         self.model = self.method(cfg, clip_model, dataset.classnames, templates)
