@@ -140,9 +140,13 @@ class MethodTrainer(TrainerX):
                 f"DATALOADER.K_TRANSFORMS: expected {n_views} for {cfg.TRAINER.NAME}, "
                 f"got {cfg.DATALOADER.K_TRANSFORMS}"
             )
-        self.clip_model = load_frozen("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
+        self.clip_model = self.load_clip(cfg)
         self.check_input(cfg)
         self.method.check_settings(settings, self.clip_model)
+
+    def load_clip(self, cfg: Any) -> CLIP:
+        """Load the backbone, frozen, in fp32 on the CPU."""
+        return load_frozen("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
 
     def check_unused(self, cfg: Any) -> None:
         """Refuse settings that only public trainers use."""

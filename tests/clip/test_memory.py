@@ -64,7 +64,9 @@ def inputs(width: int, text: bool, kind: str) -> list[Layer | Tensor | None]:
     prompts = [torch.randn(shape) for _ in range(3)]
     if kind != "adapters":
         return [prompt.requires_grad_() for prompt in prompts]
-    made = {name: Dropping(width, n * width) for name, n in {"qkv": 3, "mlp": 1, "block": 1}.items()}
+    made = {
+        name: Dropping(width, n * width) for name, n in {"qkv": 3, "mlp": 1, "block": 1}.items()
+    }
     return [None, Layer(prompts[0].requires_grad_(), **made), Layer(out=Dropping(width, width))]
 
 
