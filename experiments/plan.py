@@ -32,8 +32,6 @@ from experiments.table import (
     number_above_0,
 )
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -234,30 +232,31 @@ def plan(trainer: Any) -> Plan:
     )
 
 
+def size(n_bytes: int) -> str:
+    """Write a number of bytes in GB, or in MB below one of these."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def took(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
 def report(cfg: Any, found: Plan) -> str:
     """Write a plan in a few lines."""
-    kept, whole = found.kept_bytes / GIB, found.whole_bytes / GIB
-    again = (
-        f"keeps {kept:.2f} GiB for gradients and computes blocks again, instead of {whole:.2f} GiB"
-        if found.kept_bytes < found.whole_bytes
-        else f"keeps {kept:.2f} GiB for gradients"
-    )
-
-    def took(seconds: float) -> str:
-        return str(datetime.timedelta(seconds=round(seconds)))
-
-    epoch, run = found.steps * found.seconds, found.total_steps * found.seconds
+    again = ""
+    if found.kept_bytes < found.whole_bytes:
+        again = f" with recomputation, {size(found.whole_bytes)} without"
     return "\n".join(
         [
             f"{cfg.TRAINER.NAME}, {cfg.MODEL.BACKBONE.NAME}, {cfg.DATASET.NAME}: "
             f"{found.classes} classes, {found.images} images, batch {found.batch}",
-            f"learned:  {found.learned:,} values",
-            f"memory:   {found.model_bytes / GIB:.2f} GiB for the model, "
-            f"{found.step_bytes / GIB:.2f} GiB for a step, which {again} "
-            f"(MODEL.RECOMPUTE {cfg.MODEL.RECOMPUTE})",
-            f"steps:    {found.steps:,} in each of {found.epochs:,} epochs, {found.total_steps:,}",
-            f"time:     {found.seconds:.3g} s for a step, {took(epoch)} for an epoch, {took(run)} "
-            "for the run, without reading images and without evaluation",
+            f"learned: {found.learned:,} values",
+            f"memory:  {size(found.model_bytes)} for the model, "
+            f"{size(found.step_bytes)} for a step",
+            f"         (estimate for gradients: {size(found.kept_bytes)}{again})",
+            f"steps:   {found.total_steps:,} in {found.epochs} epochs of {found.steps:,}",
+            f"time:    {found.seconds:.3g} s a step, {took(found.steps * found.seconds)} an epoch, "
+            f"{took(found.total_steps * found.seconds)} in all, without reading images and testing",
         ]
     )
 
