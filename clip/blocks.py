@@ -91,7 +91,7 @@ def attend_behind(
     """Attend causally from class suffixes to one common prefix and to themselves.
 
     Args:
-        prefix_k, prefix_v: (P, heads, n, head width), computed once for all K suffixes; n may be 0.
+        prefix_k, prefix_v: (P, heads, n, head width), computed once for all K suffixes.
         n_classes: K.
         positions: of the queries in their suffix: (R,), or (K, R) where each class has its own.
         q: (P * K, heads, R, head width), K suffixes for each of P prefixes.

@@ -21,6 +21,7 @@ from .layer import Layer
 
 # Tensors of all tokens that a frozen block keeps: the inputs of both norms, queries, keys, values,
 # what attention returns, and the input of the MLP's nonlinearity, which is four times as wide.
+# Half precision on a CPU keeps attention's weights, too, up to four tensors more.
 KEPT_OF_BLOCK = 10
 # A pass may keep this part of the free memory: others follow it, and gradients take some, too.
 SHARE = 1 / 3

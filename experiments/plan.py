@@ -93,7 +93,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def stand_in(cfg: Any, n_classes: int, n_images: int) -> Any:
+def stand_in(n_classes: int, n_images: int) -> Any:
     """Make a dataset without images, whose classes have names of ImageNet's."""
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES as known
 
@@ -165,7 +165,7 @@ def trainer_to_plan(cfg: Any, n_classes: int | None, n_images: int | None) -> An
                 super().build_data_loader()
                 return
             count = n_images or n_classes * max(1, cfg.DATASET.NUM_SHOTS)
-            dataset = stand_in(cfg, n_classes, count)
+            dataset = stand_in(n_classes, count)
             data = cfg.DATALOADER.TRAIN_X
             self.dm: Any = SimpleNamespace(dataset=dataset)
             self.train_loader_x = build_data_loader(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train
+from benchmarks.text_features import VIT_B16
 from experiments import plan
 from experiments.plan import Plan, report, size, trainer_to_plan
 from tests.trainers import toy
@@ -55,6 +56,12 @@ def test_a_dataset_that_is_there_says_its_own_numbers(backbone, tmp_path):
     found = planned(backbone, tmp_path, "CLIPLoRA", "DATASET.NUM_SHOTS", "2", classes=None)
     assert (found.classes, found.images) == (4, 8)
     assert (found.steps, found.epochs, found.total_steps) == (2, 1, 2)  # N_ITERS a shot
+
+
+@pytest.mark.slow
+def test_a_clip_of_openai_has_its_architecture_without_a_download():
+    model = plan.random_clip("ViT-B/16")
+    assert model.config == VIT_B16 and not any(p.requires_grad for p in model.parameters())
 
 
 def test_the_report(backbone, tmp_path):
