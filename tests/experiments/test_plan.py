@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,8 @@ def test_a_dataset_that_is_there_says_its_own_numbers(backbone, tmp_path):
 @pytest.mark.slow
 def test_a_clip_of_openai_has_its_architecture_without_a_download():
     model = plan.random_clip("ViT-B/16")
-    assert model.config == VIT_B16 and not any(p.requires_grad for p in model.parameters())
+    assert replace(model.config, vision_head_width=None) == VIT_B16
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_the_report(backbone, tmp_path):
