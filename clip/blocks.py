@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layer import UNTOUCHED, Adapter, Layer, adapted
+from .memory import Kept, Pass
 
 # (queries, keys, values) -> weighted sums of the values, one for each query
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -27,50 +28,98 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm that computes in fp32 whatever the input's type is."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.layer_norm(
-            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
-        )
-        return y.to(x.dtype)
+        weight, bias = self.weight.float(), self.bias.float()
+        # On a CPU the kernel itself reads other types and computes in fp32, without a copy.
+        y = x if x.is_cpu and x.element_size() < 8 else x.float()
+        return F.layer_norm(y, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), OpenAI's approximation of GELU."""
+    """x * sigmoid(1.702 x), OpenAI's approximation of GELU.
+
+    Written as silu(1.702 x) / 1.702, whose gradient needs one tensor instead of two.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x) / 1.702
+
+
+def _by_products(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Attend by two matrix products, except to the keys that are ``hidden``."""
+    scores = q * q.shape[-1] ** -0.5 @ k.mT
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -math.inf)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def _is_fused_slow(q: Tensor) -> bool:
+    """Return whether matrix products are faster than torch's fused attention.
+
+    On CPUs they are in half precision, but keep the weights for the gradients.  That is worth it
+    while these are no larger than the hidden layer of the MLP.
+    """
+    return q.is_cpu and q.element_size() == 2 and q.shape[2] <= 4 * q.shape[3]
 
 
 def attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v)
+    return _by_products(q, k, v) if _is_fused_slow(q) else F.scaled_dot_product_attention(q, k, v)
 
 
 def attend_to_earlier(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend causally: each position to itself and to those before it."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if not _is_fused_slow(q):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
+    return _by_products(q, k, v, hidden)
+
+
+def attend_up_to(positions: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend causally from R queries of each sequence, which stand at ``positions`` (N, R)."""
+    keys = torch.arange(k.shape[2], device=k.device)
+    return _by_products(q, k, v, keys > positions[:, None, :, None])
 
 
 def attend_behind(
-    prefix_k: Tensor, prefix_v: Tensor, n_classes: int, q: Tensor, k: Tensor, v: Tensor
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    n_classes: int,
+    positions: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
 ) -> Tensor:
     """Attend causally from class suffixes to one common prefix and to themselves.
 
     Args:
         prefix_k, prefix_v: (P, heads, n, head width), computed once for all K suffixes.
         n_classes: K.
-        q, k, v: (P * K, heads, S, head width), K suffixes for each of P prefixes.
+        positions: of the queries in their suffix: (R,), or (K, R) where each class has its own.
+        q: (P * K, heads, R, head width), K suffixes for each of P prefixes.
+        k, v: (P * K, heads, S, head width).
     """
-    length = q.shape[2]
+    n_queries, length = q.shape[2], k.shape[2]
     q, k, v = (t.unflatten(0, (-1, n_classes)).transpose(1, 2) for t in (q, k, v))
-    q = q * q.shape[-1] ** -0.5  # (P, heads, K, S, head width)
-    # All K * S queries meet the same prefix keys: one matrix product instead of K copies.
-    to_prefix = (q.flatten(2, 3) @ prefix_k.mT).unflatten(2, (n_classes, length))
-    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    q = q * q.shape[-1] ** -0.5  # (P, heads, K, R, head width)
+    # All K * R queries meet the same prefix keys: one matrix product instead of K copies.
+    to_prefix = (q.flatten(2, 3) @ prefix_k.mT).unflatten(2, (n_classes, n_queries))
+    future = torch.arange(length, device=q.device) > positions[..., None]
     to_suffix = (q @ k.mT).masked_fill(future, -math.inf)
     weights = torch.cat([to_prefix, to_suffix], dim=-1).softmax(dim=-1).to(v.dtype)
     from_prefix, from_suffix = weights.split([prefix_k.shape[2], length], dim=-1)
-    out = (from_prefix.flatten(2, 3) @ prefix_v).unflatten(2, (n_classes, length))
+    out = (from_prefix.flatten(2, 3) @ prefix_v).unflatten(2, (n_classes, n_queries))
     out = out + from_suffix @ v
     return out.transpose(1, 2).flatten(0, 1)
+
+
+def rows_of(x: Tensor, rows: slice | Tensor) -> Tensor:
+    """Return some positions of sequences (N, T, width).
+
+    Args:
+        rows: a slice or positions (R,), the same in all sequences, or (N, R).
+    """
+    if isinstance(rows, Tensor) and rows.dim() == 2:
+        return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+    return x[:, rows]
 
 
 class Attention(nn.MultiheadAttention):
@@ -91,11 +140,11 @@ class Attention(nn.MultiheadAttention):
         if rows is None:
             return self._split(adapted(F.linear(x, weight, bias), adapter, x)).unbind(0)
         width = self.embed_dim
-        q = F.linear(x[:, rows], weight[:width], bias[:width])
+        q = F.linear(rows_of(x, rows), weight[:width], bias[:width])
         kv = F.linear(x, weight[width:], bias[width:])
         if adapter is not None:
             added = adapter(x.float()).to(kv.dtype)
-            q, kv = q + added[:, rows, :width], kv + added[..., width:]
+            q, kv = q + rows_of(added[..., :width], rows), kv + added[..., width:]
         return (*self._split(q).unbind(0), *self._split(kv).unbind(0))
 
     def combine(self, heads: Tensor, adapter: Adapter | None) -> Tensor:
@@ -138,10 +187,10 @@ class ResidualAttentionBlock(nn.Module):
             x: (N, T, width).
             attend: how queries and keys meet.
             layer: adapters; the tower handles its prompts.
-            rows: positions whose output is wanted, None for all of them.
+            rows: positions whose output is wanted, as for ``rows_of``; None for all of them.
 
         Returns:
-            (N, T, width), or (N, len(rows), width).
+            (N, T, width), or (N, R, width).
         """
         h = self.ln_1(x)
         if isinstance(self.attn, Attention):
@@ -151,9 +200,9 @@ class ResidualAttentionBlock(nn.Module):
             raise ValueError(f"no adapters in an attention of type {type(self.attn).__name__}")
         else:
             attended = self.attention(h.transpose(0, 1)).transpose(0, 1)
-            attended = attended if rows is None else attended[:, rows]
+            attended = attended if rows is None else rows_of(attended, rows)
         if rows is not None:
-            x, h = x[:, rows], h[:, rows]
+            x, h = rows_of(x, rows), rows_of(h, rows)
         x = x + attended
         g = self.ln_2(x)
         x = x + adapted(self.mlp(g), layer.mlp, g)
@@ -173,6 +222,15 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
+    """The blocks of a tower.
+
+    Attributes:
+        recompute, observe: of each pass of the tower, as for ``Pass``.
+    """
+
+    recompute = "never"
+    observe: Callable[[Kept], Any] | None = None
+
     def __init__(self, width: int, layers: int, heads: int, causal: bool, quick_gelu: bool = True):
         super().__init__()
         self.width = width
@@ -184,6 +242,10 @@ class Transformer(nn.Module):
     @property
     def blocks(self) -> list[ResidualAttentionBlock]:
         return cast("list[ResidualAttentionBlock]", list(self.resblocks))
+
+    def start(self) -> Pass:
+        """Begin a pass through the blocks."""
+        return Pass(self.layers, self.recompute, self.observe)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute what OpenAI's transformer does: (T, N, width) -> (T, N, width)."""

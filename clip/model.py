@@ -159,6 +159,14 @@ class CLIP(nn.Module):
         """The type that the towers compute in."""
         return self.visual.conv1.weight.dtype
 
+    @property
+    def transformers(self) -> list[Transformer]:
+        """Those of the text tower and of the vision tower, if this is no ResNet."""
+        towers = [self.transformer]
+        if isinstance(self.visual, VisionTransformer):
+            towers.append(self.visual.transformer)
+        return towers
+
     def encode_image(
         self, images: Tensor, layers: Layers = (), through_ln_pre: bool = True
     ) -> Tensor:
@@ -195,7 +203,7 @@ class CLIP(nn.Module):
         entries = as_layers(layers, self.transformer.layers, "text")
         embedded = self.token_embedding(tokens.ids).to(self.dtype)
         position = self.positional_embedding[: tokens.ids.shape[1]].to(self.dtype)
-        x = hidden_at_ends(self.transformer.blocks, entries, tokens, embedded, position)
+        x = hidden_at_ends(self.transformer, entries, tokens, embedded, position)
         x = self.ln_final(x)
         x = x @ self.text_projection.to(x.dtype)
         return x if any(map(_has_variants, entries)) or x.shape[0] > 1 else x.squeeze(0)

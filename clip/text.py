@@ -9,12 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from .blocks import Attention, ResidualAttentionBlock, attend_behind, attend_to_earlier
+from .blocks import (
+    Attend,
+    Attention,
+    ResidualAttentionBlock,
+    Transformer,
+    attend_behind,
+    attend_to_earlier,
+    attend_up_to,
+)
 from .layer import Layer
+from .memory import Pass
 from .tokens import PromptTokens
 
 
@@ -115,15 +125,38 @@ class Sequences:
         self.slots = torch.arange(1, 1 + m, device=self.eot.device).repeat(self.n_classes, 1)
         self.eot = self.eot + m
 
-    def run(self, block: ResidualAttentionBlock, layer: Layer) -> None:
-        """Run all sequences through one block."""
+    def run(
+        self, block: ResidualAttentionBlock, layer: Layer, tower_pass: Pass, is_last: bool = False
+    ) -> None:
+        """Run all sequences through one block.
+
+        Args:
+            tower_pass: runs it for the sequences of the classes.
+            is_last: of the sequences only the end tokens, which are read, are left.
+        """
         if self.prefix is not None and not isinstance(block.attn, Attention):
             self.unshare(0)  # a foreign attention takes whole sequences
         shape = self.rest.shape[:2]
-        rest = self.rest.flatten(0, 1)
-        if self.prefix is None:
-            self.rest = block.run(rest, attend_to_earlier, layer).unflatten(0, shape)
-            return
+        positions, rows = torch.arange(self.rest.shape[2], device=self.eot.device), None
+        attend: Attend = attend_to_earlier
+        if is_last:
+            positions = (self.eot - self.n)[:, None]
+            rows = positions.repeat(shape[0], 1)
+            attend = partial(attend_up_to, rows)
+        if self.prefix is not None:
+            prefix_k, prefix_v = self._run_prefix(block, layer, is_last)
+            attend = partial(attend_behind, prefix_k, prefix_v, self.n_classes, positions)
+        x = self.rest.flatten(0, 1)
+        self.rest = tower_pass.run(block.run, x, attend, layer, rows).unflatten(0, shape)
+
+    def _run_prefix(
+        self, block: ResidualAttentionBlock, layer: Layer, is_last: bool
+    ) -> Sequence[Tensor]:
+        """Run the prefix through a block; return its keys and values, all there is of the last."""
+        assert self.prefix is not None
+        if is_last:
+            attention = cast(Attention, block.attn)
+            return attention.project(block.ln_1(self.prefix), slice(0), layer.qkv)[1:]
         kept: list[Tensor] = []
 
         def attend_and_keep(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -131,18 +164,11 @@ class Sequences:
             return attend_to_earlier(q, k, v)
 
         self.prefix = block.run(self.prefix, attend_and_keep, layer)
-        prefix_k, prefix_v = kept
-        attend = partial(attend_behind, prefix_k, prefix_v, self.n_classes)
-        self.rest = block.run(rest, attend, layer).unflatten(0, shape)
-
-    def ends(self) -> Tensor:
-        """Return the hidden states at the end tokens: (V, K, width)."""
-        classes = torch.arange(self.n_classes, device=self.eot.device)
-        return self.rest[:, classes, self.eot - self.n]
+        return kept
 
 
 def hidden_at_ends(
-    blocks: Sequence[ResidualAttentionBlock],
+    transformer: Transformer,
     layers: Sequence[Layer],
     tokens: PromptTokens,
     embedded: Tensor,
@@ -151,7 +177,8 @@ def hidden_at_ends(
     """Run texts through the tower and return the hidden states at their end tokens.
 
     Args:
-        blocks, layers: of the tower, one of each per layer.
+        transformer: of the tower.
+        layers: one for each of its blocks.
         tokens: K texts.
         embedded: token embeddings (K, T, width).
         position: positional embeddings (T, width).
@@ -163,7 +190,8 @@ def hidden_at_ends(
         ValueError: there are more or fewer prompts than places.
     """
     sequences = Sequences(embedded, tokens)
-    for i, (block, layer) in enumerate(zip(blocks, layers, strict=True)):
+    tower_pass, last = transformer.start(), transformer.layers - 1
+    for i, (block, layer) in enumerate(zip(transformer.blocks, layers, strict=True)):
         prompts = layer.prompts
         m = sequences.slots.shape[1]
         if prompts is not None:
@@ -180,5 +208,5 @@ def hidden_at_ends(
                 sequences.place(prompts)
         if i == 0:
             sequences.add(position)
-        sequences.run(block, layer)
-    return sequences.ends()
+        sequences.run(block, layer, tower_pass, is_last=i == last)
+    return sequences.rest.squeeze(2)

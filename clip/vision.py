@@ -93,7 +93,7 @@ class VisionTransformer(nn.Module):
             return weights[-1] @ v
 
         attend = attend_and_keep if "attention" in parts else attend_to_all
-        blocks = self.transformer.blocks
+        blocks, tower_pass = self.transformer.blocks, self.transformer.start()
         rows: slice | Tensor | None = None
         for i, (block, layer) in enumerate(zip(blocks, entries, strict=True)):
             if layer.prompts is not None:
@@ -107,7 +107,7 @@ class VisionTransformer(nn.Module):
                     positions = torch.arange(x.shape[1], device=x.device)
                     rows = torch.cat([positions[:1], positions[n_own:]])
                 n_own = 1
-            x = block.run(x, attend, layer, rows)
+            x = tower_pass.run(block.run, x, attend, layer, rows)
         x = self.ln_post(x)
         found = {}
         if "class" in parts:

@@ -10,6 +10,7 @@ from dassl.command import run, say
 from dassl.errors import UserError
 
 COMMANDS = {
+    "plan": "say what memory and time a training run will take",
     "run": "do the steps of one protocol for one method, dataset and seed",
     "table": "train and test methods under one protocol and print a table",
     "compare": "compare methods on the same test images: differences, intervals, tests",

@@ -320,7 +320,7 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
+def add_setting_arguments(parser: argparse.ArgumentParser, transfers: bool = True) -> None:
     """Add the options for the config that a method runs with."""
     parser.add_argument(
         "--config", default="", help="name of the config file (default: the paper's)"
@@ -328,7 +328,8 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone", default="", help="backbone of all runs, in place of the config file's"
     )
-    parser.add_argument("--targets", nargs="+", default=[], help="datasets to transfer to")
+    if transfers:
+        parser.add_argument("--targets", nargs="+", default=[], help="datasets to transfer to")
     parser.add_argument(
         "--overrides",
         nargs="+",

@@ -175,9 +175,13 @@ class MethodTrainer(TrainerX):
                 f"DATALOADER.K_TRANSFORMS: expected {n_views} for {cfg.TRAINER.NAME}, "
                 f"got {cfg.DATALOADER.K_TRANSFORMS}"
             )
-        self.clip_model = load_frozen("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
+        self.clip_model = self.load_clip(cfg)
         self.check_input(cfg)
         self.method.check_settings(settings, self.clip_model)
+
+    def load_clip(self, cfg: Any) -> CLIP:
+        """Load the backbone, frozen, in fp32 on the CPU."""
+        return load_frozen("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
 
     def check_unused(self, cfg: Any) -> None:
         """Refuse settings that only public trainers use."""
@@ -232,6 +236,8 @@ class MethodTrainer(TrainerX):
         clip_model = self.clip_model.to(self.device)
         if types.dtype != torch.float32:
             clip.convert_weights(clip_model, types.dtype)
+        for transformer in clip_model.transformers:
+            transformer.recompute = cfg.MODEL.RECOMPUTE
         dataset = self.dm.dataset
         templates = getattr(dataset, "templates", ["a photo of a {}."])
         self.model = self.method(cfg, clip_model, dataset.classnames, templates)

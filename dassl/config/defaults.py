@@ -3,10 +3,10 @@
 Ours, besides those of the public toolbox that concern supervised training, are
 ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
 ``INPUT.MAX_PIXELS``, ``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``,
-``DATALOADER.TRAIN_X.DROP_LAST``, ``TEST.METRICS``, ``TEST.RECORD``, ``TEST.SAVE_LOGITS``,
-``TEST.SUBSAMPLE_CLASSES``, ``OPTIM.EPS``, ``OPTIM.ACCUMULATE`` and ``OPTIM.CLIP_NORM``. The keys of
-a trainer or dataset are in its own file and get here by ``register_defaults``. docs/config.md lists
-all of them.
+``DATALOADER.TRAIN_X.DROP_LAST``, ``MODEL.RECOMPUTE``, ``TEST.METRICS``, ``TEST.RECORD``,
+``TEST.SAVE_LOGITS``, ``TEST.SUBSAMPLE_CLASSES``, ``OPTIM.EPS``, ``OPTIM.ACCUMULATE`` and
+``OPTIM.CLIP_NORM``. The keys of a trainer or dataset are in its own file and get here by
+``register_defaults``. docs/config.md lists all of them.
 """
 
 from __future__ import annotations
@@ -178,6 +178,12 @@ _C: dict[str, Domain] = {
     "DATALOADER.TEST.BATCH_SIZE": Int(32, min=1, help="validation or test images in a batch"),
     # ---------------------------------------------------------------------------------------- model
     "MODEL.INIT_WEIGHTS": Text("", help="weights file to start from"),
+    "MODEL.RECOMPUTE": Choice(
+        "auto",
+        *("auto", "never", "always"),
+        help="compute blocks a second time for their gradients instead of keeping all that these "
+        "need; auto: where that is more than a third of the free memory (the results are the same)",
+    ),
     "MODEL.BACKBONE.NAME": Text("", help="name of the CLIP, or its weights file"),
     "MODEL.BACKBONE.PRETRAINED": Bool(
         True, help="for public trainers; ours always load CLIP's weights"

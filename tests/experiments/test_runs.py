@@ -254,7 +254,7 @@ def test_run_ends_with_the_first_failure_and_its_exit_code(checkout):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "error: COMMAND: expected run, table, "),
+        ((), "error: COMMAND: expected plan, run, table, "),
         (("tabel",), "got 'tabel'"),
         (("run", "few_shot", "--trainer", "CoOp"), "--dataset"),
         (
@@ -276,5 +276,5 @@ def test_wrong_command_lines_end_with_code_2(checkout, arguments, message):
 def test_help_lists_the_commands(checkout):
     done = command(checkout, "--help")
     assert done.returncode == 0
-    for name in ("run", "table", "ablations", "figures", "script"):
+    for name in ("plan", "run", "table", "ablations", "figures", "script"):
         assert f"\n  {name} " in done.stdout
