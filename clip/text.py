@@ -1,7 +1,7 @@
 """The forward pass of the text tower, which computes nothing twice.
 
 The tower is causal and its feature is read at the end token.  Two exact consequences are used:
-what follows the longest end token is never computed, and what all classes have in common (start
+what follows a class's end token is never computed, and what all classes have in common (start
 token, shared prompts, leading words) is computed once, not once per class.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,32 +32,64 @@ from .tokens import PromptTokens
 class Sequences:
     """K token sequences in V variants, with what the classes have in common kept once.
 
+    Behind the prefix there are N tokens: those of one class after those of the other, of each up
+    to its end token.  Names are of very different length, so that is far fewer than K times those
+    of the longest; only attention, where classes must stay apart, fills them up.
+
     Attributes:
         prefix: (V, n, width), or None where nothing is shared.
-        rest: (V, K, T - n, width).
+        rest: (V, N, width).
         shared_slots: positions of those prompts that are in the prefix.
         slots: (K, m) positions of all prompts.
-        eot: (K,) positions of the end tokens.
+        ends: positions of the K end tokens.
     """
 
     def __init__(self, embedded: Tensor, tokens: PromptTokens):
         """Start from token embeddings (K, T, width), without positional embedding."""
-        self.n = tokens.prefix
-        self.prefix = embedded[:1, : self.n] if self.n > 0 else None
-        self.rest = embedded[None, :, self.n :]
+        self.prefix = embedded[:1, : tokens.prefix] if tokens.prefix > 0 else None
         self.shared_slots = list(tokens.shared_slots)
         self.slots = tokens.slots
-        self.eot = tokens.eot
+        self._set(embedded[None, :, tokens.prefix :], tokens.prefix, tokens.ends)
+
+    def _set(self, rest: Tensor, n: int, ends: Sequence[int]) -> None:
+        """Take what stands behind a prefix of n tokens, filled up: (V, K, S or more, width)."""
+        self.n, self.ends = n, ends
+        lengths = np.asarray(ends) + 1 - n
+        self.longest = int(lengths.max())
+        starts = lengths.cumsum() - lengths
+        is_own = np.arange(self.longest) < lengths[:, None]
+        self.n_rest = int(lengths.sum())
+        # of the tokens in ``rest``: places in (K, S), and positions; of classes: start and length
+        self._places, self._positions, self._starts, self._lengths = (
+            torch.from_numpy(array).to(rest.device, non_blocking=True)
+            for array in (np.flatnonzero(is_own), np.nonzero(is_own)[1] + n, starts, lengths)
+        )
+        self.rest = self._packed(rest[:, :, : self.longest].flatten(1, 2))
 
     @property
     def n_classes(self) -> int:
-        return self.rest.shape[1]
+        return len(self.ends)
+
+    def _packed(self, x: Tensor) -> Tensor:
+        """Return the N tokens alone, (V, N, ...), of tokens that are filled up (V, K * S, ...)."""
+        return x if x.shape[1] == self.n_rest else x.index_select(1, self._places)
+
+    def _filled(self, x: Tensor) -> Tensor:
+        """Return the N tokens of all classes (V, N, ...) filled up by zeros: (V, K * S, ...)."""
+        size = self.n_classes * self.longest
+        if x.shape[1] == size:
+            return x
+        return x.new_zeros(x.shape[0], size, *x.shape[2:]).index_copy(1, self._places, x)
+
+    def _of_classes(self) -> Tensor:
+        """Return the tokens behind the prefix, filled up: (V, K, S, width)."""
+        return self._filled(self.rest).unflatten(1, (self.n_classes, self.longest))
 
     def add(self, position: Tensor) -> None:
         """Add the positional embeddings (T, width)."""
         if self.prefix is not None:
             self.prefix = self.prefix + position[: self.n]
-        self.rest = self.rest + position[self.n :]
+        self.rest = self.rest + position[self._positions]
 
     def unshare(self, start: int) -> None:
         """Move the prefix from ``start`` on into the sequence of each class.
@@ -66,30 +99,30 @@ class Sequences:
         assert self.prefix is not None
         start = start if start > 1 else 0
         tail = self.prefix[:, None, start:].expand(-1, self.n_classes, -1, -1)
-        rest = self.rest.expand(tail.shape[0], -1, -1, -1)
-        self.rest = torch.cat([tail, rest], dim=2)
+        rest = self._of_classes().expand(tail.shape[0], -1, -1, -1)
         self.prefix = self.prefix[:, :start] if start > 0 else None
-        self.n = start
         self.shared_slots = [slot for slot in self.shared_slots if slot < start]
+        self._set(torch.cat([tail, rest], dim=2), start, self.ends)
 
     def _in_variants(self, n_variants: int) -> None:
         """Give every variant sequences of its own, which differ from now on."""
         if n_variants > 1:
-            self.rest = self.rest.expand(n_variants, -1, -1, -1)
+            self.rest = self.rest.expand(n_variants, -1, -1)
             if self.prefix is not None:
                 self.prefix = self.prefix.expand(n_variants, -1, -1)
 
     def _slots_in_rest(self) -> Tensor:
-        """Return each class's positions of prompts (V, K, slots, width), for gather and scatter."""
+        """Return where in ``rest`` each class has its prompts: (K * slots,)."""
         slots = self.slots[:, len(self.shared_slots) :] - self.n
-        return slots[None, :, :, None].expand(self.rest.shape[0], -1, -1, self.rest.shape[-1])
+        return (self._starts[:, None] + slots).flatten()
 
     def prompts(self) -> Tensor:
         """Return the prompt tokens after the previous layer: (V, K, m, width), K 1 if shared."""
         if len(self.shared_slots) < self.slots.shape[1]:
             if self.shared_slots:
                 self.unshare(self.shared_slots[0])
-            return self.rest.gather(2, self._slots_in_rest())
+            found = self.rest.index_select(1, self._slots_in_rest())
+            return found.unflatten(1, (self.n_classes, -1))
         assert self.prefix is not None
         return self.prefix.index_select(1, self.slots[0])[:, None]
 
@@ -105,8 +138,8 @@ class Sequences:
             index = self.slots[0, :s, None].expand_as(shared)
             self.prefix = self.prefix.scatter(1, index, shared)
         if s < self.slots.shape[1]:
-            index = self._slots_in_rest()
-            self.rest = self.rest.scatter(2, index, prompts[:, :, s:].expand_as(index))
+            own = prompts[:, :, s:].expand(self.rest.shape[0], self.n_classes, -1, -1)
+            self.rest = self.rest.index_copy(1, self._slots_in_rest(), own.flatten(1, 2))
 
     def insert(self, prompts: Tensor) -> None:
         """Put prompts (V, K, m, width), which have no places yet, after [SOS]."""
@@ -114,16 +147,16 @@ class Sequences:
         if self.prefix is not None and prompts.shape[1] > 1:
             self.unshare(0)
         self._in_variants(prompts.shape[0])
+        rest, ends = self._of_classes(), [end + m for end in self.ends]
         if self.prefix is not None:
             shared = prompts[:, 0].expand(self.prefix.shape[0], -1, -1)
             self.prefix = torch.cat([self.prefix[:, :1], shared, self.prefix[:, 1:]], dim=1)
-            self.n += m
             self.shared_slots = list(range(1, 1 + m))
+            self._set(rest, self.n + m, ends)
         else:
-            own = prompts.expand(self.rest.shape[0], self.n_classes, -1, -1)
-            self.rest = torch.cat([self.rest[:, :, :1], own, self.rest[:, :, 1:]], dim=2)
-        self.slots = torch.arange(1, 1 + m, device=self.eot.device).repeat(self.n_classes, 1)
-        self.eot = self.eot + m
+            own = prompts.expand(rest.shape[0], self.n_classes, -1, -1)
+            self._set(torch.cat([rest[:, :, :1], own, rest[:, :, 1:]], dim=2), 0, ends)
+        self.slots = torch.arange(1, 1 + m, device=rest.device).repeat(self.n_classes, 1)
 
     def run(
         self, block: ResidualAttentionBlock, layer: Layer, tower_pass: Pass, is_last: bool = False
@@ -134,20 +167,39 @@ class Sequences:
             tower_pass: runs it for the sequences of the classes.
             is_last: of the sequences only the end tokens, which are read, are left.
         """
-        if self.prefix is not None and not isinstance(block.attn, Attention):
+        is_foreign = not isinstance(block.attn, Attention)
+        if self.prefix is not None and is_foreign:
             self.unshare(0)  # a foreign attention takes whole sequences
-        shape = self.rest.shape[:2]
-        positions, rows = torch.arange(self.rest.shape[2], device=self.eot.device), None
-        attend: Attend = attend_to_earlier
+        n_classes, rows = self.n_classes, None
+        positions = torch.arange(self.longest, device=self.rest.device)
         if is_last:
-            positions = (self.eot - self.n)[:, None]
-            rows = positions.repeat(shape[0], 1)
-            attend = partial(attend_up_to, rows)
+            rows = self._starts + self._lengths - 1
+            positions = self._lengths[:, None] - 1
+        attend: Attend = attend_to_earlier
         if self.prefix is not None:
             prefix_k, prefix_v = self._run_prefix(block, layer, is_last)
-            attend = partial(attend_behind, prefix_k, prefix_v, self.n_classes, positions)
-        x = self.rest.flatten(0, 1)
-        self.rest = tower_pass.run(block.run, x, attend, layer, rows).unflatten(0, shape)
+            attend = partial(attend_behind, prefix_k, prefix_v, n_classes, positions)
+        elif is_last:
+            attend = partial(attend_up_to, positions.repeat(self.rest.shape[0], 1))
+
+        def by_class(x: Tensor) -> Tensor:
+            """Turn heads of all tokens, or of the rows, into (V * K, heads, S or 1, head width)."""
+            x = x.transpose(1, 2)
+            x = self._filled(x) if x.shape[1] == self.n_rest else x
+            return x.unflatten(1, (n_classes, -1)).flatten(0, 1).transpose(1, 2)
+
+        def attend_in_classes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            attended = attend(by_class(q), by_class(k), by_class(v))
+            attended = attended.transpose(1, 2).unflatten(0, (-1, n_classes)).flatten(1, 2)
+            return (attended if is_last else self._packed(attended)).transpose(1, 2)
+
+        if is_foreign:
+            x = self._of_classes().flatten(0, 1)
+            x = tower_pass.run(block.run, x, attend, layer).unflatten(0, (-1, n_classes))
+            self.rest = self._packed(x.flatten(1, 2))
+            self.rest = self.rest if rows is None else self.rest[:, rows]
+            return
+        self.rest = tower_pass.run(block.run, self.rest, attend_in_classes, layer, rows)
 
     def _run_prefix(
         self, block: ResidualAttentionBlock, layer: Layer, is_last: bool
@@ -209,4 +261,4 @@ def hidden_at_ends(
         if i == 0:
             sequences.add(position)
         sequences.run(block, layer, tower_pass, is_last=i == last)
-    return sequences.rest.squeeze(2)
+    return sequences.rest

@@ -52,7 +52,7 @@ class PromptTokens:
 
     Attributes:
         ids: (K, T) token ids, trimmed after the longest end token.
-        eot: (K,) position of each end token.
+        ends: position of each of the K end tokens; plain numbers, as they say what is computed.
         slots: (K, m) positions of the m prompt tokens, in order, anywhere between start and end.
         prefix: number of leading positions that all classes have in common, prompts included;
             0 where that is only the start token.
@@ -60,7 +60,7 @@ class PromptTokens:
     """
 
     ids: Tensor
-    eot: Tensor
+    ends: tuple[int, ...]
     slots: Tensor
     prefix: int
     shared_slots: tuple[int, ...]
@@ -82,7 +82,7 @@ class PromptTokens:
         prefix = int(common.long().cumprod(dim=0).sum())
         prefix = prefix if prefix > 1 else 0
         shared_slots = tuple(slot for slot in slots[0].tolist() if slot < prefix)
-        return cls(ids, eot, slots, prefix, shared_slots)
+        return cls(ids, tuple(eot.tolist()), slots, prefix, shared_slots)
 
     @classmethod
     def plain(cls, ids: Tensor) -> PromptTokens:
@@ -139,14 +139,17 @@ class PromptTokens:
         Args:
             classes: a slice of them, or their indices.
         """
+        ends = torch.tensor(self.ends)[classes if isinstance(classes, slice) else classes.cpu()]
         return replace(
-            self, ids=self.ids[classes], eot=self.eot[classes], slots=self.slots[classes]
+            self,
+            ids=self.ids[classes],
+            ends=tuple(ends.tolist()),
+            slots=self.slots[classes],
         )
 
     def to(self, device: torch.device | str) -> PromptTokens:
         return replace(
             self,
             ids=self.ids.to(device),
-            eot=self.eot.to(device),
             slots=self.slots.to(device),
         )

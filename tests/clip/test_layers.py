@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -201,7 +201,8 @@ def test_class_names_can_be_learned_after_fixed_words_that_stay_shared(model):
     slow = [text_feature(model, ids[k], [5, 6], [layers[0][k], layers[1]]) for k in range(3)]
     assert_same(fast, torch.stack(slow), layers)
     lengths = lengths_seen(model, lambda: model.encode_text(tokens, layers))
-    assert lengths == [5, tokens.ids.shape[1] - 5] * DEPTH  # the five words once, not per class
+    # the five words once, not per class; of each class nothing behind its end token
+    assert lengths == [5, n_behind(5, tokens.ends)] * DEPTH
 
 
 def lengths_seen(model: CLIP, call: Callable[[], Any]) -> list[int]:
@@ -217,14 +218,32 @@ def lengths_seen(model: CLIP, call: Callable[[], Any]) -> list[int]:
     return lengths
 
 
+def n_behind(prefix: int, ends: Iterable[int]) -> int:
+    """Return the number of tokens of all classes behind a prefix, up to their end tokens."""
+    return sum(end + 1 - prefix for end in ends)
+
+
 def test_the_prefix_is_shared_without_prompts(model):
     torch.manual_seed(4)
     ids = tokenize([f"a photo of a {name}." for name in NAMES])
     layers = [Layer(**adapters(TEXT_WIDTH))] * DEPTH
     lengths = lengths_seen(model, lambda: model.encode_text(ids, layers))
-    assert lengths == [5, int(ids.argmax(-1).max()) + 1 - 5] * DEPTH
+    assert lengths == [5, n_behind(5, ids.argmax(-1).tolist())] * DEPTH
     slow = torch.stack([text_feature(model, each, [], layers) for each in ids])
     same(model.encode_text(ids, layers), slow)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_some_classes_have_the_features_that_they_have_among_all(model, own):
+    """Also where the longest name is left out, so that fewer tokens are computed."""
+    torch.manual_seed(6)
+    names = ["cat", "snow leopard of the mountains", "golden retriever"]
+    tokens = PromptTokens.from_names(names, "X X of a", M)
+    prompts = torch.randn(3, M, TEXT_WIDTH) if own else torch.randn(M, TEXT_WIDTH)
+    features = model.encode_text(tokens, [prompts])
+    for chosen in (torch.tensor([2, 0]), slice(2, 3)):
+        some = model.encode_text(tokens.of_classes(chosen), [prompts[chosen] if own else prompts])
+        same(some, features[chosen])
 
 
 def test_class_specific_prompts_of_one_layer_leave_the_layers_below_it_shared(model):
@@ -233,9 +252,9 @@ def test_class_specific_prompts_of_one_layer_leave_the_layers_below_it_shared(mo
     tokens = PromptTokens.from_names(NAMES, "X X of a", M)
     layers = [torch.randn(M, TEXT_WIDTH), None, torch.randn(3, M, TEXT_WIDTH)]
     leaves_of(layers)
-    total = tokens.ids.shape[1]
     lengths = lengths_seen(model, lambda: model.encode_text(tokens, layers))
-    assert lengths == [5, total - 5, 5, total - 5, total]
+    behind = n_behind(5, tokens.ends)
+    assert lengths == [5, behind, 5, behind, n_behind(0, tokens.ends)]
     slow = [
         text_feature(model, tokenize([f"X X of a {name}."])[0], [1, 2], [layers[0], None, own])
         for name, own in zip(NAMES, layers[2], strict=True)
