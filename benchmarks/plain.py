@@ -108,7 +108,7 @@ class CLIP(nn.Module):
         self.register_buffer("mask", mask.triu(1), persistent=False)
 
     def encode_text(self, ids: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
-        """Encode token ids (N, 77) to (N, d); prompts (m, d_t) of the first layers stand at 1..m."""
+        """Encode token ids (N, 77) to (N, d); prompts (m, d_t) of first layers stand at 1..m."""
         x = self.token_embedding(ids)
         for i, block in enumerate(self.transformer.resblocks):
             if i < len(prompts):
@@ -275,7 +275,9 @@ class ProMPT(Method):
         steps = []
         for _ in range(self.settings.ITERATIONS):
             top = logits.topk(min(self.settings.N_CTX_VISION, logits.shape[1]), dim=1).indices
-            made = self.generate("vision", text.gather(1, top[:, :, None].expand(-1, -1, text.shape[-1])))
+            made = self.generate(
+                "vision", text.gather(1, top[:, :, None].expand(-1, -1, text.shape[-1]))
+            )
             vision = [a + b for a, b in zip(made, vision, strict=True)] if vision else made
             image = self.image(images, vision)
             context = context + self.generate("text", image)[0][:, None]
@@ -351,6 +353,5 @@ class HiCroPL(Method):
 
 
 METHODS: dict[str, type[Method]] = {
-    kind.__name__: kind
-    for kind in (CoOp, KgCoOp, CoCoOp, MaPLe, IVLP, PromptSRC, ProMPT, HiCroPL)
+    kind.__name__: kind for kind in (CoOp, KgCoOp, CoCoOp, MaPLe, IVLP, PromptSRC, ProMPT, HiCroPL)
 }

@@ -6,11 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+MODELS = ("ViT-B/16", "small")  # small: for a rehearsal, in minutes
 CLASSES = (10, 50, 100, 500, 1000)
 PLAIN_TO = 100  # classes up to which the plain reference is measured; beyond, it is extrapolated
 GROWTH_CLASSES = 50  # of the cells that show growth with batch and prompt length
 GROWTH_PROMPTS = (4, 8, 16)
 TEST_BATCH = 32  # images of a measured evaluation batch where class features are kept
+
+# For the estimate of how long a run takes: ViT-B/16, forward.
+START_SECONDS = 10.0
+IMAGE_FLOPS, TOKEN_FLOPS = 35e9, 77e6
+TOKENS = {"ours": 8, "plain": 77}  # of a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Cell:
         views: the image features of the frozen tower are known, as with DATALOADER.VIEWS > 0.
         options: KEY, VALUE, ... of the config; a key that the config lacks is left out.
         test_batch, test_batches: what is evaluated; 0: a batch of the default size.
+        model: one of ``MODELS``, with random weights.
+        row: number of the row of ``ROWS`` that it is measured for, from 1; 0: none.
         phases: "step" and "evaluation", or one of them.
     """
 
@@ -40,6 +48,8 @@ class Cell:
     options: tuple[str, ...] = ()
     test_batch: int = 0
     test_batches: int = 0
+    row: int = 0
+    model: str = MODELS[0]
     phases: tuple[str, ...] = ("step", "evaluation")
 
     @classmethod
@@ -51,11 +61,7 @@ class Cell:
     def name(self) -> str:
         """A name that no other cell has, for its file."""
         parts = [self.method, self.path, self.precision, f"k{self.classes}"]
-        parts += [f"{key}{getattr(self, key)}" for key in ("batch", "prompts") if getattr(self, key)]
-        parts += ["views"] * self.views
-        parts += ["_".join(self.options).replace("/", "_")] * bool(self.options)
-        parts += [f"{self.test_batches}x{self.test_batch}"] * (self.test_batches > 0)
-        parts += [self.phases[0]] * (len(self.phases) == 1)
+        parts += [f"{key}{n}" for key in ("row", "batch", "prompts") if (n := getattr(self, key))]
         return "-".join(parts)
 
     def but(self, **values: Any) -> Cell:
@@ -78,11 +84,17 @@ class Row(NamedTuple):
     quantity: str = "seconds"
 
     def ours(self, precision: str) -> Cell:
-        return self.cell.but(precision=precision)
+        return self.cell.but(precision=precision, row=1 + ROWS.index(self))
 
     def plain(self, classes: int) -> Cell:
-        """The reference, at so many classes: it knows no features and recomputes nothing."""
-        return self.cell.but(path="plain", classes=classes, views=False, options=())
+        """Return the reference at so many classes: it knows no features and recomputes nothing."""
+        plain = {"path": "plain", "precision": "fp32", "views": False, "options": ()}
+        return self.ours("fp32").but(classes=classes, **plain)
+
+    def cells(self, low: str) -> list[Cell]:
+        """Ours in fp32 and in the other precision, and the reference: measured by turns."""
+        plain = [self.plain(k) for k in plain_sizes(self.cell.classes)]
+        return [self.ours("fp32"), self.ours(low), *plain]
 
 
 def step(method: str, batch: int, classes: int, **values: Any) -> Cell:
@@ -129,7 +141,7 @@ ROWS = (
         "bytes",
     ),
 )
-SHARE = Cell("HiCroPL", 50, batch=32, phases=("step",))  # whose share of the matrix rate has goals
+SHARE_OF = "HiCroPL, batch 32, 50 classes, VIEWS 0"  # row whose share of the matrix rate has goals
 SHARE_TARGETS = (0.95, 0.85)
 
 
@@ -169,22 +181,31 @@ def table_cells(
     return cells
 
 
-def growth_cells(methods: Sequence[str], batches: dict[str, int]) -> list[Cell]:
-    """Return the cells that show growth with batch and prompt length.
-
-    Args:
-        methods: those that take steps.
-        batches: that of each method's config file.
-    """
-    cells = []
-    for method in methods:
-        paper = batches[method]
-        sizes = sorted({max(1, paper // 2), paper, 2 * paper})
-        cells += [step(method, size, GROWTH_CLASSES) for size in sizes]
-        cells += [step(method, 0, GROWTH_CLASSES, prompts=m) for m in GROWTH_PROMPTS]
-    return cells
+def growth_cells(method: str, batch: int, has_prompts: bool) -> list[Cell]:
+    """Return the cells that show growth with batch and prompt length, around the paper's batch."""
+    sizes = sorted({max(1, batch // 2), batch, 2 * batch})
+    lengths = GROWTH_PROMPTS if has_prompts else ()
+    return [
+        *(step(method, size, GROWTH_CLASSES) for size in sizes),
+        *(step(method, 0, GROWTH_CLASSES, prompts=m) for m in lengths),
+    ]
 
 
 def plain_sizes(classes: int) -> list[int]:
     """Return at how many classes a reference is measured, for a value at ``classes``."""
     return [classes] if classes <= PLAIN_TO else [k for k in CLASSES if k <= PLAIN_TO]
+
+
+def rough_flops(cell: Cell, batch: int, per_image: bool) -> float:
+    """Estimate the FLOPs of one round of a cell.
+
+    Args:
+        batch: images of its step.
+        per_image: class features are computed for each image.
+    """
+    text = cell.classes * TOKENS[cell.path] * TOKEN_FLOPS * (batch if per_image else 1)
+    flops = {
+        "step": 3 * batch * IMAGE_FLOPS + 2 * text,
+        "evaluation": (cell.test_batch or TEST_BATCH) * IMAGE_FLOPS + text,
+    }
+    return sum(flops[phase] for phase in cell.phases)

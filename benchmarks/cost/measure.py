@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ from torch.utils.flop_counter import (
 import trainers.base
 import trainers.trainer
 from benchmarks import plain
-from benchmarks.cost.cells import TEST_BATCH, Cell
+from benchmarks.cost.cells import MODELS, TEST_BATCH, Cell
 from clip import CLIP, CLIPConfig, tokenize
 from dassl.config import get_cfg_default, merge_from_file, merge_from_list
 from dassl.config.defaults import declared
@@ -55,6 +56,10 @@ VIT_B16 = CLIPConfig(
     text_width=512,
     text_layers=12,
 )
+SMALL = replace(
+    VIT_B16, embed_dim=64, image_resolution=32, vision_width=64, text_width=64, head_width=16
+)
+CONFIGURATIONS = dict(zip(MODELS, (VIT_B16, SMALL), strict=True))
 RATE_SHAPE = (2048, 768, 3072)  # of the product that says what the machine can do
 RATE_REPEATS = 10
 aten = torch.ops.aten
@@ -84,10 +89,12 @@ def config(cell: Cell) -> Any:
     file = f"{config_of(cell.method, BASE2NEW, '', 16)}.yaml"
     merge_from_file(cfg, str(ROOT / CONFIGS / "trainers" / cell.method / file))
     cfg.TRAINER.NAME = cell.method
+    cfg.INPUT.SIZE = (CONFIGURATIONS[cell.model].image_resolution,) * 2
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = cell.batch or cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     pairs = list(zip(cell.options[::2], cell.options[1::2], strict=True))
-    merge_from_list(cfg, [text for pair in pairs if pair[0] in declared() for text in pair])
-    settings = cfg.TRAINER[TRAINER_REGISTRY.get(cell.method).method.config_node]
+    unknown = left_out(cell)
+    merge_from_list(cfg, [text for pair in pairs if pair[0] not in unknown for text in pair])
+    settings = settings_of(cfg)
     settings.PREC = cell.precision
     if cell.prompts:
         for key in prompt_keys(settings):
@@ -95,6 +102,16 @@ def config(cell: Cell) -> Any:
         if "CTX_INIT" in settings:
             settings.CTX_INIT = type(settings.CTX_INIT)()
     return cfg
+
+
+def left_out(cell: Cell) -> list[str]:
+    """Name the cell's options that this version does not have."""
+    return [key for key in cell.options[::2] if key not in declared()]
+
+
+def settings_of(cfg: Any) -> Any:
+    """Return the settings of the config's own method."""
+    return cfg.TRAINER[TRAINER_REGISTRY.get(cfg.TRAINER.NAME).method.config_node]
 
 
 def prompt_keys(settings: Any) -> list[str]:
@@ -120,21 +137,20 @@ class WithoutData:
         self.num_batches = 2  # no step is the last one of an epoch
 
 
-def trainer_of(cell: Cell, folder: Path, model: Callable[[], CLIP] = random_model) -> Any:
+def trainer_of(cell: Cell, folder: Path) -> Any:
     """Build the registered trainer as a run does, with random weights and without data.
 
     Args:
         folder: for a file of descriptions, one sentence for each class.
-        model: makes the CLIP.
     """
+    model = random_model(CONFIGURATIONS[cell.model])
     cfg = config(cell)
-    kind = TRAINER_REGISTRY.get(cell.method)
-    settings = cfg.TRAINER[kind.method.config_node]
+    kind, settings = TRAINER_REGISTRY.get(cell.method), settings_of(cfg)
     if "DESCRIPTIONS" in settings:
         settings.DESCRIPTIONS = str(folder / "descriptions.json")
         texts = {name: [f"A photo of a {name}."] for name in class_names(cell.classes)}
         Path(settings.DESCRIPTIONS).write_text(json.dumps(texts), encoding="utf-8")
-    trainers.trainer.load_frozen = lambda key, name: model()  # type: ignore[assignment]
+    trainers.trainer.load_frozen = lambda key, name: model  # type: ignore[assignment]
     trainers.base.N_TEMPLATES = 1  # frozen features are computed once; how many costs no step
     values = {"n_classes": cell.classes, "__module__": __name__}
     return type(kind.__name__, (WithoutData, kind), values)(cfg)
@@ -197,6 +213,7 @@ class Ours:
         return "" if self.learned else "learns nothing"
 
     def step(self) -> None:
+        self.model.kept = None  # of an evaluation
         self.trainer.set_model_mode("train")
         self.trainer.forward_backward({"img": self.images, "label": self.labels})
 
@@ -328,7 +345,6 @@ class Subject:
     def __init__(self, cell: Cell, folder: Path):
         self.it = (Plain if cell.path == "plain" else Ours)(cell, folder)
         self.n_batches = cell.test_batches or 1
-        self.memory: Memory | None = None
         self.seen: set[str] = set()
 
     def about(self) -> dict[str, Any]:
@@ -338,22 +354,23 @@ class Subject:
             "batch": it.batch,
             "test_batch": it.test_batch,
             "no_step": it.no_step,
+            "left_out": left_out(it.cell),
+            "resident": status("VmRSS"),
             "computes_in": str(it.computes_in).removeprefix("torch."),
             "device": device_name(it.device),
             "rate": matrix_rate(it.computes_in, it.device),
         }
 
     def act(self, what: str) -> dict[str, Any]:
-        """Do it, the first time with a count of FLOPs and an empty peak of memory."""
+        """Do it, the first time with a count of FLOPs and of memory."""
         act = self.step if what == "step" else self.evaluation
         if what in self.seen:
-            assert self.memory is not None
-            return {**act(), "peak": self.memory.peak}
+            return act()
         self.seen.add(what)
-        self.memory = Memory(self.it.device)
+        memory = Memory(self.it.device)
         with counter() as counted:
             found = act()
-        return {**found, "flops": counted.get_total_flops(), "peak": self.memory.peak}
+        return {**found, "flops": counted.get_total_flops(), "peak": memory.peak}
 
     def step(self) -> dict[str, Any]:
         seconds, host = timed(self.it.step, self.it.device)
@@ -401,7 +418,8 @@ def main() -> None:
         answers.write(text)
         answers.flush()
 
-    limit_memory(free)
+    if not torch.cuda.is_available():
+        limit_memory(free)
     with tempfile.TemporaryDirectory() as folder:
         made: list[Subject] = []
 
