@@ -150,15 +150,15 @@ def about(results: dict[str, Any]) -> str:
     kinds = sorted({r["computes_in"] for r in records if "computes_in" in r}, reverse=True)
     rates = ", ".join(f"{kind} {rate_of(records, kind) / 1e9:,.0f} GFLOP/s" for kind in kinds)
     first, last = results["dates"]
-    return "\n".join(
-        [
-            f"- Machine: {m['cpu']}, {m['cores']} cores, {m['threads']} threads, device "
-            f"{m['device']}, {m['memory'] / GIB:.0f} GiB; instructions for low precision: {low}.",
-            f"- {results['model']} with random weights. torch {m['torch']}, {m['system']}; code {results['code']}.",
-            f"- Measured {first}{'' if first == last else f' to {last}'} by `{results['command']}`.",
-            f"- Matrix rate (2048 x 768 x 3072): {rates}.",
-        ]
-    )
+    versions = f"torch {m['torch']}, {m['system']}; code {results['code']}"
+    lines = [
+        f"- Machine: {m['cpu']}, {m['cores']} cores, {m['threads']} threads, device "
+        f"{m['device']}, {m['memory'] / GIB:.0f} GiB; instructions for low precision: {low}.",
+        f"- {results['model']} with random weights; {versions}.",
+        f"- Measured {first}{'' if first == last else f' to {last}'} by `{results['command']}`.",
+        f"- Matrix rate (2048 x 768 x 3072): {rates}.",
+    ]
+    return "\n".join(lines)
 
 
 def overview(results: dict[str, Any]) -> str:
