@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -98,7 +99,7 @@ def accuracy(output: Path) -> float:
 
 
 def check_precision(folder: Path, prec: str) -> str:
-    """Check that training and evaluation give finite fp32 tensors and about the accuracy of fp32."""
+    """Check that training gives finite fp32 tensors and about the accuracy of fp32."""
     output = maple(folder, prec, prec)
     learned = weights(output).values()
     expect(all(t.dtype == torch.float32 for t in learned), "what is learned is not fp32")
@@ -178,8 +179,7 @@ def checks() -> dict[str, Callable[[Path], str]]:
     """Return what there is to check, by name."""
     low = [prec for prec in PRECISIONS if prec != "fp32"]
     found: dict[str, Callable[[Path], str]] = {
-        f"training in {prec}": lambda folder, prec=prec: check_precision(folder, prec)
-        for prec in low
+        f"training in {prec}": partial(check_precision, prec=prec) for prec in low
     }
     for prec in ("fp16", "amp"):
         found[f"GradScaler resumes in {prec}"] = lambda folder, prec=prec: check_scaler(
@@ -190,7 +190,7 @@ def checks() -> dict[str, Callable[[Path], str]]:
     found["pinned memory"] = check_pinned
     for dtype in TOLERANCES:
         name = str(dtype).removeprefix("torch.")
-        found[f"features in {name}"] = lambda folder, dtype=dtype: check_features(folder, dtype)
+        found[f"features in {name}"] = partial(check_features, dtype=dtype)
     return found
 
 

@@ -42,6 +42,7 @@ CODE += ("benchmarks/cost/measure.py", "configs/trainers", "configs/_base")
 PARTS = ("table", "ratios", "growth")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
 KEPT_FREE = 0.05  # share of the free memory that no measurement may have
+WARM_UPS = 2
 KILLED_AFTER = 10  # time limits, in which a single round must end
 
 
@@ -259,7 +260,7 @@ def estimate(groups: Iterable[Sequence[Cell]], repeats: int, rate: float) -> flo
         batch = config(cell).DATALOADER.TRAIN_X.BATCH_SIZE
         per_image = TRAINER_REGISTRY.get(cell.method).method.conditional
         flops = cells.rough_flops(cell, batch, per_image)
-        total += cells.START_SECONDS + (repeats + 1) * flops / rate
+        total += cells.START_SECONDS + (repeats + WARM_UPS) * flops / rate
     return total
 
 

@@ -286,7 +286,7 @@ def growth_table(results: dict[str, Any]) -> str:
 def ratios(results: dict[str, Any]) -> str:
     """Compare the ratios of the plain reference to ours with what is aimed at."""
     records, rows, missing = results["records"], [], set()
-    low = precisions_in(records)[-1]
+    low = (precisions_in(records) or ["fp32"])[-1]
     for i, row in enumerate(cells.ROWS, 1):
         phase = row.cell.phases[0]
         key = "peak" if row.quantity == "bytes" else "seconds"
