@@ -55,7 +55,10 @@ class Cell:
     @classmethod
     def of(cls, values: dict[str, Any]) -> Cell:
         """Make a cell from what its JSON says."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**fields)
 
     @property
     def name(self) -> str:
@@ -102,7 +105,7 @@ def step(method: str, batch: int, classes: int, **values: Any) -> Cell:
 
 
 def evaluation(method: str, classes: int, **values: Any) -> Cell:
-    whole = {"test_batch": 100, "test_batches": 10, "phases": ("evaluation",)}
+    whole: dict[str, Any] = {"test_batch": 100, "test_batches": 10, "phases": ("evaluation",)}
     return Cell(method, classes, **whole, **values)
 
 
