@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,9 @@ class Child:
 
     def ask(self, what: str) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{what}\n")
-        self.process.stdin.flush()
+        with suppress(OSError):  # it has died, which reading says
+            self.process.stdin.write(f"{what}\n")
+            self.process.stdin.flush()
         answer = self.read()
         self.record["failed"] = answer.get("failed", "")
         return answer
@@ -147,7 +149,9 @@ class Child:
         """Do everything once, which also counts FLOPs and memory."""
         for what in self.cell.phases:
             if not self.record["failed"] and not (what == "step" and self.record["no_step"]):
-                self.record[what] = {**self.ask(what), "rounds": 0}
+                found = self.ask(what)
+                if not self.record["failed"]:
+                    self.record[what] = {**found, "rounds": 0}
 
     def keep(self, what: str, rounds: Sequence[dict[str, Any]]) -> None:
         """Put the medians of the rounds in place of the warm-up's times."""
@@ -157,7 +161,8 @@ class Child:
 
     def end(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
+        with suppress(OSError):
+            self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
 
@@ -242,10 +247,8 @@ def groups_of(options: Any) -> list[list[Cell]]:
     if "growth" in options.parts:
         for method in methods:
             cfg = config(Cell(method, cells.GROWTH_CLASSES))
-            batch, has_prompts = (
-                cfg.DATALOADER.TRAIN_X.BATCH_SIZE,
-                bool(prompt_keys(settings_of(cfg))),
-            )
+            batch = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+            has_prompts = bool(prompt_keys(settings_of(cfg)))
             groups += [[cell] for cell in cells.growth_cells(method, batch, has_prompts)]
     return [[cell.but(model=options.model) for cell in group] for group in groups]
 
@@ -355,6 +358,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.report:
         measure_all(options, options.output_dir, whose)
     shown = [a for a in (sys.argv[1:] if argv is None else argv) if a != "--report"]
+    if options.report and not finished(options.output_dir, whose):
+        where = f"No measurements of this machine, code and model in {options.output_dir}"
+        say(f"{where}: the page is written from {report.RESULTS}")
+        report.store(report.stored(ROOT), ROOT)
+        return 0
     results = collect(
         options.output_dir, whose, shlex.join(["python", "-m", "benchmarks.cost", *shown])
     )

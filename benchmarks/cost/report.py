@@ -441,4 +441,5 @@ def store(results: dict[str, Any], root: Path) -> None:
     text = (root / PAGE).read_text(encoding="utf-8")
     with atomic_write(str(root / PAGE)) as file:
         file.write(page(text, tables(results)))
-    plot(results, root / PLOT)
+    if results["records"]:
+        plot(results, root / PLOT)

@@ -1,5 +1,7 @@
 """The tables of docs/performance.md are those of the stored measurements."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,6 @@ MACHINE = {
 
 def record(cell: Cell, seconds: float, gib: float = 1.0, **values):
     """Make the record of a cell with batches of 4 that reaches half of 100 GFLOP/s."""
-    import dataclasses
-
     found = {
         "seconds": seconds,
         "host_seconds": seconds,
@@ -63,6 +63,20 @@ def row_of(table: str, *start: str) -> list[str]:
 def test_the_page_shows_the_stored_measurements():
     text = (ROOT / report.PAGE).read_text(encoding="utf-8")
     assert report.page(text, report.tables(report.stored(ROOT))) == text
+
+
+def test_a_report_keeps_the_measurements_and_shows_them(tmp_path):
+    (tmp_path / "docs").mkdir()
+    text = (ROOT / report.PAGE).read_text(encoding="utf-8")
+    (tmp_path / report.PAGE).write_text(text, encoding="utf-8")
+    measured = results(record(Cell("CoOp", 50), 2), record(Cell("CoOp", 100), 3))
+    report.store(measured, tmp_path)
+    assert report.stored(tmp_path) == json.loads(json.dumps(measured))
+    made = (tmp_path / report.PAGE).read_text(encoding="utf-8")
+    for part in report.tables(measured).values():
+        assert part in made
+    assert "Not measured" not in made and made.count("<!-- cost:") == text.count("<!-- cost:")
+    assert "<svg" in (tmp_path / report.PLOT).read_text(encoding="utf-8")
 
 
 def test_the_plain_reference_is_extrapolated_by_its_line_and_marked():
