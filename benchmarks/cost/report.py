@@ -303,7 +303,8 @@ def ratios(results: dict[str, Any]) -> str:
         values = [shown(reference, write) + "*" * is_extrapolated]
         for record, target in zip(ours, row.targets, strict=True):
             value = value_of(record, phase, key)
-            missing |= set((record or {}).get("left_out", ()))
+            if row.cell.options:
+                missing |= set((record or {}).get("left_out", ()))
             ratio = reference / value if reference and value else None
             values += [
                 shown(value, write, record),
