@@ -39,7 +39,8 @@ from dassl.utils.tools import atomic_write
 ROOT = Path(__file__).parents[2]
 # What the figures depend on; measurements of other code are made again.
 CODE = ("clip", "trainers", "dassl/engine", "dassl/optim", "benchmarks/plain.py")
-CODE += ("benchmarks/cost/measure.py", "configs/trainers", "configs/_base")
+CODE += ("benchmarks/cost/measure.py", "benchmarks/cost/cells.py")
+CODE += ("configs/trainers", "configs/_base")
 PARTS = ("table", "ratios", "growth")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
 KEPT_FREE = 0.05  # share of the free memory that no measurement may have
