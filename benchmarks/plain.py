@@ -154,7 +154,7 @@ class Method(nn.Module):
     ):
         super().__init__()
         self.clip, self.ids, self.settings = clip, ids, settings
-        self.frozen_text = frozen_text
+        self.frozen_text: Any = frozen_text
         self.p = {name: nn.Parameter(tensor.detach().clone()) for name, tensor in learned.items()}
 
     def image(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
@@ -267,7 +267,6 @@ class ProMPT(Method):
         return [F.linear((hidden + b1).relu(), self.p[f"{net}weight2"], b2) for b1, b2 in biases]
 
     def forward(self, images: Tensor) -> Found:
-        assert self.frozen_text is not None
         text = self.frozen_text.expand(len(images), -1, -1)
         logits = self.scores(self.image(images), self.frozen_text)
         context = self.p["prompt_learner.ctx"].expand(len(images), -1, -1)
@@ -304,11 +303,17 @@ class HiCroPL(Method):
         return F.layer_norm(x, x.shape[-1:], self.p[f"{name}.weight"], self.p[f"{name}.bias"])
 
     def attend(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        p = [self.p[f"{name}.in_proj_{kind}"] for kind in ("weight", "bias")]
-        out = [self.p[f"{name}.out_proj.{kind}"] for kind in ("weight", "bias")]
-        nothing = (None, None, False, 0.0)  # no biases of keys and values, no dropout
         return F.multi_head_attention_forward(
-            q, k, v, q.shape[-1], self.heads, *p, *nothing, *out, need_weights=False
+            *(q, k, v, q.shape[-1], self.heads),
+            in_proj_weight=self.p[f"{name}.in_proj_weight"],
+            in_proj_bias=self.p[f"{name}.in_proj_bias"],
+            bias_k=None,
+            bias_v=None,
+            add_zero_attn=False,
+            dropout_p=0.0,
+            out_proj_weight=self.p[f"{name}.out_proj.weight"],
+            out_proj_bias=self.p[f"{name}.out_proj.bias"],
+            need_weights=False,
         )[0]
 
     def compress(self, side: str, layers: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -388,11 +387,11 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 def page(text: str, parts: dict[str, str]) -> str:
     """Put each part between its markers, ``<!-- cost:NAME -->`` and ``<!-- /cost:NAME -->``."""
     for name, part in parts.items():
-        marked = rf"(<!-- cost:{name} -->\n).*?(<!-- /cost:{name} -->)"
-        text, count = re.subn(
-            marked, lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL
-        )
-        assert count == 1, name
+        begin, end = f"<!-- cost:{name} -->\n", f"<!-- /cost:{name} -->"
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        assert found and ended, name
+        text = f"{before}{begin}{part}\n{end}{after}"
     return text
 
 
@@ -415,9 +414,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
                 measured = {r["cell"]["classes"]: r for r in found}
                 points = sorted(plain_points_of(measured, "step", key).items())
                 if points:
-                    x, y = zip(*points, strict=True)
+                    x, values = zip(*points, strict=True)
                     name = method if path_ == "ours" else None
-                    y = [value / unit for value in y]
+                    y = [value / unit for value in values]
                     marker = "osD^v"[i // 10 % 5]
                     ax.plot(x, y, style, color=f"C{i % 10}", marker=marker, ms=3, label=name)
         ax.set(xscale="log", yscale="log", xlabel="classes", ylabel=label)
