@@ -38,9 +38,10 @@ from dassl.utils.tools import atomic_write
 
 ROOT = Path(__file__).parents[2]
 # What the figures depend on; measurements of other code are made again.
-CODE = ("clip", "trainers", "dassl/engine", "dassl/optim", "benchmarks/plain.py")
-CODE += ("benchmarks/cost/measure.py", "benchmarks/cost/cells.py")
-CODE += ("configs/trainers", "configs/_base")
+CODE = (
+    *("clip", "trainers", "dassl/engine", "dassl/optim", "configs/trainers", "configs/_base"),
+    *("benchmarks/plain.py", "benchmarks/cost/measure.py", "benchmarks/cost/cells.py"),
+)
 PARTS = ("table", "ratios", "growth")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
 KEPT_FREE = 0.05  # share of the free memory that no measurement may have
@@ -126,7 +127,12 @@ class Child:
         """Wait for an answer; say what ended the process where there is none."""
         assert self.process.stdout is not None
         late = threading.Event()
-        timer = threading.Timer(self.limit, lambda: (late.set(), self.process.kill()))
+
+        def stop() -> None:
+            late.set()
+            self.process.kill()
+
+        timer = threading.Timer(self.limit, stop)
         timer.start()
         line = self.process.stdout.readline()
         timer.cancel()
@@ -306,8 +312,8 @@ def measure_all(options: Any, folder: Path, whose: dict[str, Any]) -> None:
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
         for i, group in enumerate(todo, 1):
             if len(group) == 1 and failed_before(group[0], done):
-                cell = dataclasses.asdict(group[0])
-                records = [{"cell": cell, "failed": "out of memory"}]
+                values = dataclasses.asdict(group[0])
+                records = [{"cell": values, "failed": "out of memory"}]
             else:
                 records = measure(group, options, log)
             for cell, record in zip(group, records, strict=True):

@@ -181,7 +181,7 @@ def recall_features(model: CLIP) -> None:
             known[images.data_ptr()] = encode(images, layers, *rest).detach()
         return known[images.data_ptr()]
 
-    model.encode_image = recall  # type: ignore[method-assign]
+    model.encode_image = recall  # type: ignore[method-assign, assignment]
 
 
 class Ours:
@@ -197,15 +197,14 @@ class Ours:
         self.test_batch = cell.test_batch or (TEST_BATCH if keeps else self.batch)
         self.computes_in = self.model.autocast_dtype or self.model.clip.dtype
         size = self.model.clip.visual.input_resolution
-        views = [torch.randn(self.batch, 3, size, size, device=self.device)]
-        views *= self.model.n_views
-        self.images = views if len(views) > 1 else views[0]
+        one = torch.randn(self.batch, 3, size, size, device=self.device)
+        self.views = [one] * self.model.n_views
         self.labels = torch.arange(self.batch, device=self.device) % cell.classes
         self.test_images = torch.randn(self.test_batch, 3, size, size, device=self.device)
         if cell.views:
             recall_features(self.model.clip)
             with torch.no_grad(), self.model.autocast():
-                for images in (*views, self.test_images):
+                for images in (one, self.test_images):
                     self.model.clip.encode_image(images)
 
     @property
@@ -222,7 +221,8 @@ class Ours:
     def step(self) -> None:
         self.model.kept = None  # of an evaluation
         self.trainer.set_model_mode("train")
-        self.trainer.forward_backward({"img": self.images, "label": self.labels})
+        images = self.views if len(self.views) > 1 else self.views[0]
+        self.trainer.forward_backward({"img": images, "label": self.labels})
 
     def classes(self) -> None:
         """Compute what one evaluation computes once."""
@@ -249,7 +249,7 @@ class Plain(Ours):
 
     def step(self) -> None:
         self.plain.train()
-        self.plain.step(self.images, self.labels, self.optimizer)
+        self.plain.step(self.views[0], self.labels, self.optimizer)
 
     def classes(self) -> None:
         self.plain.eval()

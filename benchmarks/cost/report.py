@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,7 +130,9 @@ def plain_at(points: dict[float, float], classes: int) -> tuple[float | None, bo
 # Tables ------------------------------------------------------------------------------------------
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return "Not measured."
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -422,7 +424,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         ax.set(xscale="log", yscale="log", xlabel="classes", ylabel=label)
         ax.grid(alpha=0.3)
     axes[0].set_title("ViT-B/16, fp32, the papers' batches; dotted: plain reference", loc="left")
-    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+    if axes[1].lines:
+        axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
