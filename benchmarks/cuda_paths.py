@@ -182,9 +182,7 @@ def checks() -> dict[str, Callable[[Path], str]]:
         f"training in {prec}": partial(check_precision, prec=prec) for prec in low
     }
     for prec in ("fp16", "amp"):
-        found[f"GradScaler resumes in {prec}"] = lambda folder, prec=prec: check_scaler(
-            folder, prec
-        )
+        found[f"GradScaler resumes in {prec}"] = partial(check_scaler, prec=prec)
     found["GradScaler skips an overflow"] = check_overflow
     found["random states on resume"] = check_random_states
     found["pinned memory"] = check_pinned
