@@ -75,7 +75,7 @@ def test_a_report_keeps_the_measurements_and_shows_them(tmp_path):
     made = (tmp_path / report.PAGE).read_text(encoding="utf-8")
     for part in report.tables(measured).values():
         assert part in made
-    assert "Not measured" not in made and made.count("<!-- cost:") == text.count("<!-- cost:")
+    assert "Not measured yet" not in made and made.count("<!-- cost:") == text.count("<!-- cost:")
     assert "<svg" in (tmp_path / report.PLOT).read_text(encoding="utf-8")
 
 
