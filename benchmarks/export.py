@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import clip
-from benchmarks.text_features import VIT_B16, random_model
+from benchmarks.cost.measure import random_model
 from dassl.command import Parser
 from dassl.config import get_cfg_default
 from dassl.engine.classes_file import Classes
@@ -40,7 +40,7 @@ TEMPLATES = ["a photo of a {}."]
 def classifier_of(backbone: str) -> Classifier:
     """Make a classifier that has learned nothing."""
     if backbone == "ViT-B/16":
-        model = random_model(VIT_B16)
+        model = random_model()
     else:
         model = clip.load(backbone, device="cpu")[0].float().eval().requires_grad_(False)
     cfg = get_cfg_default("VPT")

@@ -1,0 +1,385 @@
+"""What every registered method costs at the size of ViT-B/16, with random weights.
+
+    python -m benchmarks.cost                    measure, or go on measuring
+    python -m benchmarks.cost --report           put what was measured into docs/performance.md
+
+Each measurement is a process of its own and leaves a JSON file in --output-dir. One that is there,
+from the same machine, versions and code, is not made again, so that a stopped run goes on and
+--parts, --methods, --classes and --precision can take a run in pieces. A measurement that fails,
+as for lack of memory, is shown as what it is. Other programs change the figures: leave the machine
+idle. docs/performance.md says how to read the tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cost import cells, report
+from benchmarks.cost.cells import Cell
+from dassl.command import Parser, number, run, say
+from dassl.errors import UserError, check_choice
+from dassl.json_file import read_json
+from dassl.utils.tools import atomic_write
+
+ROOT = Path(__file__).parents[2]
+# What the figures depend on; measurements of other code are made again.
+CODE = (
+    *("clip", "trainers", "dassl/engine", "dassl/optim", "configs/trainers", "configs/_base"),
+    *("benchmarks/plain.py", "benchmarks/cost/measure.py", "benchmarks/cost/cells.py"),
+)
+PARTS = ("table", "ratios", "growth")
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
+KEPT_FREE = 0.05  # share of the free memory that no measurement may have
+WARM_UPS = 2
+KILLED_AFTER = 10  # time limits, in which a single round must end
+
+
+def code_version() -> str:
+    """Return a short hash of the files that figures depend on."""
+    digest = hashlib.sha256()
+    for name in CODE:
+        path = ROOT / name
+        files = [path] if path.is_file() else sorted(path.rglob("*.[py]*"))
+        for file in files:
+            if file.suffix in (".py", ".yaml"):
+                digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Describe what the figures depend on besides the code."""
+    import torch
+
+    cpu = proc("cpuinfo", r"model name\s*:\s*(.+)") or platform.processor() or platform.machine()
+    flags = (proc("cpuinfo", r"(?:flags|Features)\s*:\s*(.+)") or "").split()
+    gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "low precision": [flag for flag in BF16_FLAGS if flag in flags],
+        "memory": total_memory(),
+        "threads": threads or torch.get_num_threads(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+    }
+
+
+def proc(file: str, pattern: str) -> str:
+    """Find something in a file of /proc; "" where that is not there."""
+    try:
+        found = re.search(pattern, Path("/proc", file).read_text(errors="replace"))
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def total_memory() -> int:
+    """Return the machine's memory in bytes; that of the GPU where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return 1024 * int(proc("meminfo", r"MemTotal:\s+(\d+)") or 0)
+
+
+def free_memory() -> int:
+    """Return the bytes that are free on the CPU's side; what /proc does not say is plenty."""
+    return 1024 * int(proc("meminfo", r"MemAvailable:\s+(\d+)") or 2**40)
+
+
+class Child:
+    """The process of one measurement."""
+
+    def __init__(self, cell: Cell, free: int, threads: int, limit: float, log: Any):
+        command = [sys.executable, "-m", "benchmarks.cost.measure"]
+        command += [json.dumps(dataclasses.asdict(cell)), str(free)]
+        env = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONPATH=str(ROOT))
+        self.cell, self.limit = cell, limit
+        self.record: dict[str, Any] = {"cell": dataclasses.asdict(cell), "failed": ""}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=ROOT,
+            env=env,
+        )
+        self.record |= self.read()
+
+    def read(self) -> dict[str, Any]:
+        """Wait for an answer; say what ended the process where there is none."""
+        assert self.process.stdout is not None
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            self.process.kill()
+
+        timer = threading.Timer(self.limit, stop)
+        timer.start()
+        line = self.process.stdout.readline()
+        timer.cancel()
+        if line:
+            return json.loads(line)
+        code = self.process.wait()
+        if late.is_set():
+            return {"failed": "over the time limit"}
+        return {"failed": "out of memory" if code == -9 else f"ended with exit code {code}"}
+
+    def ask(self, what: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        with suppress(OSError):  # it has died, which reading says
+            self.process.stdin.write(f"{what}\n")
+            self.process.stdin.flush()
+        answer = self.read()
+        self.record["failed"] = answer.get("failed", "")
+        return answer
+
+    def warm_up(self) -> None:
+        """Do everything once, which also counts FLOPs and memory."""
+        for what in self.cell.phases:
+            if not self.record["failed"] and not (what == "step" and self.record["no_step"]):
+                found = self.ask(what)
+                if not self.record["failed"]:
+                    self.record[what] = {**found, "rounds": 0}
+
+    def keep(self, what: str, rounds: Sequence[dict[str, Any]]) -> None:
+        """Put the medians of the rounds in place of the warm-up's times."""
+        if rounds:
+            medians = {key: report.median([each[key] for each in rounds]) for key in rounds[0]}
+            self.record[what] |= {**medians, "rounds": len(rounds)}
+
+    def end(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(OSError):
+            self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def measure(group: Sequence[Cell], options: Any, log: Any) -> list[dict[str, Any]]:
+    """Measure cells by turns, so that what else the machine does meets all of them alike."""
+    limit, children = KILLED_AFTER * options.time_limit, list[Child]()
+    free = int(free_memory() * (1 - KEPT_FREE))
+    try:
+        for cell in group:
+            child = Child(cell, free, options.threads, limit, log)
+            children.append(child)
+            child.warm_up()
+            if len(group) > 1:  # all of them stay, with what they have taken
+                peaks = (child.record.get(what, {}).get("peak", 0) for what in cell.phases)
+                free -= child.record.get("resident", 0) + max(peaks)
+        for what in group[0].phases:
+            turns(children, what, options)
+    finally:
+        for child in children:
+            child.end()
+    return [child.record for child in children]
+
+
+def turns(children: Sequence[Child], what: str, options: Any) -> None:
+    """Repeat a phase of all children, one after the other in each round."""
+    found: dict[int, list[dict[str, Any]]] = {i: [] for i in range(len(children))}
+    start = time.monotonic()
+    for _ in range(options.repeats):
+        for i, child in enumerate(children):
+            if what in child.record and not child.record["failed"]:
+                answer = child.ask(what)
+                if not child.record["failed"]:
+                    found[i].append(answer)
+        if time.monotonic() - start > options.time_limit:
+            break
+    for i, child in enumerate(children):
+        child.keep(what, found[i])
+
+
+# What there is to do -----------------------------------------------------------------------------
+
+
+def methods_of(names: Sequence[str] | None) -> list[str]:
+    """Return the registered methods, or those that are named."""
+    import trainers
+    from dassl.engine import TRAINER_REGISTRY
+    from trainers.trainer import MethodTrainer
+
+    assert trainers  # registers them
+    known = [
+        name
+        for name in TRAINER_REGISTRY.registered_names()
+        if issubclass(TRAINER_REGISTRY.get(name), MethodTrainer)
+    ]
+    for name in names or ():
+        check_choice("--methods", name, known)
+    return [name for name in known if not names or name in names]
+
+
+def low_precision() -> str:
+    """Name the precision that is compared with fp32: the device's own choice, or bf16."""
+    from dassl.engine.optimize import PRECISIONS
+
+    return "auto" if "auto" in PRECISIONS else "bf16"
+
+
+def groups_of(options: Any) -> list[list[Cell]]:
+    """Return the cells of all parts; those of a group are measured by turns."""
+    from benchmarks import plain
+    from benchmarks.cost.measure import config, prompt_keys, settings_of
+
+    methods = methods_of(options.methods)
+    groups: list[list[Cell]] = []  # of ViT-B/16
+    if "ratios" in options.parts:
+        for row in cells.ROWS:
+            if row.cell.method in methods:
+                groups.append(row.cells(options.precision[-1]))
+    if "table" in options.parts:
+        table = cells.table_cells(methods, list(plain.METHODS), options.classes, options.precision)
+        groups += [[cell] for cell in table]
+    if "growth" in options.parts:
+        for method in methods:
+            cfg = config(Cell(method, cells.GROWTH_CLASSES))
+            batch = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+            has_prompts = bool(prompt_keys(settings_of(cfg)))
+            groups += [[cell] for cell in cells.growth_cells(method, batch, has_prompts)]
+    return [[cell.but(model=options.model) for cell in group] for group in groups]
+
+
+def estimate(groups: Iterable[Sequence[Cell]], repeats: int, rate: float) -> float:
+    """Estimate the seconds that groups take at a rate in FLOP/s, within a factor of about two."""
+    from benchmarks.cost.measure import config
+    from dassl.engine import TRAINER_REGISTRY
+
+    total = 0.0
+    for cell in (cell for group in groups for cell in group):
+        batch = config(cell).DATALOADER.TRAIN_X.BATCH_SIZE
+        per_image = TRAINER_REGISTRY.get(cell.method).method.conditional
+        flops = cells.rough_flops(cell, batch, per_image)
+        total += cells.START_SECONDS + (repeats + WARM_UPS) * flops / rate
+    return total
+
+
+def path_of(folder: Path, cell: Cell) -> Path:
+    return folder / f"{cell.name}.json"
+
+
+def finished(folder: Path, whose: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the records of this machine and code in a folder, by the names of their cells."""
+    found = {}
+    for path in sorted(folder.glob("*-*.json")):
+        record = read_json(str(path))
+        if record.get("whose") == whose:
+            found[path.stem] = record
+    return found
+
+
+def failed_before(cell: Cell, done: dict[str, dict[str, Any]]) -> bool:
+    """Return whether memory was too short for the same with fewer classes."""
+    smaller = (cell.but(classes=k).name for k in cells.CLASSES if k < cell.classes)
+    return any(done.get(name, {}).get("failed") == "out of memory" for name in smaller)
+
+
+def measure_all(options: Any, folder: Path, whose: dict[str, Any]) -> None:
+    """Make the measurements that are missing, and say how long that takes."""
+    import torch
+
+    from benchmarks.cost.measure import matrix_rate
+
+    done = finished(folder, whose)
+    todo = [group for group in groups_of(options) if any(c.name not in done for c in group)]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    minutes = estimate(todo, options.repeats, matrix_rate(torch.float32, device)) / 60
+    say(f"{len(todo)} measurements to make, {len(done)} made: about {minutes:.0f} minutes")
+    begun = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a", encoding="utf-8") as log:
+        for i, group in enumerate(todo, 1):
+            if len(group) == 1 and failed_before(group[0], done):
+                values = dataclasses.asdict(group[0])
+                records = [{"cell": values, "failed": "out of memory"}]
+            else:
+                records = measure(group, options, log)
+            for cell, record in zip(group, records, strict=True):
+                record |= {"whose": whose, "date": datetime.date.today().isoformat()}
+                done[cell.name] = record
+                with atomic_write(str(path_of(folder, cell))) as file:
+                    json.dump(record, file)
+                elapsed = (time.monotonic() - begun) / 60
+                say(f"{i}/{len(todo)} {elapsed:.0f} min  {cell.name}: {report.in_short(record)}")
+
+
+def collect(folder: Path, whose: dict[str, Any], command: str) -> dict[str, Any]:
+    """Put the records of this machine and code together."""
+    records = list(finished(folder, whose).values())
+    if not records:
+        expected = "expected measurements of this machine, code and model"
+        raise UserError(f"--output-dir: {expected}, got none in '{folder}'")
+    dates = sorted(record.pop("date") for record in records)
+    for record in records:
+        del record["whose"]
+    return {**whose, "command": command, "dates": [dates[0], dates[-1]], "records": records}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__.splitlines()[0])
+    positive = number(int, "a whole number of at least 1", lambda n: n >= 1)
+    seconds = number(float, "seconds above 0", lambda s: 0 < s < float("inf"))
+    add = parser.add_argument
+    add("--output-dir", type=Path, default=Path("output/cost"), help="where measurements are kept")
+    add("--model", choices=cells.MODELS, default=cells.MODELS[0], help="small is a rehearsal")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    add("--methods", nargs="+", help="registered trainers; all of them by default")
+    add("--classes", nargs="+", type=positive, default=list(cells.CLASSES))
+    add("--precision", nargs="+", help="PREC of the methods (fp32, and auto or else bf16)")
+    add("--threads", type=positive, default=0, help="of torch; its own choice by default")
+    add("--repeats", type=positive, default=3, help="rounds after the warm-up; medians are kept")
+    add("--time-limit", type=seconds, default=120.0, help="seconds after which no round begins")
+    add("--report", action="store_true", help="measure nothing; write docs/performance.md")
+    options = parser.parse_args(argv)
+    import torch
+
+    from dassl.engine.optimize import PRECISIONS
+
+    options.precision = options.precision or ["fp32", low_precision()]
+    for name in options.precision:
+        check_choice("--precision", name, PRECISIONS)
+    options.threads = options.threads or torch.get_num_threads()
+    whose = {"machine": machine(options.threads), "code": code_version(), "model": options.model}
+    if not options.report:
+        measure_all(options, options.output_dir, whose)
+    shown = [a for a in (sys.argv[1:] if argv is None else argv) if a != "--report"]
+    if options.report and not finished(options.output_dir, whose):
+        where = f"No measurements of this machine, code and model in {options.output_dir}"
+        say(f"{where}: the page is written from {report.RESULTS}")
+        report.store(report.stored(ROOT), ROOT)
+        return 0
+    results = collect(
+        options.output_dir, whose, shlex.join(["python", "-m", "benchmarks.cost", *shown])
+    )
+    if options.report:
+        report.store(results, ROOT)
+    else:
+        say("\n\n".join(report.tables(results).values()))
+        report.plot(results, options.output_dir / "cost.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,155 @@
+"""The tables of docs/performance.md are those of the stored measurements."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cost import cells, report
+from benchmarks.cost.cells import Cell
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+MACHINE = {
+    "device": "cpu",
+    "cpu": "Model X",
+    "cores": 2,
+    "low precision": ["avx512_bf16"],
+    "memory": 16 * GIB,
+    "threads": 2,
+    "torch": "2.9",
+    "system": "Linux",
+}
+
+
+def record(cell: Cell, seconds: float, gib: float = 1.0, **values):
+    """Make the record of a cell with batches of 4 that reaches half of 100 GFLOP/s."""
+    found = {
+        "seconds": seconds,
+        "host_seconds": seconds,
+        "batch_seconds": seconds,
+        "class_seconds": 0.0,
+        "flops": 0.5e11 * seconds,
+        "peak": gib * GIB,
+    }
+    return {
+        "cell": dataclasses.asdict(cell),
+        "failed": "",
+        "learned": 1000,
+        "batch": 4,
+        "test_batch": 32,
+        "no_step": "",
+        "left_out": [],
+        "computes_in": "float32",
+        "rate": 1e11,
+        **dict.fromkeys(cell.phases, found),
+        **values,
+    }
+
+
+def results(*records):
+    kept = {"command": "python -m benchmarks.cost", "dates": ["2026-11-26", "2026-11-26"]}
+    return {"machine": MACHINE, "code": "abc", "model": "ViT-B/16", **kept, "records": [*records]}
+
+
+def row_of(table: str, *start: str) -> list[str]:
+    """Find the one row of a Markdown table whose first columns are these."""
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    (found,) = [row for row in rows if row[: len(start)] == list(start)]
+    return found
+
+
+def test_the_page_shows_the_stored_measurements():
+    text = (ROOT / report.PAGE).read_text(encoding="utf-8")
+    assert report.page(text, report.tables(report.stored(ROOT))) == text
+
+
+def test_a_report_keeps_the_measurements_and_shows_them(tmp_path):
+    (tmp_path / "docs").mkdir()
+    text = (ROOT / report.PAGE).read_text(encoding="utf-8")
+    (tmp_path / report.PAGE).write_text(text, encoding="utf-8")
+    measured = results(record(Cell("CoOp", 50), 2), record(Cell("CoOp", 100), 3))
+    report.store(measured, tmp_path)
+    assert report.stored(tmp_path) == json.loads(json.dumps(measured))
+    made = (tmp_path / report.PAGE).read_text(encoding="utf-8")
+    for part in report.tables(measured).values():
+        assert part in made
+    assert "Not measured yet" not in made and made.count("<!-- cost:") == text.count("<!-- cost:")
+    assert "<svg" in (tmp_path / report.PLOT).read_text(encoding="utf-8")
+
+
+def test_the_plain_reference_is_extrapolated_by_its_line_and_marked():
+    plain = [Cell("MaPLe", k, path="plain") for k in (10, 50, 100)]
+    ours = [Cell("MaPLe", k) for k in (10, 100, 1000)]
+    records = [record(cell, 1 + 0.1 * cell.classes, 0.01 * cell.classes) for cell in plain]
+    records += [record(cell, 1 + 0.01 * cell.classes) for cell in ours]
+    made = report.tables(results(*records))
+    row = row_of(made["step"], "MaPLe", "plain")
+    assert row[2:6] == ["2", "6", "11", "101*"]
+    assert row[6] == "1 s + 100.0 ms a class"
+    assert row_of(made["step"], "MaPLe", "fp32")[2:6] == ["1.1", report.NOTHING, "2", "11"]
+    assert row_of(made["memory"], "MaPLe", "plain")[5] == "10.00*"
+
+
+def test_what_would_not_fit_is_out_of_memory():
+    plain = [record(Cell("CoOp", k, path="plain"), k, 0.05 * k) for k in (10, 100)]
+    made = report.tables(results(*plain, record(Cell("CoOp", 1000), 1)))
+    assert row_of(made["step"], "CoOp", "plain")[4] == "out of memory (50 GiB*)"
+    failed = record(Cell("CoOp", 1000, "bf16"), 1) | {"failed": "out of memory"}
+    del failed["step"], failed["evaluation"]
+    made = report.tables(results(*plain, failed))
+    assert row_of(made["step"], "CoOp", "bf16")[4] == "out of memory"
+
+
+def test_ratios_are_plain_over_ours_and_compared_with_their_goals():
+    row = next(row for row in cells.ROWS if row.title == "MaPLe, batch 4, 50 classes")
+    fp32, low, plain = row.cells("bf16")
+    made = report.tables(results(record(fp32, 2), record(low, 1), record(plain, 5)))["ratios"]
+    assert row_of(made, row.title)[1:] == [
+        *("5", "2", "3x", "2.50x", "no"),
+        *("1", "7x", "5.00x", "no"),
+    ]
+    made = report.tables(results(record(fp32, 1), record(low, 1), record(plain, 5)))["ratios"]
+    assert row_of(made, row.title)[2:6] == ["1", "3x", "5.00x", "yes"]
+
+
+def test_ratios_beyond_100_classes_use_the_line_of_the_reference():
+    row = next(row for row in cells.ROWS if row.title == "MaPLe, batch 4, 500 classes")
+    fp32, _, *plain = row.cells("bf16")
+    assert [cell.classes for cell in plain] == [10, 50, 100]
+    records = [record(cell, 1 + 0.1 * cell.classes) for cell in plain]
+    made = report.tables(results(record(fp32, 3), *records))["ratios"]
+    assert row_of(made, row.title)[1:6] == ["51*", "3", "13x", "17.00x", "yes"]
+
+
+def test_a_row_with_an_option_that_is_missing_says_so():
+    row = next(row for row in cells.ROWS if row.cell.options)
+    fp32, _, plain = row.cells("bf16")
+    made = report.tables(
+        results(record(fp32, 1, 1, left_out=["MODEL.RECOMPUTE"]), record(plain, 1, 3))
+    )["ratios"]
+    assert row_of(made, row.title)[1:5] == ["3.00", "1.00", "2x", "3.00x"]
+    assert "Measured without MODEL.RECOMPUTE" in made
+
+
+def test_the_share_of_the_matrix_rate_and_flops_an_image():
+    made = report.tables(results(record(Cell("MaPLe", 50), 2)))["overview"]
+    row = row_of(made, "MaPLe", "fp32")
+    assert row[2:6] == ["1,000", "4", "25", "3"]  # 100 GFLOP over 4 and 32 images
+    assert row[-1] == "50 %"
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(9.42, "yes"), (11.0, "no")])
+def test_the_reference_is_compared_with_public_code_machine_for_machine(seconds, verdict):
+    # 5.89 s at 160 GFLOP/s are 942 GFLOP, and so are 9.42 s at 100 GFLOP/s
+    made = report.tables(results(record(Cell("MaPLe", 50, path="plain"), seconds)))["public"]
+    row = row_of(made, "MaPLe 4 x 50")
+    assert row[2] == "942" and row[-1] == verdict
+
+
+def test_no_two_cells_share_a_file():
+    made = [cell for row in cells.ROWS for cell in row.cells("bf16")]
+    made += cells.table_cells(["CoOp", "TCP"], ["CoOp"], cells.CLASSES, ["fp32", "bf16"])
+    made += cells.growth_cells("CoOp", 32, True)
+    assert len({cell.name for cell in made}) == len(set(made)) == len(made)
