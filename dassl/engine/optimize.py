@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dassl import distributed
 from dassl.utils.logger import log
 
 PRECISIONS = ("fp32", "bf16", "fp16", "amp")
@@ -49,6 +50,8 @@ def optimizer_step(
 ) -> None:
     """Compute the gradients of a loss and take one step with each optimizer.
 
+    In several processes the gradients are the means over all of them.
+
     Args:
         loss: one number; it is not looked at.
         optimizers: of all that the loss is to change.
@@ -56,15 +59,22 @@ def optimizer_step(
     """
     for optimizer in optimizers:
         optimizer.zero_grad()
+    (loss if scaler is None else scaler.scale(loss)).backward()
+    distributed.average(gradients_of(optimizers))
     if scaler is None:
-        loss.backward()
         for optimizer in optimizers:
             optimizer.step()
     else:
-        scaler.scale(loss).backward()
         for optimizer in optimizers:
             scaler.step(optimizer)
         scaler.update()
+
+
+def gradients_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:
+    """Return the gradients of all that the optimizers change, as far as there are any."""
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    tensors = (tensor for group in groups for tensor in group["params"])
+    return [tensor.grad for tensor in tensors if tensor.grad is not None]
 
 
 class Update:
@@ -94,8 +104,11 @@ class Update:
         All are zero where one overflows in fp16, as the step would be skipped.
         """
         if self.scaler is None:
-            return list(torch.autograd.grad(loss, tensors))
+            gradients = list(torch.autograd.grad(loss, tensors))
+            distributed.average(gradients)
+            return gradients
         scale = self.scaler.scale(torch.ones_like(loss))
         scaled = torch.autograd.grad(loss * scale, tensors)
+        distributed.average(scaled)
         finite = torch.stack([gradient.isfinite().all() for gradient in scaled]).all()
         return [torch.where(finite, gradient / scale, 0.0) for gradient in scaled]
