@@ -84,8 +84,8 @@ def folder_to_resume(own: str, other: str, max_epoch: int) -> str:
     return own if has_own or not other else other
 
 
-def check_start(epoch: int, folder: str) -> None:
-    """Check that several processes have found the same number of epochs done.
+def agreed(epoch: int, folder: str) -> int:
+    """Return the number of epochs done in a folder, if several processes have found the same.
 
     Raises:
         UserError: they have not, as the folder is not the same for all of them.
@@ -94,6 +94,7 @@ def check_start(epoch: int, folder: str) -> None:
         epoch,
         f"OUTPUT_DIR: expected a folder that the machines of all processes share, got '{folder}'",
     )
+    return epoch
 
 
 def finished_message(folder: str, max_epoch: int) -> str:

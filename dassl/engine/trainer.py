@@ -51,7 +51,7 @@ class TrainerBase:
         self._writer: Any = None
         self._progress: EpochProgress | None = None  # of the epoch that is running
         self._class_names: list[str] = []  # of training, which checkpoints keep
-        self.epoch = self.batch_idx = self.num_batches = self.model_epoch = 0
+        self.epoch = self.start_epoch = self.batch_idx = self.num_batches = self.model_epoch = 0
         self.best_result = -math.inf
 
     # Models ------------------------------------------------------------------------------------
@@ -100,8 +100,9 @@ class TrainerBase:
         """Save every model as directory/<name>/model.pth.tar-<epoch + 1> or <model_name>."""
         kept = (epoch + 1, val_result, is_best, model_name, self._class_names)
         for name in self.get_model_names():
-            folder = os.path.join(directory, name)
-            checkpoints.save_model(self.learned_state_dict(name), folder, *kept)
+            checkpoints.save_model(
+                self.learned_state_dict(name), os.path.join(directory, name), *kept
+            )
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load every model from directory/<name>/, as ``find_checkpoint`` chooses the file.
@@ -143,8 +144,8 @@ class TrainerBase:
         """Raise ``LossError`` at once where the loss is infinite or not a number."""
         if not torch.isfinite(loss).all():
             images = [] if self._progress is None else self._progress.images
-            place = (self.epoch, self.batch_idx, self.num_batches)
-            raise loss_error("loss", loss.detach().mean().item(), *place, images)
+            place = (self.epoch, self.batch_idx, self.num_batches, images)
+            raise loss_error("loss", loss.detach().mean().item(), *place)
 
     def _optimizers(self, names: str | list[str] | None) -> list[torch.optim.Optimizer]:
         return [o for o in map(self._optims.get, self.get_model_names(names)) if o is not None]
@@ -261,9 +262,8 @@ class SimpleTrainer(TrainerBase):
         self.recorders = chosen_recorders(cfg, type(self))
         self.check_cfg(cfg)
         on_gpu = torch.cuda.is_available() and cfg.USE_CUDA
-        self.device, self.start_epoch = torch.device("cuda" if on_gpu else "cpu"), 0
-        self.max_epoch: int = cfg.OPTIM.MAX_EPOCH
-        self.output_dir: str = cfg.OUTPUT_DIR
+        self.device = torch.device("cuda" if on_gpu else "cpu")
+        self.max_epoch, self.output_dir = int(cfg.OPTIM.MAX_EPOCH), str(cfg.OUTPUT_DIR)
         self._model_dir = self.output_dir  # or the folder of a finished run that RESUME names
         self.build_data_loader()
         resume.share_random_state()  # only who makes a dataset's files draws for them
@@ -295,8 +295,7 @@ class SimpleTrainer(TrainerBase):
         check_training(self.cfg, self.dm.dataset)
         same_run.check_output(self.output_dir, self._config)
         folder = same_run.folder_to_resume(self.output_dir, self.cfg.RESUME, self.max_epoch)
-        self.start_epoch = self.resume_model_if_exist(folder)
-        same_run.check_start(self.start_epoch, self.output_dir)
+        self.start_epoch = same_run.agreed(self.resume_model_if_exist(folder), folder)
         self.time_start = time.time()
         if self.start_epoch == self.max_epoch:
             return
