@@ -245,7 +245,8 @@ def report(message: str) -> None:
     """
     distributed: Any = sys.modules.get("dassl.distributed")
     if distributed is not None and distributed.count() > 1:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which stops the others
+        for number in (signal.SIGTERM, signal.SIGINT):  # torchrun's, which stops the others
+            signal.signal(number, signal.SIG_IGN)
         if not distributed.speaks():
             return
     logger: Any = sys.modules.get("dassl.utils.logger")  # an interrupted import is not repeated

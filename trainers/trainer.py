@@ -61,6 +61,7 @@ def register_method(
     return register
 
 
+@distributed.one_first()
 def load_frozen(key: str, name: str) -> CLIP:
     """Load the CLIP that the config's ``key`` names, frozen, in fp32 on the CPU.
 

@@ -226,7 +226,7 @@ class SharedBatches(BatchSampler):
 
     def size(self, number: int) -> int:
         """Return how many images all processes together have of a batch, counted from 0."""
-        return min(self.batch_size, len(self.sampler) - number * self.batch_size)  # type: ignore
+        return min(self.batch_size, len(self.sampler) - number * self.batch_size)  # type: ignore[arg-type]
 
 
 def build_sampler(

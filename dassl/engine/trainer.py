@@ -100,9 +100,8 @@ class TrainerBase:
         """Save every model as directory/<name>/model.pth.tar-<epoch + 1> or <model_name>."""
         kept = (epoch + 1, val_result, is_best, model_name, self._class_names)
         for name in self.get_model_names():
-            checkpoints.save_model(
-                self.learned_state_dict(name), os.path.join(directory, name), *kept
-            )
+            folder = os.path.join(directory, name)
+            checkpoints.save_model(self.learned_state_dict(name), folder, *kept)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load every model from directory/<name>/, as ``find_checkpoint`` chooses the file.
@@ -244,14 +243,13 @@ class SimpleTrainer(TrainerBase):
         output_dir: folder of the run.
         evaluator: what sums up predictions.
         recorders: classes of the recorders that see the final evaluation.
-        in_processes, shares_tests: whether several processes may share batches, and those of tests.
     """
 
     model: Any
     optim: Any
     sched: Any
     scaler: Any = None
-    in_processes = shares_tests = False
+    in_processes = shares_tests = False  # may processes share batches, and those of tests?
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
