@@ -27,6 +27,11 @@ def check_cfg(cfg: CfgNode) -> None:
     """
     check_domains(cfg, cfg.TRAINER.NAME)
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    if distributed.count() > 1 and not getattr(trainer, "in_processes", False):
+        raise UserError(
+            f"TRAINER.NAME: expected a method that trains in several processes, got "
+            f"'{cfg.TRAINER.NAME}', which may need a whole batch; start it without torchrun"
+        )
     check_dataset_cfg(cfg)
     check_metrics(cfg)
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
@@ -57,11 +62,6 @@ def check_cfg(cfg: CfgNode) -> None:
                 f"TEST.SUBSAMPLE_CLASSES: expected '' for {cfg.TRAINER.NAME}, which knows only "
                 f"the classes of its training, got '{cfg.TEST.SUBSAMPLE_CLASSES}'"
             )
-    if distributed.count() > 1 and not getattr(trainer, "in_processes", False):
-        raise UserError(
-            f"TRAINER.NAME: expected a method that trains in several processes, got "
-            f"'{cfg.TRAINER.NAME}', which may need a whole batch; start it without torchrun"
-        )
     chosen_recorders(cfg, trainer)
 
 
