@@ -260,6 +260,10 @@ class MethodTrainer(TrainerX):
             log.info(f"{name} learns nothing: evaluating")
             self.test()
 
+    def before_train(self) -> None:
+        super().before_train()
+        distributed.copy_first(list(self.model.saved().values()))
+
     def fit(self, fit: Callable[..., None]) -> None:
         """Let the method fit itself to the training and validation images, without augmentation."""
         cfg, dataset, val = self.cfg, self.dm.dataset, self.val_loader
