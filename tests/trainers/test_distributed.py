@@ -74,7 +74,7 @@ def figures(folder: Path) -> dict:
     return {name: value for name, value in record.items() if name not in ("wall_time_s", "config")}
 
 
-def learned(folder: Path) -> dict[str, torch.Tensor]:
+def weights(folder: Path) -> dict[str, torch.Tensor]:
     (path,) = folder.glob("*/model.pth.tar-*")
     return torch.load(path, weights_only=True)["state_dict"]
 
@@ -87,7 +87,7 @@ def test_two_processes_end_with_the_weights_of_one(trainer, command, tmp_path):
     assert processes.printed(tmp_path, 1) == ""  # one speaks, and one writes
     assert files(tmp_path / "two") == files(tmp_path / "one")
     assert len(list((tmp_path / "two").rglob("events.out*"))) == 1
-    one, two = learned(tmp_path / "one"), learned(tmp_path / "two")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6, msg=name)
@@ -127,7 +127,7 @@ def test_a_run_resumes_on_another_number_of_processes(command, tmp_path, monkeyp
         assert train.main(stopped) == 130
     assert processes.finish(processes.start(2, tmp_path, stopped)) == [0, 0]
     assert "2 epochs are done" in processes.printed(tmp_path, 0)
-    whole, resumed = learned(tmp_path / "whole"), learned(tmp_path / "stopped")
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-6, msg=name)
 
@@ -267,7 +267,7 @@ def test_torchrun_itself(command, tmp_path):
     done = torchrun("--output-dir", str(tmp_path / "two"), *digits)
     assert done.returncode == 0, done.stderr
     assert train.main(["--output-dir", str(tmp_path / "one"), *digits]) == 0
-    one, two = learned(tmp_path / "one"), learned(tmp_path / "two")
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
     assert figures(tmp_path / "two")["accuracy"] == figures(tmp_path / "one")["accuracy"]
     # --help and a bad argument are said once
