@@ -5,7 +5,8 @@
         --config-file configs/trainers/CoOp/vit_mini.yaml DATASET.NUM_SHOTS 16
 
 Settings come from the dataset's file, then the method's, then the options, then the KEY VALUE
-pairs at the end; the later wins. The same command resumes a run that was stopped.
+pairs at the end; the later wins. The same command resumes a run that was stopped. ``torchrun`` in
+the place of ``python`` makes it one run of several processes (docs/several-gpus.md).
 
 Exit codes: 0 done, 2 bad input, an output folder that another process uses, or a disk, memory or
 process that failed (one line on stderr says what), 130 interrupted.
