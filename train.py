@@ -5,7 +5,8 @@
         --config-file configs/trainers/CoOp/vit_mini.yaml DATASET.NUM_SHOTS 16
 
 Settings come from the dataset's file, then the method's, then the options, then the KEY VALUE
-pairs at the end; the later wins. The same command resumes a run that was stopped.
+pairs at the end; the later wins. The same command resumes a run that was stopped. ``torchrun`` in
+the place of ``python`` makes it one run of several processes (docs/several-gpus.md).
 
 Exit codes: 0 done, 2 bad input, an output folder that another process uses, or a disk, memory or
 process that failed (one line on stderr says what), 130 interrupted.
@@ -14,12 +15,20 @@ process that failed (one line on stderr says what), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import (
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from types import FrameType
 from typing import Any
 
@@ -155,24 +164,34 @@ def run(args: argparse.Namespace, held: ExitStack) -> None:
     Raises:
         UserError: bad input.
     """
+    from dassl import distributed
+
+    distributed.start()
     cfg = setup_cfg(args)
     from dassl.config import to_dict
-    from dassl.engine import build_trainer, check_cfg, run_folder, same_run
+    from dassl.engine import build_trainer, check_cfg, resume, run_folder, same_run
+    from dassl.utils import collect_env_info, log, set_random_seed, setup_logger
+    from dassl.utils.logger import errors_alone
 
+    distributed.prepare(cfg, trains=not args.eval_only)
+    is_first = distributed.is_first()
+    held.enter_context(nullcontext() if is_first else errors_alone())
     check_cfg(cfg)
     check_options(args, cfg)
-    held.enter_context(run_folder.locked(cfg.OUTPUT_DIR))
+    if is_first:
+        held.enter_context(run_folder.locked(cfg.OUTPUT_DIR))
+    distributed.wait_for_all()
     if not args.no_train:
         same_run.check_output(cfg.OUTPUT_DIR, to_dict(cfg), evaluates=args.eval_only)
 
     import torch
 
-    from dassl.utils import collect_env_info, log, set_random_seed, setup_logger
-
     if cfg.SEED >= 0:
         log.info(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
-    setup_logger(cfg.OUTPUT_DIR)
+    resume.share_random_state()
+    if is_first:
+        setup_logger(cfg.OUTPUT_DIR)
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     print_args(args, cfg)
@@ -188,6 +207,7 @@ def run(args: argparse.Namespace, held: ExitStack) -> None:
             trainer.train()
     finally:
         trainer.close_writer()
+    distributed.end()
 
 
 @contextmanager
@@ -220,7 +240,16 @@ def process_state() -> Iterator[None]:
 
 
 def report(message: str) -> None:
-    """Write one line to stderr and to the log file, if they can be written."""
+    """Write one line to stderr and to the log file, if they can be written.
+
+    Of several processes the first one to come here does: when one ends, the others have to.
+    """
+    distributed: Any = sys.modules.get("dassl.distributed")
+    if distributed is not None and distributed.count() > 1:
+        for number in (signal.SIGTERM, signal.SIGINT):  # torchrun's, which stops the others
+            signal.signal(number, signal.SIG_IGN)
+        if not distributed.speaks():
+            return
     logger: Any = sys.modules.get("dassl.utils.logger")  # an interrupted import is not repeated
     if logger is not None:
         with suppress(UserError):
@@ -229,10 +258,22 @@ def report(message: str) -> None:
         print(message, file=sys.stderr)
 
 
+def is_repeating() -> bool:
+    """Return whether another process that torchrun started has the same arguments and tells."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command line, the process's own without ``argv``, and return the exit code."""
     try:
-        args = build_parser().parse_args(argv)
+        with muted() if is_repeating() else nullcontext():
+            args = build_parser().parse_args(argv)
     except SystemExit as stop:  # --help, or a bad argument that argparse has reported
         return int(stop.code or 0)
     # the lock is released last, when the log file is closed

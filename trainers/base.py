@@ -20,6 +20,7 @@ import clip
 from clip import CLIP, Layer, PromptTokens
 from clip.layer import Layers
 from clip.tokens import tokenizer
+from dassl.distributed import gather
 from dassl.engine.optimize import Update
 from dassl.optim import build_lr_scheduler
 from dassl.utils import UserError
@@ -156,12 +157,14 @@ class Method(nn.Module):
         return {"image": self.encode_image(self.views(batch)[0], towers.vision)}
 
     def features(self, batch: Batch) -> Features:
-        """Compose class and image features."""
+        """Compose class and image features, those of the images of all processes in training."""
         if self.conditional:
-            image = self.image_features(batch, Towers())
-            return {**image, **self.class_features(self.layers(image["image"]))}
+            own = self.image_features(batch, Towers())
+            own |= self.class_features(self.layers(own["image"]))
+            return {name: gather(rows) for name, rows in own.items()}
         towers, classes = self.fixed_or_new()
-        return {**classes, **self.image_features(batch, towers)}
+        own = self.image_features(batch, towers)
+        return {**classes, **{name: gather(rows) for name, rows in own.items()}}
 
     def logits(self, features: Features) -> Tensor:
         """Return logits (B, K), by default scaled cosines of ``image`` and ``text``."""
@@ -177,6 +180,8 @@ class Method(nn.Module):
         """Take one training step and return logits and loss terms.
 
         Args:
+            batch: images; in several processes this one's share of them.
+            labels: of all images (B,).
             update: ``update(loss)`` is one optimizer step; it also knows the learning rate and
                 takes gradients without a step.
         """

@@ -64,7 +64,8 @@ class CLIPLoRA(Method):
         self.lora = nn.ModuleDict()
         for i, block in enumerate([*text, *vision]):
             shape = (block.attn.embed_dim, settings.R, settings.ALPHA, settings.DROPOUT_RATE)
-            self.lora[f"layer_{i}"] = AttentionLoRA({name: LowRank(*shape) for name in names})
+            updates = {name: LowRank(*shape, of_images=i >= self.n_text) for name in names}
+            self.lora[f"layer_{i}"] = AttentionLoRA(updates)
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         layers = [cast(AttentionLoRA, block).layer() for block in self.lora.values()]

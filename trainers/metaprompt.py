@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clip import CLIP, PromptTokens
 from dassl.config.domains import Float, Int
+from dassl.distributed import gather
 from dassl.engine.optimize import Update
 
 from .base import Batch, Features, Method, Towers
@@ -127,7 +128,7 @@ class MetaPrompt(Method):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, terms = super().step(batch, labels, update)
         with torch.no_grad(), self.autocast():
-            images = self.encode_image(self.views(batch)[0])
+            images = gather(self.encode_image(self.views(batch)[0]))
         first, second = self.halves(images, labels)
         ctx = self.prompt_learner.ctx
         start, gradients = ctx.detach().clone(), []

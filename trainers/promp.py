@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clip import CLIP, PromptTokens
 from dassl.config import register_defaults
 from dassl.config.domains import Bool, Float, Int, Words
+from dassl.distributed import gather
 from dassl.engine.recorders import RECORDER_REGISTRY, Recorder
 from dassl.utils import atomic_write, log
 
@@ -195,7 +196,9 @@ class ProMPT(Method):
                 context = (learner.ctx if context is None else context) + shift[:, None, None]
                 text = self.encode_text([context])  # eq. 11
             steps.append(self.clip.similarity(image, text))
-        return {"image": image, "text": text, "steps": torch.stack(steps, dim=1)}
+        if self.conditional:
+            text = gather(text)
+        return {"image": gather(image), "text": text, "steps": gather(torch.stack(steps, dim=1))}
 
     def filtered(self, text: Tensor, logits: Tensor) -> Tensor:
         """Keep the a most probable of the text features (K, d) or (B, K, d): (B, a, d)."""
@@ -227,6 +230,7 @@ class EvolutionRecorder(Recorder):
 
     trainers = ("ProMPT",)
     file = EVOLUTION_FILE
+    reads = ("steps",)
 
     def __init__(self, trainer: Any):
         super().__init__(trainer)

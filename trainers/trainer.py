@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os.path as osp
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 import clip
 from clip import CLIP, ClipError, Preprocess
 from clip.clip import OF_DRAWINGS, OPEN_CLIP
+from dassl import distributed
 from dassl.config import register_defaults, set_keys
 from dassl.config.defaults import declared
 from dassl.config.domains import Choice
@@ -68,6 +69,7 @@ def register_method(
     return register
 
 
+@distributed.one_first()
 def load_frozen(key: str, name: str) -> CLIP:
     """Load the CLIP that the config's ``key`` names, frozen, in fp32 on the CPU.
 
@@ -151,6 +153,7 @@ class MethodTrainer(TrainerX):
     method: type[Method]
     model: Method
     features: Features
+    in_processes = True
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(resolve_precision(cfg))
@@ -243,6 +246,7 @@ class MethodTrainer(TrainerX):
         self.model = self.method(cfg, clip_model, dataset.classnames, templates)
         self.model.autocast_dtype = types.autocast_dtype
         self.recorded["precision"] = types.name
+        self.shares_tests = self.model.fixable
         if dataset.test_classnames != dataset.classnames:
             # problems with these class names are found before training
             self.model.set_classes(dataset.test_classnames)
@@ -300,6 +304,10 @@ class MethodTrainer(TrainerX):
             log.info(f"{name} learns nothing: evaluating")
             self.test()
 
+    def before_train(self) -> None:
+        super().before_train()
+        distributed.copy_first(list(self.model.saved().values()))
+
     def fit(self, fit: Callable[..., None]) -> None:
         """Let the method fit itself to the training and validation images, without augmentation."""
         cfg, dataset, val = self.cfg, self.dm.dataset, self.val_loader
@@ -314,6 +322,7 @@ class MethodTrainer(TrainerX):
             is_train=False,
         )
         fit(train, val)
+        distributed.copy_first(list(self.model.saved().values()))
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         super().set_model_mode(mode, names)
@@ -323,7 +332,9 @@ class MethodTrainer(TrainerX):
         images, labels = self.parse_batch_train(batch)
         assert self.optim is not None
         update = Update(self.optim, self.scaler, self.cfg.OPTIM.ACCUMULATE)
-        logits, terms = self.model.step(images, labels, update)
+        with self.shared_batch():
+            labels = distributed.gather(labels)
+            logits, terms = self.model.step(images, labels, update)
         if self.max_iter is not None or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         terms = {name: term.detach() for name, term in terms.items()}
@@ -332,6 +343,12 @@ class MethodTrainer(TrainerX):
             "acc": compute_accuracy(logits.detach(), labels)[0].squeeze(),
         }
         return {**summary, **terms} if len(terms) > 1 else summary
+
+    def shared_batch(self) -> AbstractContextManager[None]:
+        """Say how many images the present batch has, where several processes have shares of it."""
+        if distributed.count() == 1:
+            return nullcontext()
+        return distributed.shared_batch(self.train_loader_x.batch_sampler.size(self.batch_idx))
 
     def parse_batch_train(self, batch: Mapping[str, Any]) -> tuple[Batch, Tensor]:
         images = batch["img"]

@@ -160,7 +160,9 @@ _C: dict[str, Domain] = {
     "DATALOADER.TRAIN_X.SAMPLER": Choice(
         "RandomSampler", source="dassl.data.samplers:SAMPLERS", help="order of the training images"
     ),
-    "DATALOADER.TRAIN_X.BATCH_SIZE": Int(32, min=1, help="training images in a batch"),
+    "DATALOADER.TRAIN_X.BATCH_SIZE": Int(
+        32, min=1, help="training images in a batch, of all processes together"
+    ),
     "DATALOADER.TRAIN_X.DROP_LAST": Bool(
         True, help="leave out each epoch's last batch where it is not full, as the public toolbox"
     ),

@@ -18,12 +18,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode
 
+from dassl import distributed
 from dassl.compat import PublicDataManager, __getattr__  # noqa: F401
 from dassl.config import check_domains
 from dassl.data.datasets import Datum, build_dataset, check_test_split
 from dassl.data.image_cache import ImageCache
 from dassl.data.loader import Loader
-from dassl.data.samplers import DOMAIN_SAMPLERS, SeededIndex, SeededSampler, build_sampler
+from dassl.data.samplers import (
+    DOMAIN_SAMPLERS,
+    SeededIndex,
+    SeededSampler,
+    SharedBatches,
+    build_sampler,
+)
 from dassl.data.transforms import build_transform
 from dassl.data.transforms.transforms import plain_transform
 from dassl.errors import UserError, check_choice
@@ -56,7 +63,8 @@ def build_data_loader(
     In training the last batch is left out if it is not full, unless it is the only one or
     ``DATALOADER.TRAIN_X.DROP_LAST`` is False. The batches, augmentation included, are the same with
     any number of workers, and come in the public toolbox's order (with ``NUM_WORKERS`` above 0,
-    where its augmentation does not disturb it).
+    where its augmentation does not disturb it). Of several processes each loads its share of every
+    training batch.
     """
     wrapper = DatasetWrapper if dataset_wrapper is None else dataset_wrapper
     sampler: Any = build_sampler(
@@ -71,12 +79,13 @@ def build_data_loader(
         sampler = SeededSampler(sampler)
     drops = is_train and cfg.DATALOADER.TRAIN_X.DROP_LAST and len(data_source) >= batch_size
     workers = min(cfg.DATALOADER.NUM_WORKERS, math.ceil(len(data_source) / batch_size))
+    batches: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "drop_last": drops}
+    if is_train and distributed.count() > 1:
+        batches = {"batch_sampler": SharedBatches(**batches)}
     loader = Loader(
         wrapper(cfg, data_source, transform=tfm, is_train=is_train),
-        batch_size=batch_size,
-        sampler=sampler,
+        **batches,
         num_workers=workers,
-        drop_last=drops,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         # A pass takes one number from the global generator, as in the public toolbox. In training
         # SeededSampler does, since a loader whose workers persist does so only in the first epoch.

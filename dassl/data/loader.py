@@ -8,13 +8,15 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from multiprocessing import util
 from multiprocessing.queues import Queue
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from dassl import distributed
 from dassl.errors import UserError
 
 # How the end of the files shows in the process that loads: what workers put out are open files, and
@@ -43,12 +45,36 @@ class _Batches(_MultiProcessingDataLoaderIter):
             super()._shutdown_workers()
 
 
+class _EveryNth(Sampler[Any]):
+    """Every n-th batch of another sampler, from one of them on."""
+
+    def __init__(self, batches: Any, first: int, n: int) -> None:
+        self.batches, self.first, self.n = batches, first, n
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.batches, self.first, None, self.n)
+
+    def __len__(self) -> int:
+        return len(range(self.first, len(self.batches), self.n))
+
+
 class Loader(DataLoader[Any]):
     """A ``DataLoader`` that raises ``UserError`` where it or a worker has too many files open."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.worker_init_fn = _end_without_files
+
+    def of_this_process(self) -> Loader:
+        """Return a loader of every n-th batch, from the one of this process's number on."""
+        n, first = distributed.count(), distributed.rank()
+        return Loader(
+            self.dataset,
+            batch_sampler=_EveryNth(self.batch_sampler, first, n),
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            multiprocessing_context=self.multiprocessing_context,
+        )
 
     def _get_iterator(self) -> Any:
         return _Batches(self) if self.num_workers > 0 else super()._get_iterator()

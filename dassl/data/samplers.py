@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler
 
+from dassl import distributed
 from dassl.data.datasets import Datum
 from dassl.errors import UserError, check_choice
 
@@ -215,6 +216,17 @@ class SeededSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+class SharedBatches(BatchSampler):
+    """Batches of which each of several processes has its share (``distributed.shares``)."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(distributed.shares, super().__iter__())
+
+    def size(self, number: int) -> int:
+        """Return how many images all processes together have of a batch, counted from 0."""
+        return min(self.batch_size, len(self.sampler) - number * self.batch_size)  # type: ignore[arg-type]
 
 
 def build_sampler(

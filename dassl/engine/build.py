@@ -6,6 +6,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl import distributed
 from dassl.config import check_domains
 from dassl.config.domains import Int, List
 from dassl.data.datasets import DATASET_REGISTRY, check_dataset_cfg, other_test_classes
@@ -26,6 +27,11 @@ def check_cfg(cfg: CfgNode) -> None:
     """
     check_domains(cfg, cfg.TRAINER.NAME)
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    if distributed.count() > 1 and not getattr(trainer, "in_processes", False):
+        raise UserError(
+            f"TRAINER.NAME: expected a method that trains in several processes, got "
+            f"'{cfg.TRAINER.NAME}', which may need a whole batch; start it without torchrun"
+        )
     check_dataset_cfg(cfg)
     check_metrics(cfg)
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)

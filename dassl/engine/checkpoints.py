@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dassl.distributed import by_first
 from dassl.engine.run_folder import BEST_CHECKPOINT, epoch_checkpoint
 from dassl.errors import UserError, check_regular, shown
 from dassl.utils.logger import log
@@ -76,6 +77,7 @@ def _newest(folder: str) -> str | None:
     return path
 
 
+@by_first
 def save_model(
     state_dict: Mapping[str, Tensor],
     folder: str,
@@ -207,6 +209,7 @@ def check_fit(state_dict: Mapping[str, Any], expected: Mapping[str, Tensor], pat
             raise UserError(f"checkpoint '{path}' does not fit: this model has no tensor '{key}'")
 
 
+@by_first
 def copy_best(old_folder: str, new_folder: str, models: Iterable[str]) -> None:
     """Copy the best checkpoints so far from one run's folder to another's.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+from dassl.distributed import by_first
 from dassl.engine.run_folder import CLASSES_FILE
 from dassl.errors import UserError, shown
 from dassl.utils.tools import read_json, write_json
@@ -32,6 +33,7 @@ def content_of(classes: Classes) -> dict[str, Any]:
     return {"format": FORMAT, **classes._asdict()}
 
 
+@by_first
 def write_classes(classes: Classes, folder: str) -> None:
     """Write the file into the folder of a run."""
     write_json(content_of(classes), os.path.join(folder, CLASSES_FILE))

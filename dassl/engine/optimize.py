@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dassl import distributed
 from dassl.utils.logger import log
 
 PRECISIONS = ("fp32", "bf16", "fp16", "amp", "auto")
@@ -78,6 +79,8 @@ def optimizer_step(
 ) -> None:
     """Compute the gradients of a sum of losses and take one step with each optimizer.
 
+    In several processes the gradients are the means over all of them.
+
     Args:
         losses: one number each, which is not looked at; the gradients of one are computed before
             the next is asked for, so that only one at a time needs memory.
@@ -88,6 +91,7 @@ def optimizer_step(
         optimizer.zero_grad()
     for loss in losses:
         (loss if scaler is None else scaler.scale(loss)).backward()
+    distributed.average(gradients_of(optimizers))
     for optimizer in optimizers:
         if scaler is None:
             optimizer.step()
@@ -95,6 +99,13 @@ def optimizer_step(
             scaler.step(optimizer)
     if scaler is not None:
         scaler.update()
+
+
+def gradients_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[Tensor]:
+    """Return the gradients of all that the optimizers change, as far as there are any."""
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    tensors = (tensor for group in groups for tensor in group["params"])
+    return [tensor.grad for tensor in tensors if tensor.grad is not None]
 
 
 class Update:
@@ -132,8 +143,11 @@ class Update:
         All are zero where one overflows in fp16, as the step would be skipped.
         """
         if self.scaler is None:
-            return list(torch.autograd.grad(loss, tensors))
+            gradients = list(torch.autograd.grad(loss, tensors))
+            distributed.average(gradients)
+            return gradients
         scale = self.scaler.scale(torch.ones_like(loss))
         scaled = torch.autograd.grad(loss * scale, tensors)
+        distributed.average(scaled)
         finite = torch.stack([gradient.isfinite().all() for gradient in scaled]).all()
         return [torch.where(finite, gradient / scale, 0.0) for gradient in scaled]

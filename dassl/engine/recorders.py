@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
+from dassl.distributed import by_first
 from dassl.errors import UserError, check_choice
 from dassl.evaluation.evaluator import CMAT_FILE
 from dassl.evaluation.predictions import PREDICTIONS_FILE, pack_logits, write_predictions
@@ -40,10 +41,12 @@ class Recorder:
     Attributes:
         trainers: names of the trainers that it is for; empty: all.
         file: name of the file that it writes in the run's folder; "" where that is not known.
+        reads: names of those of the trainer's ``features`` that ``batch`` reads.
     """
 
     trainers: tuple[str, ...] = ()
     file: str = ""
+    reads: tuple[str, ...] = ()
 
     @classmethod
     def check(cls, cfg: CfgNode) -> None:
@@ -53,7 +56,10 @@ class Recorder:
         self.trainer = trainer
 
     def batch(self, batch: Any, output: Tensor) -> None:
-        """Take a batch of the loader and its logits (n, classes)."""
+        """Take a batch of the loader and its logits (n, classes).
+
+        In several processes the batch has labels, domains, paths and indices, and no images.
+        """
 
     def finish(self) -> None:
         """Write what is to be kept, after the last batch and before results.json is written."""
@@ -99,6 +105,7 @@ def chosen_recorders(cfg: CfgNode, trainer: type) -> list[type[Recorder]]:
     return chosen
 
 
+@by_first
 def finish(recorders: Sequence[Recorder], cfg: CfgNode) -> None:
     """Let the recorders of an evaluation write; say what it leaves of an earlier one."""
     for recorder in recorders:

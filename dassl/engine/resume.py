@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dassl import distributed
 from dassl.engine.checkpoints import check_classes, check_finite
 from dassl.engine.run_folder import RESUME_FILE
 from dassl.engine.same_run import check_same_config, check_same_run, read_config
@@ -184,6 +185,7 @@ class ResumeWriter:
         self._last: float | None = None
         self._cost = 0.0
 
+    @distributed.by_first
     def save(self, folder: str, state: Callable[[], dict[str, Any]] | None) -> None:
         """Write ``state()``, unless the last time was too recent for what it cost.
 
@@ -209,7 +211,7 @@ def random_state() -> dict[str, Any]:
         "python": [version, list(values), gauss],
         "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
@@ -221,9 +223,15 @@ def set_random_state(state: dict[str, Any]) -> None:
     words = keys.numpy().astype(np.uint32)
     np.random.set_state(("MT19937", words, position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    # on a machine with another number of GPUs a run resumes with other random numbers there
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    # A process computes on one GPU, the first one where it is alone. Older files have all of them.
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0])
+
+
+def share_random_state() -> None:
+    """Let several processes draw the same numbers from now on, those of the first one."""
+    if distributed.count() > 1:
+        set_random_state(distributed.from_first(random_state))
 
 
 def _state(owner: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from dassl.distributed import by_first
 from dassl.errors import UserError
 from dassl.evaluation.predictions import PREDICTIONS_FILE
 from dassl.metrics import BUILT_IN
@@ -188,6 +189,7 @@ def is_finished(folder: str, models: Iterable[str], max_epoch: int) -> bool:
     return bool(files) and not resumable and all(map(os.path.isfile, files))
 
 
+@by_first
 def begin(folder: str, config: dict[str, Any], models: Iterable[str]) -> None:
     """Make the folder ready for training: config.yaml is in it, and no results yet.
 
@@ -196,10 +198,8 @@ def begin(folder: str, config: dict[str, Any], models: Iterable[str]) -> None:
     """
     mkdir_if_missing(folder)
     places.check_folders(folder, [TENSORBOARD_FOLDER, *models])
-    places.remove_if_there(folder, RESULTS_FILE)  # it means that a run is finished
-    places.remove_if_there(folder, PREDICTIONS_FILE)
-    places.remove_if_there(folder, CLASSES_FILE)
-    places.remove_if_there(folder, CALIBRATION_FILE)
+    for name in (RESULTS_FILE, PREDICTIONS_FILE, CLASSES_FILE, CALIBRATION_FILE):
+        places.remove_if_there(folder, name)  # results mean that a run is finished
     with atomic_write(os.path.join(folder, CONFIG_FILE)) as file:
         yaml.safe_dump(config, file)
 
@@ -212,6 +212,7 @@ def open_tensorboard(folder: str, purge_step: int | None) -> Any:
     return CurveWriter(log_dir=folder, purge_step=purge_step)
 
 
+@by_first
 def write_results(
     folder: str,
     results: Mapping[str, float],

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from dassl import distributed
 from dassl.config import first_difference, read_yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine.run_folder import (
@@ -82,6 +83,19 @@ def folder_to_resume(own: str, other: str, max_epoch: int) -> str:
     """
     has_own = os.path.isfile(os.path.join(own, RESUME_FILE)) or _checkpoints(own, max_epoch)
     return own if has_own or not other else other
+
+
+def agreed(epoch: int, folder: str) -> int:
+    """Return the number of epochs done in a folder, if several processes have found the same.
+
+    Raises:
+        UserError: they have not, as the folder is not the same for all of them.
+    """
+    distributed.check_same(
+        epoch,
+        f"OUTPUT_DIR: expected a folder that the machines of all processes share, got '{folder}'",
+    )
+    return epoch
 
 
 def finished_message(folder: str, max_epoch: int) -> str:

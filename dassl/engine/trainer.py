@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from dassl import distributed
 from dassl.compat import __getattr__, data_attributes  # noqa: F401
 from dassl.config import to_dict
 from dassl.data import DataManager
@@ -50,7 +51,7 @@ class TrainerBase:
         self._writer: Any = None
         self._progress: EpochProgress | None = None  # of the epoch that is running
         self._class_names: list[str] = []  # of training, which checkpoints keep
-        self.epoch = self.batch_idx = self.num_batches = self.model_epoch = 0
+        self.epoch = self.start_epoch = self.batch_idx = self.num_batches = self.model_epoch = 0
         self.best_result = -math.inf
 
     # Models ------------------------------------------------------------------------------------
@@ -142,12 +143,11 @@ class TrainerBase:
         """Raise ``LossError`` at once where the loss is infinite or not a number."""
         if not torch.isfinite(loss).all():
             images = [] if self._progress is None else self._progress.images
-            place = (self.epoch, self.batch_idx, self.num_batches)
-            raise loss_error("loss", loss.detach().mean().item(), *place, images)
+            place = (self.epoch, self.batch_idx, self.num_batches, images)
+            raise loss_error("loss", loss.detach().mean().item(), *place)
 
     def _optimizers(self, names: str | list[str] | None) -> list[torch.optim.Optimizer]:
-        optimizers = (self._optims[name] for name in self.get_model_names(names))
-        return [optimizer for optimizer in optimizers if optimizer is not None]
+        return [o for o in map(self._optims.get, self.get_model_names(names)) if o is not None]
 
     def _watch(self, loss: Tensor) -> None:
         """Have a loss checked when the epoch reads values, or at once outside of an epoch."""
@@ -176,7 +176,7 @@ class TrainerBase:
 
     def init_writer(self, log_dir: str, purge_step: int | None = None) -> None:
         """Open the TensorBoard files, if they are not open; drop points from a step on."""
-        if self._writer is None:
+        if self._writer is None and distributed.is_first():
             self._writer = run_folder.open_tensorboard(log_dir, purge_step)
 
     def close_writer(self) -> None:
@@ -249,6 +249,7 @@ class SimpleTrainer(TrainerBase):
     optim: Any
     sched: Any
     scaler: Any = None
+    in_processes = shares_tests = False  # may processes share batches, and those of tests?
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -259,17 +260,18 @@ class SimpleTrainer(TrainerBase):
         self.recorded: dict[str, Any] = {}  # its further entries
         self.recorders = chosen_recorders(cfg, type(self))
         self.check_cfg(cfg)
-        self.device, self.start_epoch = device_of(cfg), 0
-        self.max_epoch: int = cfg.OPTIM.MAX_EPOCH
-        self.output_dir: str = cfg.OUTPUT_DIR
+        self.device = device_of(cfg)
+        self.max_epoch, self.output_dir = int(cfg.OPTIM.MAX_EPOCH), str(cfg.OUTPUT_DIR)
         self._model_dir = self.output_dir  # or the folder of a finished run that RESUME names
         self.build_data_loader()
+        resume.share_random_state()  # only who makes a dataset's files draws for them
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Raise ``UserError`` for settings that the trainer cannot have; a hook."""
 
+    @distributed.one_first()
     def build_data_loader(self) -> None:
         """Set dm, the loaders, num_classes and lab2cname."""
         self.dm = dm = DataManager(self.cfg)
@@ -291,7 +293,7 @@ class SimpleTrainer(TrainerBase):
         check_training(self.cfg, self.dm.dataset)
         same_run.check_output(self.output_dir, self._config)
         folder = same_run.folder_to_resume(self.output_dir, self.cfg.RESUME, self.max_epoch)
-        self.start_epoch = self.resume_model_if_exist(folder)
+        self.start_epoch = same_run.agreed(self.resume_model_if_exist(folder), folder)
         self.time_start = time.time()
         if self.start_epoch == self.max_epoch:
             return
@@ -302,6 +304,7 @@ class SimpleTrainer(TrainerBase):
         self.init_writer(folder, done or None)
 
     def after_train(self) -> None:
+        distributed.wait_for_all()  # until all checkpoints are written
         log.info("Finish training\nFinished training")  # public scripts wait for either
         if self.cfg.TEST.NO_TEST:
             self.write_results({}, None)
@@ -363,7 +366,14 @@ class SimpleTrainer(TrainerBase):
         names, classes = list(self._models), self._class_names
         state = resume.find_state(directory, self._config, names, self.max_epoch, classes)
         if state is not None:
-            self._restore(state, os.path.join(directory, run_folder.RESUME_FILE))
+            with resume.restoring(path := os.path.join(directory, run_folder.RESUME_FILE)):
+                for name in names:
+                    self.load_learned_state_dict(name, state["models"][name], path)
+                resume.restore_optimization(state, self._optims, self._scheds, self.scaler)
+                self.best_result, self._elapsed_before = state["best_result"], state["elapsed_s"]
+                self.load_extra_state(state["extra"])
+                # last: building and loading may have drawn random numbers
+                resume.set_random_state(state["random"])
             checkpoints.copy_best(directory, self.output_dir, names)
             log.info(f"Resuming the run in {directory}: {state['epoch']} epochs are done")
             return int(state["epoch"])
@@ -376,16 +386,6 @@ class SimpleTrainer(TrainerBase):
             raise UserError(f"RESUME: expected a run that has saved an epoch, got '{directory}'")
         log.info("No checkpoint found, train from scratch")
         return 0
-
-    def _restore(self, state: dict[str, Any], path: str) -> None:
-        with resume.restoring(path):
-            for name in self._models:
-                self.load_learned_state_dict(name, state["models"][name], path)
-            resume.restore_optimization(state, self._optims, self._scheds, self.scaler)
-            self.best_result, self._elapsed_before = state["best_result"], state["elapsed_s"]
-            self.load_extra_state(state["extra"])
-            # last: building and loading may have drawn random numbers
-            resume.set_random_state(state["random"])
 
     # Evaluation --------------------------------------------------------------------------------
     @torch.no_grad()
@@ -402,8 +402,8 @@ class SimpleTrainer(TrainerBase):
         if data_loader is None:
             split, data_loader = "test", self.test_loader
         recorders = [recorder(self) for recorder in self.recorders] if is_final else []
-        predict = (self.parse_batch_test, self.model_inference)
-        results = evaluate(data_loader, split, *predict, self.evaluator, recorders)
+        how = (self.parse_batch_test, self.model_inference, self.evaluator)
+        results = evaluate(data_loader, split, *how, recorders, self.shares_tests)
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         if is_final:
