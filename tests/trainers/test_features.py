@@ -147,7 +147,9 @@ def test_other_settings_are_another_entry(make, pairs):
     assert len([entry for entry in entries if entry.path.endswith(".safetensors")]) == 2
 
 
-def test_another_machine_or_other_weights_or_contents_are_another_entry(make, monkeypatch, tmp_path):
+def test_another_machine_or_other_weights_or_contents_are_another_entry(
+    make, monkeypatch, tmp_path
+):
     def count(trainer) -> int:
         trainer.cache = FeatureCache(trainer.cfg, trainer.model)
         evaluate(trainer)
@@ -252,9 +254,10 @@ def test_without_augmentation_views_train_the_same_bits(run, tmp_path, name):
     plain, views = (toy.checkpoint(tmp_path / folder, name, 2) for folder in ("plain", "views"))
     assert plain.keys() == views.keys()
     assert all(torch.equal(plain[key], views[key]) for key in plain)
-    assert json.loads((tmp_path / "views/results.json").read_text())["config"]["DATALOADER"][
-        "VIEWS"
-    ] == 3
+    assert (
+        json.loads((tmp_path / "views/results.json").read_text())["config"]["DATALOADER"]["VIEWS"]
+        == 3
+    )
 
 
 def test_in_smaller_batches_a_feature_differs_by_rounding_alone(make):
