@@ -24,7 +24,7 @@ from clip import CLIP
 from clip.layer import Layers, as_layers
 from dassl.config import to_dict
 from dassl.data import transforms
-from dassl.data.data_manager import loader_of_batches
+from dassl.data.data_manager import DatasetWrapper, loader_of_batches
 from dassl.data.feature_store import FOLDER, FeatureStore, machine_of, tensors_digest
 from dassl.data.samplers import SeededIndex, view_seed
 from dassl.utils import log, tools
@@ -243,15 +243,18 @@ class FeatureCache:
         self._frozen: dict[Any, FrozenFeatures] = {}
 
     def of_test(self, loader: Any, split: str) -> Any:
-        """Return a loader with features; the loader itself where it has none to keep.
+        """Return a loader with features; the loader itself where it can have none.
 
-        That is where the images come in random order, so that each pass has other batches.
+        That is where nothing is to be kept, the images come in random order, so that each pass has
+        other batches, or they are those of a dataset wrapper of one's own.
 
         Args:
             loader: of the images in the test transform.
             split: what to call them.
         """
-        if self.store.budget == 0 or not isinstance(loader.sampler, SequentialSampler):
+        is_plain = type(loader.dataset) is DatasetWrapper
+        in_order = is_plain and isinstance(loader.sampler, SequentialSampler)
+        if self.store.budget == 0 or not in_order:
             return loader
         found = self._with_features(loader, 1)
         kept = self._method.kept

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from dassl.data.feature_store import FeatureStore, about, empty, entries_in, machine_of
+from tests.dassl import toys
 
 KEY = {"weights": "a", "batch": 32}
 ROWS = torch.arange(12.0).reshape(4, 1, 3) / 7
@@ -178,3 +180,13 @@ def test_a_machine_is_its_processor_threads_and_libraries(monkeypatch):
     assert machine_of(torch.device("cpu")) == machine
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     assert machine_of(torch.device("cpu")) != machine
+
+
+def test_a_trainer_of_one_s_own_keeps_nothing_and_refuses_the_keys(tmp_path, capsys):
+    root = toys.draw(tmp_path / "data")
+    for key, value in (("VIEWS", "2"), ("FEATURES_MB", "0"), ("FEATURES_DIR", "there")):
+        assert train.main(toys.cli(root, tmp_path / "out", f"DATALOADER.{key}", value)) == 2
+        line = capsys.readouterr().err.strip()
+        assert line.startswith(f"error: DATALOADER.{key}: expected ") and "does not use it" in line
+    assert train.main(toys.cli(root, tmp_path / "out")) == 0
+    assert not (root / ".features").exists()

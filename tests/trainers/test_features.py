@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,6 @@ def evaluate(trainer) -> tuple[torch.Tensor, torch.Tensor]:
 def test_an_evaluation_has_the_same_bits_and_reads_no_image_for_its_features(
     make, monkeypatch, name
 ):
-    if name == "ProMPT":  # a batch of one image is encoded with the kept features, too
-        monkeypatch.setitem(toy.OPTIONS, name, [*toy.OPTIONS[name], "SEED", "2"])
     trainer = make(name, "DATALOADER.TEST.BATCH_SIZE", "5")
     store = trainer.cache.store
     trainer.cache.store.budget = 0
@@ -105,6 +104,42 @@ def test_an_evaluation_has_the_same_bits_and_reads_no_image_for_its_features(
     kinds = sorted(Path(entry.path).suffix for entry in entries_in(store.folder))
     assert kinds in ([".contents", ".safetensors"], [])
     assert kinds or name not in NEED_NO_PIXELS
+
+
+@pytest.mark.parametrize(("name", "prec"), [("CoOp", "amp"), ("CoOp", "bf16"), ("HiCroPL", "amp")])
+def test_in_low_precision_the_bits_are_the_same_too(make, name, prec):
+    trainer = make(name, f"TRAINER.{name.upper()}.PREC", prec, "DATALOADER.TEST.BATCH_SIZE", "5")
+    trainer.cache.store.budget = 0
+    expected, _ = evaluate(trainer)
+    for _ in range(2):
+        trainer.cache = FeatureCache(trainer.cfg, trainer.model)
+        assert torch.equal(evaluate(trainer)[0], expected)
+
+
+def test_a_resnet_is_served_too(make, tmp_path):
+    torch.manual_seed(2)
+    config = replace(tiny_clip().config, vision_layers=(1, 1, 1, 1), image_resolution=32)
+    path = tmp_path / "resnet.pt"
+    torch.save({**CLIP(config).state_dict(), "head_width": torch.tensor(16)}, path)
+    trainer = make("CoOp", "MODEL.BACKBONE.NAME", str(path), "INPUT.SIZE", "(32, 32)")
+    trainer.cache.store.budget = 0
+    expected, _ = evaluate(trainer)
+    for _ in range(2):
+        trainer.cache = FeatureCache(trainer.cfg, trainer.model)
+        assert torch.equal(evaluate(trainer)[0], expected)
+    assert not trainer.cache.of_test(trainer.test_loader, "test").reads
+
+
+def test_a_linear_probe_is_fitted_to_kept_features(run, tmp_path, no_images):
+    assert run("LinearProbe", "first")[0] == 0
+    no_images()
+    assert run("LinearProbe", "again", "DATALOADER.CACHE_MB", "1")[0] == 0
+    first, again = (
+        torch.load(tmp_path / name / "linear_probe/model.pth.tar-2", weights_only=True)
+        for name in ("first", "again")
+    )
+    weights = [content["state_dict"]["weight"] for content in (first, again)]
+    assert torch.equal(*weights)
 
 
 def test_a_second_run_of_another_method_and_seed_reads_no_test_image(run, tmp_path, no_images):
