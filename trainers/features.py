@@ -27,7 +27,7 @@ from dassl.data import transforms
 from dassl.data.data_manager import DatasetWrapper, loader_of_batches
 from dassl.data.feature_store import FOLDER, FeatureStore, machine_of, tensors_digest
 from dassl.data.samplers import SeededIndex, view_seed
-from dassl.utils import log, tools
+from dassl.utils import UserError, log, tools
 
 FORMAT = 1  # of the entries; another one where the same key means other features
 
@@ -225,6 +225,19 @@ def views_in(batch: Mapping[str, Any], device: torch.device) -> list[View]:
     return [view.to(device, non_blocking=True) for view in views]
 
 
+def features_dir(cfg: Any) -> str:
+    """Return the folder of the features of the config's runs."""
+    folder = cfg.DATALOADER.FEATURES_DIR or os.path.join(cfg.DATASET.ROOT, FOLDER)
+    return os.path.abspath(os.path.expanduser(folder))
+
+
+def check_features_dir(cfg: Any) -> None:
+    """Raise ``UserError`` where the folder of the features is a file."""
+    folder = features_dir(cfg)
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UserError(f"DATALOADER.FEATURES_DIR: expected a folder, got the file '{folder}'")
+
+
 class FeatureCache:
     """Gives the loaders of a run the features of its frozen towers.
 
@@ -236,11 +249,10 @@ class FeatureCache:
     def __init__(self, cfg: Any, method: Any):
         self._cfg, self._method = cfg, method
         self._root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
-        folder = cfg.DATALOADER.FEATURES_DIR or os.path.join(self._root, FOLDER)
-        budget = cfg.DATALOADER.FEATURES_MB * 2**20
-        self.store = FeatureStore(os.path.abspath(os.path.expanduser(folder)), budget)
+        self.store = FeatureStore(features_dir(cfg), cfg.DATALOADER.FEATURES_MB * 2**20)
         self._loaders: dict[Any, LoaderWithFeatures] = {}
         self._frozen: dict[Any, FrozenFeatures] = {}
+        self._names: list[str] = []  # of the training images
 
     def of_test(self, loader: Any, split: str) -> Any:
         """Return a loader with features; the loader itself where it can have none.
@@ -277,9 +289,12 @@ class FeatureCache:
         the bits of a feature may depend on the number of images beside it.
         """
         cfg, items = self._cfg, loader.dataset.data_source
-        names = [Path(os.path.relpath(item.impath, self._root)).as_posix() for item in items]
         n_views, size = cfg.DATALOADER.K_TRANSFORMS, cfg.DATALOADER.TEST.BATCH_SIZE
         size = min(size, len(items))
+        if len(self._names) != len(items):
+            paths = (os.path.relpath(item.impath, self._root) for item in items)
+            self._names = [Path(path).as_posix() for path in paths]
+        names = self._names
 
         def seed_of(index: int) -> int:
             return view_seed(cfg.SEED, names[index], view)

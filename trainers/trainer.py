@@ -30,7 +30,7 @@ from dassl.optim import build_optimizer
 from dassl.utils import UserError, load_checkpoint, load_pretrained_weights, log, nearest
 
 from .base import Batch, Features, Method
-from .features import FeatureCache, views_in
+from .features import FeatureCache, check_features_dir, views_in
 
 AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 
@@ -153,6 +153,7 @@ class MethodTrainer(TrainerX):
                 f"SEED: expected a seed >= 0, from which the {views} DATALOADER.VIEWS are drawn, "
                 f"got {cfg.SEED}"
             )
+        check_features_dir(cfg)
         self.clip_model = load_frozen("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME)
         self.check_input(cfg)
         self.method.check_settings(settings, self.clip_model)

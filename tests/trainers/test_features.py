@@ -12,6 +12,7 @@ import torch
 import train
 from clip import CLIP
 from dassl.data import data_manager
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.feature_store import entries_in
 from dassl.data.samplers import SeededIndex, view_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer, resume
@@ -25,11 +26,25 @@ METHODS = [
     for name in TRAINER_REGISTRY.registered_names()
     if issubclass(TRAINER_REGISTRY.get(name), MethodTrainer)
 ]
+SLOW_PREC = [("CoOp", "bf16"), ("HiCroPL", "amp")]
 NEED_NO_PIXELS = {
     *("CoOp", "CoCoOp", "KgCoOp", "TCP", "LAMM", "ProDA", "LinearProbe"),
     *("ZeroshotCLIP", "ZeroshotCLIP2"),
 }
+FAST = ("CoCoOp", "HiCroPL", "LinearProbe", "StandardizedCLIP")
 FLAT = ("INPUT.TRANSFORMS", "['normalize']")  # no augmentation
+
+
+def slow_but(*fast: str):
+    """Return a function that marks all other methods' tests as slow."""
+    return lambda name: name if name in fast else pytest.param(name, marks=pytest.mark.slow)
+
+
+@DATASET_REGISTRY.register()
+class ColorPatchesTrainAsVal(toy.ColorPatches):
+    @property
+    def val(self):
+        return self.train_x
 
 
 class Read(AssertionError):
@@ -80,7 +95,7 @@ def evaluate(trainer) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(logits), torch.get_rng_state()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", map(slow_but(*FAST), METHODS))
 def test_an_evaluation_has_the_same_bits_and_reads_no_image_for_its_features(
     make, monkeypatch, name
 ):
@@ -106,7 +121,10 @@ def test_an_evaluation_has_the_same_bits_and_reads_no_image_for_its_features(
     assert kinds or name not in NEED_NO_PIXELS
 
 
-@pytest.mark.parametrize(("name", "prec"), [("CoOp", "amp"), ("CoOp", "bf16"), ("HiCroPL", "amp")])
+@pytest.mark.parametrize(
+    ("name", "prec"),
+    [("CoOp", "amp"), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW_PREC)],
+)
 def test_in_low_precision_the_bits_are_the_same_too(make, name, prec):
     trainer = make(name, f"TRAINER.{name.upper()}.PREC", prec, "DATALOADER.TEST.BATCH_SIZE", "5")
     trainer.cache.store.budget = 0
@@ -143,7 +161,6 @@ def test_a_linear_probe_is_fitted_to_kept_features(run, tmp_path, no_images):
 
 
 def test_a_second_run_of_another_method_and_seed_reads_no_test_image(run, tmp_path, no_images):
-    assert run("CoOp", "first", flags=["--no-train"], epochs=1)[0] == 0
     assert run("ZeroshotCLIP", "zero")[0] == 0
     code, out = run("CoOp", "trained", epochs=1)
     assert code == 0 and "Image features are those of " in out
@@ -161,6 +178,7 @@ def test_a_second_run_of_another_method_and_seed_reads_no_test_image(run, tmp_pa
         run("CoOp", "base", "DATASET.SUBSAMPLE_CLASSES", "base", flags=load, epochs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pairs",
     [
@@ -206,6 +224,21 @@ def test_another_machine_or_other_weights_or_contents_are_another_entry(
     trainer.model.clip.visual.requires_grad_(True)  # not frozen: nothing is kept
     trainer.model.clip.visual.proj.data[0, 0] += 1e-3
     assert count(trainer) == 5
+
+
+@pytest.mark.slow
+def test_a_model_chosen_on_validation_images_is_the_same(run, tmp_path):
+    chosen = ("DATASET.NAME", "ColorPatchesTrainAsVal", "TEST.FINAL_MODEL", "best_val")
+    best = []
+    for output, size in (("off", "0"), ("on", "100"), ("again", "100")):
+        code, out = run("CoOp", output, *chosen, "DATALOADER.FEATURES_MB", size, epochs=3)
+        assert code == 0, out
+        best.append(torch.load(tmp_path / output / "prompt_learner/model-best.pth.tar"))
+    for other in best[1:]:
+        assert other["val_result"] == best[0]["val_result"]
+        assert torch.equal(other["state_dict"]["ctx"], best[0]["state_dict"]["ctx"])
+    last = [toy.checkpoint(tmp_path / output, "CoOp", 3)["ctx"] for output in ("off", "on")]
+    assert torch.equal(*last)
 
 
 def test_pixels_are_there_for_whoever_asks(make):
@@ -282,7 +315,9 @@ def test_kept_features_of_a_view_are_those_of_its_pixels(make, name):
     assert seen == 16 * (2 if name == "CoPrompt" else 1)
 
 
-@pytest.mark.parametrize("name", ["CoOp", "KgCoOp", "HiCroPL", "PromptSRC", "CoPrompt"])
+@pytest.mark.parametrize(
+    "name", map(slow_but("HiCroPL"), ["CoOp", "KgCoOp", "HiCroPL", "PromptSRC", "CoPrompt"])
+)
 def test_without_augmentation_views_train_the_same_bits(run, tmp_path, name):
     assert run(name, "plain", *FLAT)[0] == 0
     assert run(name, "views", *FLAT, "DATALOADER.VIEWS", "3")[0] == 0
@@ -305,7 +340,7 @@ def test_in_smaller_batches_a_feature_differs_by_rounding_alone(make):
         torch.testing.assert_close(view.features(model), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["CoOp", "PromptSRC"])
+@pytest.mark.parametrize("name", map(slow_but("CoOp"), ["CoOp", "PromptSRC"]))
 def test_a_stopped_run_with_views_ends_with_the_same_bits(run, tmp_path, monkeypatch, name):
     views = ("DATALOADER.VIEWS", "2")
     assert run(name, "whole", *views, epochs=3)[0] == 0
@@ -329,6 +364,7 @@ def test_a_stopped_run_with_views_ends_with_the_same_bits(run, tmp_path, monkeyp
     assert code == 2 and "DATALOADER.VIEWS: expected 2, as in the run in " in out
 
 
+@pytest.mark.slow
 def test_methods_share_their_views(run, tmp_path, no_images):
     views = ("DATALOADER.VIEWS", "2", "SEED", "3")
     assert run("CoOp", "one", *views)[0] == 0
@@ -343,6 +379,7 @@ def test_methods_share_their_views(run, tmp_path, no_images):
         run("CoOp", "more", "DATALOADER.VIEWS", "3", "SEED", "3", epochs=3)
 
 
+@pytest.mark.slow
 def test_another_teacher_has_entries_of_its_own(run, tmp_path, monkeypatch):
     torch.manual_seed(9)
     other = {name: t + 0.01 * torch.randn_like(t) for name, t in tiny_clip().state_dict().items()}
@@ -380,9 +417,10 @@ def test_the_frozen_tower_runs_once_for_each_view(run, monkeypatch):
         ("CoOp", ("SEED", "-1"), "SEED: expected a seed >= 0, from which the 2 DATALOADER.VIEWS"),
         ("LinearProbe", (), "DATALOADER.VIEWS: expected 0 for LinearProbe, whose training has no"),
         ("CoOp", ("DATALOADER.VIEWS", "-1"), "DATALOADER.VIEWS: expected a whole number in 0.."),
+        ("CoOp", ("DATALOADER.FEATURES_DIR", __file__), "DATALOADER.FEATURES_DIR: expected a fold"),
     ],
 )
-def test_views_that_cannot_be_are_refused(run, name, pairs, message):
+def test_what_cannot_be_is_refused(run, name, pairs, message):
     code, out = run(name, "out", "DATALOADER.VIEWS", "2", *pairs)
     (error,) = [line for line in out.splitlines() if line.startswith("error: ")]
     assert code == 2 and message in error
