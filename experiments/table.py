@@ -217,9 +217,9 @@ def tabulate(
         return [found[column] for column in columns]
 
     table = []
-    for (dataset, method, *rest), jobs in rows.items():
+    for (dataset, method, *shots), jobs in rows.items():
         values = cells(jobs)
-        table.append((dataset, scores.named(method, jobs), *rest, *values))
+        table.append((dataset, scores.named(method, jobs), *shots, *values))
     datasets = {key[0]: None for key in rows}
     if len(datasets) > 1 and not any(step.transfers for step in protocol.steps):
         for rest in {key[1:]: None for key in rows}:

@@ -20,7 +20,6 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import PIL
 import torch
 from PIL import features as pillow
@@ -286,7 +285,7 @@ def _verified(path: str, key: str) -> Tensor:
 def _sum(tensor: Tensor) -> str:
     """Return the SHA-256 of the bytes of a contiguous tensor on the CPU."""
     data: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-    return hashlib.sha256(np.ascontiguousarray(data)).hexdigest()
+    return hashlib.sha256(data).hexdigest()
 
 
 def _mark(path: str) -> str:

@@ -236,7 +236,7 @@ class SeededSampler(Sampler[int]):
         # numpy takes seeds of 32 bits
         seeds = torch.randint(2**32, (len(indices),), generator=generator).tolist()
         if self.seed_of is not None:
-            seeds = map(self.seed_of, indices)
+            seeds = [self.seed_of(index) for index in indices]
         for number, seed in zip(indices, seeds, strict=True):
             yield SeededIndex.of(number, seed)
 

@@ -95,7 +95,7 @@ def evaluate(trainer) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(logits), torch.get_rng_state()
 
 
-@pytest.mark.parametrize("name", map(slow_but(*FAST), METHODS))
+@pytest.mark.parametrize("name", [*map(slow_but(*FAST), METHODS)])
 def test_an_evaluation_has_the_same_bits_and_reads_no_image_for_its_features(
     make, monkeypatch, name
 ):
@@ -316,7 +316,7 @@ def test_kept_features_of_a_view_are_those_of_its_pixels(make, name):
 
 
 @pytest.mark.parametrize(
-    "name", map(slow_but("HiCroPL"), ["CoOp", "KgCoOp", "HiCroPL", "PromptSRC", "CoPrompt"])
+    "name", [*map(slow_but("HiCroPL"), ["CoOp", "KgCoOp", "HiCroPL", "PromptSRC", "CoPrompt"])]
 )
 def test_without_augmentation_views_train_the_same_bits(run, tmp_path, name):
     assert run(name, "plain", *FLAT)[0] == 0
@@ -340,7 +340,7 @@ def test_in_smaller_batches_a_feature_differs_by_rounding_alone(make):
         torch.testing.assert_close(view.features(model), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", map(slow_but("CoOp"), ["CoOp", "PromptSRC"]))
+@pytest.mark.parametrize("name", [*map(slow_but("CoOp"), ["CoOp", "PromptSRC"])])
 def test_a_stopped_run_with_views_ends_with_the_same_bits(run, tmp_path, monkeypatch, name):
     views = ("DATALOADER.VIEWS", "2")
     assert run(name, "whole", *views, epochs=3)[0] == 0
@@ -396,6 +396,7 @@ def test_another_teacher_has_entries_of_its_own(run, tmp_path, monkeypatch):
     assert all(torch.equal(plain[key], again[key]) for key in plain)
 
 
+@pytest.mark.slow
 def test_the_frozen_tower_runs_once_for_each_view(run, monkeypatch):
     counts = []
     encode = CLIP.encode_image
