@@ -111,6 +111,8 @@ class FrozenFeatures:
             else:
                 key = {**images, **self._key_of(model)}
                 about = {**self._about, "type": str(model.dtype).removeprefix("torch.")}
+                if model is not self._method.clip:
+                    about["backbone"] = "a teacher"
                 self._found[model] = self._store.read_or_make(key, about, compute)
         return self._found[model]
 
