@@ -15,6 +15,8 @@ COMMANDS = {
     "table": "train and test methods under one protocol and print a table",
     "compare": "compare methods on the same test images: differences, intervals, tests",
     "ablations": "repeat the tables of the HiCroPL, HISF and ProMPT papers",
+    "views": "compare trainings on fixed views of the images with the published recipe",
+    "features": "list the image features that runs keep on disk, or remove them",
     "figures": "draw what ProMPT and HISF record in an evaluation",
     "script": "run by the shell scripts in scripts/",
 }

@@ -27,6 +27,7 @@ class Step:
         loads: the step whose model is tested; None if this step trains one.
         transfers: whether it tests on a dataset other than the training one, without its shots.
         needs: capability that the method must have; "" for none.
+        options: KEY VALUE pairs of the step alone.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Step:
     loads: Step | None = None
     transfers: bool = False
     needs: str = ""
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ class Run:
             arguments += ["DATASET.NUM_SHOTS", str(self.shots)]
         if self.step.test != "all":
             arguments += ["DATASET.SUBSAMPLE_CLASSES", self.step.test]
-        return [*arguments, *self.overrides]
+        return [*arguments, *self.overrides, *self.step.options]
 
     @property
     def config_file(self) -> Path:
@@ -220,10 +220,21 @@ class Run:
     @staticmethod
     def backbone_in(results: dict[str, Any]) -> str:
         """Return the name of the CLIP in the config of a run's results; "" where there is none."""
-        node: Any = results
-        for name in ("config", "MODEL", "BACKBONE", "NAME"):
-            node = node.get(name) if isinstance(node, dict) else None
-        return node if isinstance(node, str) else ""
+        name = _in_config(results, "MODEL", "BACKBONE", "NAME")
+        return name if isinstance(name, str) else ""
+
+    @staticmethod
+    def views_in(results: dict[str, Any]) -> int:
+        """Return the number of fixed views of a run's training images; 0: new ones each epoch."""
+        views = _in_config(results, "DATALOADER", "VIEWS")
+        return views if isinstance(views, int) else 0
+
+
+def _in_config(results: dict[str, Any], *names: str) -> Any:
+    node: Any = results
+    for name in ("config", *names):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
 
 
 def _pairs(overrides: Sequence[str]) -> list[str]:

@@ -44,6 +44,7 @@ class Scores:
         self.backbones: dict[str, None] = {}  # of the runs read, in their order
         self.precisions: dict[str, None] = {}
         self._accuracies: dict[Path, float | None] = {}
+        self._views: dict[Path, int] = {}
         self._damaged = 0
         self._right: dict[Path, dict[str, bool] | None] = {}
         self._damaged_predictions = 0
@@ -66,11 +67,19 @@ class Scores:
             self.backbones[backbone] = None
         if isinstance(precision := results.get("precision"), str):  # earlier versions had none
             self.precisions[precision] = None
+        if run.is_trained:
+            self._views[run.folder] = run.views_in(results)
         return float(results["accuracy"])
 
     def accuracies(self, runs: Iterable[Run]) -> list[float]:
         """Return the accuracies that exist."""
         return [a for a in map(self.accuracy, runs) if a is not None]
+
+    def named(self, method: str, jobs: Iterable[Job]) -> str:
+        """Return a method's name, marked where its runs that were read saw fixed views."""
+        folders = [run.folder for job in jobs for run in job.runs]
+        found = sorted({self._views[folder] for folder in folders if folder in self._views})
+        return f"{method} (VIEWS {', '.join(map(str, found))})" if any(found) else method
 
     def summary(self, job: Job) -> list[float]:
         """Return the protocol's summary of a job, empty if an accuracy for it is missing."""
@@ -210,13 +219,18 @@ def tabulate(
             found[heading] = cell(values, half_width)
         return [found[column] for column in columns]
 
-    table = [(*key, *cells(jobs)) for key, jobs in rows.items()]
+    table = []
+    for (dataset, method, *shots), jobs in rows.items():
+        values = cells(jobs)
+        table.append((dataset, scores.named(method, jobs), *shots, *values))
     datasets = {key[0]: None for key in rows}
     if len(datasets) > 1 and not any(step.transfers for step in protocol.steps):
         for rest in {key[1:]: None for key in rows}:
             parts = [by_column(rows[(dataset, *rest)]) for dataset in datasets]
             found = average_cells(parts, protocol, scores, intervals)
-            table.append(("average", *rest, *(found[column] for column in columns)))
+            averaged = [job for dataset in datasets for job in rows[(dataset, *rest)]]
+            named = (scores.named(rest[0], averaged), *rest[1:])
+            table.append(("average", *named, *(found[column] for column in columns)))
     header = ("Dataset", "Method", *(["Shots"] if several else []), *columns)
     return header, table
 

@@ -26,12 +26,21 @@ from dassl.optim import build_lr_scheduler
 from dassl.utils import UserError
 
 from .descriptions import chosen_sentences, descriptions_of
+from .features import (
+    Images,
+    View,
+    is_untouched,
+    parts_of,
+    pixels_of,
+    unit_features,
+    views_in,
+)
 
 TEXT_BATCH = 256  # texts that one frozen forward pass encodes at a time
 TEXT_TOKENS = 2**14  # tokens that text in variants takes at a time, over variants and classes
 N_TEMPLATES = 60  # PromptSRC's public code takes the first 60 of OpenAI's 80 ImageNet templates
 
-Batch = Tensor | Sequence[Tensor]  # images (B, 3, R, R), or several views of them
+Batch = View | Sequence[View]  # images (B, 3, R, R), or several views of them
 Features = dict[str, Tensor]
 
 
@@ -204,9 +213,9 @@ class Method(nn.Module):
         terms: list[dict[str, Tensor]] = []
 
         def losses() -> Iterator[Tensor]:
-            views = zip(*(view.tensor_split(n_parts) for view in self.views(batch)), strict=True)
+            views = zip(*(parts_of(view, n_parts) for view in self.views(batch)), strict=True)
             for images, own in zip(views, labels.tensor_split(n_parts), strict=True):
-                part, found = self(images[0] if isinstance(batch, Tensor) else images, own)
+                part, found = self(images[0] if isinstance(batch, View) else images, own)
                 share = len(own) / len(labels)
                 logits.append(part.detach())
                 terms.append({name: share * term.detach() for name, term in found.items()})
@@ -286,8 +295,9 @@ class Method(nn.Module):
                 module.eval()
         return self
 
-    def views(self, batch: Batch) -> Sequence[Tensor]:
-        return [batch] if isinstance(batch, Tensor) else batch
+    def views(self, batch: Batch) -> Sequence[View]:
+        """Return what ``encode_image`` takes; ``pixels_of`` a view is its tensor (B, 3, R, R)."""
+        return [batch] if isinstance(batch, View) else batch
 
     def learned(self) -> dict[str, nn.Parameter]:
         """Return the tensors that training changes."""
@@ -444,10 +454,22 @@ class Method(nn.Module):
             total = total + torch.cat(parts)
         return F.normalize(total, dim=-1)
 
-    def encode_image(self, images: Tensor, layers: Layers = ()) -> Tensor:
-        """Return unit image features (B, d), fp32."""
-        features = self.clip.encode_image(images, layers, self.prompts_through_ln_pre)
-        return F.normalize(features.float(), dim=-1)
+    def encode_image(self, images: View, layers: Layers = ()) -> Tensor:
+        """Return unit image features (B, d), fp32; where no layer is touched, ``frozen_image``."""
+        if is_untouched(layers):
+            return self.frozen_image(images)
+        pixels = pixels_of(images)
+        return unit_features(self.clip, pixels, layers, self.prompts_through_ln_pre)
+
+    def frozen_image(self, images: View, teacher: CLIP | None = None) -> Tensor:
+        """Return unit image features (B, d) of a plain CLIP, by default the backbone; fp32.
+
+        Where these are kept, no pixels are read.
+        """
+        teacher = self.clip if teacher is None else teacher
+        if isinstance(images, Images):
+            return images.features(teacher)
+        return unit_features(teacher, images)
 
     @torch.no_grad()
     def frozen_features(self, loader: Any) -> tuple[Tensor, Tensor]:
@@ -455,7 +477,7 @@ class Method(nn.Module):
         features, labels = [], []
         for batch in loader:
             with self.autocast():
-                features.append(self.encode_image(batch["img"].to(self.device)).cpu())
+                features.append(self.frozen_image(views_in(batch, self.device)[0]).cpu())
             labels.append(batch["label"])
         return torch.cat(features), torch.cat(labels)
 

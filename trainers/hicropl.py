@@ -383,7 +383,7 @@ class HiCroPL(Method):
         """Fuse prompted features with V, the features of plain CLIP on the same view."""
         images = self.views(batch)[0]
         with torch.no_grad():
-            frozen = F.normalize(self.teacher.encode_image(images).float(), dim=-1)
+            frozen = self.frozen_image(images, self.teacher)
         prompted = self.encode_image(images, towers.vision)
         fused = F.normalize(prompted + frozen, dim=-1)
         return {"image": fused, "prompted_image": prompted, "frozen_image": frozen}

@@ -38,6 +38,7 @@ from dassl.optim import build_optimizer
 from dassl.utils import UserError, load_checkpoint, load_pretrained_weights, log, nearest
 
 from .base import Batch, Features, Method
+from .features import FeatureCache, check_features_dir, views_in
 
 AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 
@@ -150,6 +151,7 @@ class MethodTrainer(TrainerX):
         features: what the last evaluated batch gave, for recorders.
     """
 
+    keeps_features = True  # reads the keys of the feature cache
     method: type[Method]
     model: Method
     features: Features
@@ -178,6 +180,18 @@ class MethodTrainer(TrainerX):
                 f"DATALOADER.K_TRANSFORMS: expected {n_views} for {cfg.TRAINER.NAME}, "
                 f"got {cfg.DATALOADER.K_TRANSFORMS}"
             )
+        views = cfg.DATALOADER.VIEWS
+        if views > 0 and self.method.fit is not None:
+            raise UserError(
+                f"DATALOADER.VIEWS: expected 0 for {cfg.TRAINER.NAME}, whose training has no "
+                f"augmentation, got {views}"
+            )
+        if views > 0 and cfg.SEED < 0:
+            raise UserError(
+                f"SEED: expected a seed >= 0, from which the {views} DATALOADER.VIEWS are drawn, "
+                f"got {cfg.SEED}"
+            )
+        check_features_dir(cfg)
         self.clip_model = self.load_clip(cfg)
         self.check_input(cfg)
         self.method.check_settings(settings, self.clip_model)
@@ -247,6 +261,7 @@ class MethodTrainer(TrainerX):
         self.model.autocast_dtype = types.autocast_dtype
         self.recorded["precision"] = types.name
         self.shares_tests = self.model.fixable
+        self.cache = FeatureCache(cfg, self.model)
         if dataset.test_classnames != dataset.classnames:
             # problems with these class names are found before training
             self.model.set_classes(dataset.test_classnames)
@@ -321,8 +336,28 @@ class MethodTrainer(TrainerX):
             tfm=build_transform(cfg, is_train=False),
             is_train=False,
         )
-        fit(train, val)
+        val = val if val is None else self.cache.of_test(val, "validation")
+        fit(self.cache.of_test(train, "training"), val)
         distributed.copy_first(list(self.model.saved().values()))
+
+    def run_epoch(self) -> None:
+        n_views = self.cfg.DATALOADER.VIEWS
+        if n_views == 0:
+            super().run_epoch()
+            return
+        served = self.cache.of_view(self.train_loader_x, self.epoch % n_views)
+        with self.serving("train_loader_x", served):
+            super().run_epoch()
+
+    @contextmanager
+    def serving(self, name: str, served: Any) -> Iterator[None]:
+        """Let another loader take the place of one of the trainer's, by its name."""
+        loader = getattr(self, name)
+        setattr(self, name, served)
+        try:
+            yield
+        finally:
+            setattr(self, name, loader)
 
     def set_model_mode(self, mode: str = "train", names: str | list[str] | None = None) -> None:
         super().set_model_mode(mode, names)
@@ -351,12 +386,12 @@ class MethodTrainer(TrainerX):
         return distributed.shared_batch(self.train_loader_x.batch_sampler.size(self.batch_idx))
 
     def parse_batch_train(self, batch: Mapping[str, Any]) -> tuple[Batch, Tensor]:
-        images = batch["img"]
-        if isinstance(images, list):  # several views
-            images = [view.to(self.device, non_blocking=True) for view in images]
-        else:
-            images = images.to(self.device, non_blocking=True)
-        return images, batch["label"].to(self.device, non_blocking=True)
+        views = views_in(batch, self.device)
+        labels = batch["label"].to(self.device, non_blocking=True)
+        return (views if len(views) > 1 else views[0]), labels
+
+    def parse_batch_test(self, batch: Mapping[str, Any]) -> tuple[Batch, Tensor]:
+        return views_in(batch, self.device)[0], batch["label"].to(self.device)
 
     def after_epoch(self) -> None:
         self.model.after_epoch(self.epoch, self.max_epoch)
@@ -374,8 +409,10 @@ class MethodTrainer(TrainerX):
         """Evaluate, on test images for the test's classes, which may be others."""
         self.set_model_mode("eval")
         is_val = (split or self.cfg.TEST.SPLIT) == "val" and self.val_loader is not None
+        name, called = ("val_loader", "validation") if is_val else ("test_loader", "test")
         with nullcontext() if is_val else self.test_classes(), self.model.fixed_classes():
-            return super().test(split)
+            with self.serving(name, self.cache.of_test(getattr(self, name), called)):
+                return super().test(split)
 
     @contextmanager
     def test_classes(self) -> Iterator[None]:
@@ -402,7 +439,7 @@ class MethodTrainer(TrainerX):
         write_classes(classes, self.output_dir)
         super().write_results(results, split)
 
-    def model_inference(self, images: Tensor) -> Tensor:
+    def model_inference(self, images: Batch) -> Tensor:
         with self.model.autocast():
             self.features = self.model.features(images)
             return self.model.logits(self.features)

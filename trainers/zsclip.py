@@ -11,6 +11,7 @@ from torch import Tensor
 from dassl.utils import UserError, log
 
 from .base import Batch, Features, Method, Towers
+from .features import pixels_of
 from .trainer import register_method
 
 
@@ -55,7 +56,8 @@ class StandardizedCLIP(ZeroshotCLIP):
 
     def image_features(self, batch: Batch, towers: Towers) -> Features:
         mean, std = self.mean.view(3, 1, 1), self.std.view(3, 1, 1)
-        return super().image_features((self.views(batch)[0] - mean) / std, towers)
+        pixels = pixels_of(self.views(batch)[0])
+        return super().image_features((pixels - mean) / std, towers)
 
     def fit(self, train: Any, val: Any) -> None:
         """Measure the channels of the training images (B, 3, R, R).

@@ -3,6 +3,7 @@
 Ours, besides those of the public toolbox that concern supervised training, are
 ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
 ``INPUT.MAX_PIXELS``, ``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``,
+``DATALOADER.VIEWS``, ``DATALOADER.FEATURES_MB``, ``DATALOADER.FEATURES_DIR``,
 ``DATALOADER.TRAIN_X.DROP_LAST``, ``MODEL.RECOMPUTE``, ``TEST.METRICS``, ``TEST.RECORD``,
 ``TEST.SAVE_LOGITS``, ``TEST.SUBSAMPLE_CLASSES``, ``OPTIM.EPS``, ``OPTIM.ACCUMULATE`` and
 ``OPTIM.CLIP_NORM``. The keys of a trainer or dataset are in its own file and get here by
@@ -145,6 +146,22 @@ _C: dict[str, Domain] = {
         2048,
         min=0,
         help="megabytes of memory for decoded training images, which are then read once (0: none)",
+    ),
+    "DATALOADER.VIEWS": Int(
+        0,
+        min=0,
+        max=10000,
+        help="augmented views of each training image, one an epoch in turn, whose frozen features "
+        "are computed once (0: new ones in every epoch, as published)",
+    ),
+    "DATALOADER.FEATURES_MB": Int(
+        2048,
+        min=0,
+        help="megabytes on disk for image features that training cannot change, which all runs "
+        "share (0: none are kept)",
+    ),
+    "DATALOADER.FEATURES_DIR": Text(
+        "", help='folder of these features ("": .features in DATASET.ROOT)'
     ),
     "DATALOADER.ON_ERROR": Choice(
         "stop",

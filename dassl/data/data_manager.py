@@ -109,6 +109,24 @@ def build_data_loader(
     return loader
 
 
+def loader_of_batches(loader: DataLoader[Any], batches: Sequence[Sequence[int]]) -> Loader:
+    """Make a loader of given batches of another one's images, which draws no random numbers.
+
+    Args:
+        loader: one of ``build_data_loader``.
+        batches: indices, those of training with a seed (``SeededIndex``).
+    """
+    workers = min(loader.num_workers, len(batches))
+    return Loader(
+        loader.dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=loader.pin_memory,
+        generator=torch.Generator(),
+        multiprocessing_context=loader.multiprocessing_context if workers > 0 else None,
+    )
+
+
 class DataManager(PublicDataManager):
     """The dataset of the config and its loaders.
 
@@ -362,15 +380,19 @@ class DatasetWrapper(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.data_source)
 
-    def __getitem__(self, idx: int) -> dict[str, Any]:
+    def without_image(self, idx: int) -> dict[str, Any]:
+        """Return what is known of an entry before its image is read."""
         item = self.data_source[idx]
-        output: dict[str, Any] = {
+        return {
             "label": item.label,
             "domain": item.domain,
             "impath": item.impath,
             "index": idx,
         }
-        image = self._images[item.impath]
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        output = self.without_image(idx)
+        image = self._images[output["impath"]]
         with seeded(idx.seed if isinstance(idx, SeededIndex) else None):
             if isinstance(self.transform, (list, tuple)):
                 for number, transform in enumerate(self.transform, start=1):

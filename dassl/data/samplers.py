@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -192,6 +194,25 @@ class SeededIndex(int):
 
     seed: int
 
+    @classmethod
+    def of(cls, number: int, seed: int) -> SeededIndex:
+        """Make an index with a seed of 32 bits."""
+        index = cls(number)
+        index.seed = seed
+        return index
+
+
+def view_seed(seed: int, name: str, view: int) -> int:
+    """Return the seed of an image's fixed view, which depends on nothing else: 32 bits.
+
+    Args:
+        seed: of the run.
+        name: of the image, the same on all machines.
+        view: its number, from 0.
+    """
+    digest = hashlib.sha256(f"{seed} {view} ".encode() + os.fsencode(name))
+    return int.from_bytes(digest.digest()[:4], "big")
+
 
 class SeededSampler(Sampler[int]):
     """The indices of a sampler as ``SeededIndex``, in the order of the public toolbox.
@@ -199,7 +220,13 @@ class SeededSampler(Sampler[int]):
     There a torch ``DataLoader`` takes one number from torch's global generator when a pass begins,
     and its sampler the next one. Here the first of these gives the augmentation's seeds. Both are
     drawn before the first image, so that nothing depends on how far worker processes read ahead.
+
+    Attributes:
+        seed_of: gives the seed of an index in place of the one that is drawn all the same; None
+            where the drawn ones count.
     """
+
+    seed_of: Callable[[int], int] | None = None
 
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
@@ -209,10 +236,10 @@ class SeededSampler(Sampler[int]):
         indices = list(self.sampler)
         # numpy takes seeds of 32 bits
         seeds = torch.randint(2**32, (len(indices),), generator=generator).tolist()
+        if self.seed_of is not None:
+            seeds = [self.seed_of(index) for index in indices]
         for number, seed in zip(indices, seeds, strict=True):
-            index = SeededIndex(number)
-            index.seed = seed
-            yield index
+            yield SeededIndex.of(number, seed)
 
     def __len__(self) -> int:
         return len(self.sampler)

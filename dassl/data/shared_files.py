@@ -38,7 +38,7 @@ def read_or_make(
     kept = read()
     if kept is not None:
         return kept
-    with _locked(path):
+    with locked(path):
         kept = read()  # another process may have been first
         if kept is not None:
             return kept
@@ -56,7 +56,7 @@ def read_or_make(
 
 
 @contextmanager
-def _locked(path: str) -> Iterator[None]:
+def locked(path: str) -> Iterator[None]:
     """Hold the lock of a file; without one where the folder or the system does not allow it."""
     lock = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
     descriptor = None

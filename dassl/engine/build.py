@@ -8,6 +8,7 @@ from yacs.config import CfgNode
 
 from dassl import distributed
 from dassl.config import check_domains
+from dassl.config.defaults import declared
 from dassl.config.domains import Int, List
 from dassl.data.datasets import DATASET_REGISTRY, check_dataset_cfg, other_test_classes
 from dassl.engine.recorders import chosen_recorders
@@ -71,6 +72,14 @@ def check_cfg(cfg: CfgNode) -> None:
             f"TEST.SUBSAMPLE_CLASSES: expected '' for {cfg.TRAINER.NAME}, which knows only "
             f"the classes of its training, got '{cfg.TEST.SUBSAMPLE_CLASSES}'"
         )
+    if not getattr(trainer, "keeps_features", False):
+        for key in ("DATALOADER.VIEWS", "DATALOADER.FEATURES_MB", "DATALOADER.FEATURES_DIR"):
+            default, value = declared()[key].default, cfg.DATALOADER[key.rpartition(".")[2]]
+            if value != default:
+                raise UserError(
+                    f"{key}: expected {default!r} for {cfg.TRAINER.NAME}, which does not use it, "
+                    f"got {value!r}"
+                )
     chosen_recorders(cfg, trainer)
 
 

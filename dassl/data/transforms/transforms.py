@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ CHOICES = (
 INTERPOLATION_NAMES = ("bilinear", "bicubic", "nearest")
 
 
+@dataclass
 class Random2DTranslation:
     """With probability p: enlarges the image to 1.125 times (height, width) and crops at random.
 
@@ -50,17 +52,10 @@ class Random2DTranslation:
     returns PIL images.
     """
 
-    def __init__(
-        self,
-        height: int,
-        width: int,
-        p: float = 0.5,
-        interpolation: Image.Resampling = Image.Resampling.BILINEAR,
-    ) -> None:
-        self.height = height
-        self.width = width
-        self.p = p
-        self.interpolation = interpolation
+    height: int
+    width: int
+    p: float = 0.5
+    interpolation: Image.Resampling = Image.Resampling.BILINEAR
 
     def __call__(self, img: Image.Image) -> Image.Image:
         if random.random() > self.p:
@@ -72,17 +67,18 @@ class Random2DTranslation:
         return enlarged.crop((left, top, left + self.width, top + self.height))
 
 
+@dataclass
 class InstanceNormalization:
     """Gives each channel of an image tensor (..., channels, height, width) mean 0, deviation 1."""
 
-    def __init__(self, eps: float = 1e-8) -> None:
-        self.eps = eps
+    eps: float = 1e-8
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         mean = img.mean(dim=(-2, -1), keepdim=True)
         return (img - mean) / (img.std(dim=(-2, -1), keepdim=True) + self.eps)
 
 
+@dataclass
 class Cutout:
     """Sets squares of an image tensor (channels, height, width) to zero.
 
@@ -91,9 +87,8 @@ class Cutout:
         length: their side in pixels; they are cut off at the image's edges.
     """
 
-    def __init__(self, n_holes: int = 1, length: int = 16) -> None:
-        self.n_holes = n_holes
-        self.length = length
+    n_holes: int = 1
+    length: int = 16
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         img = img.clone()
@@ -106,13 +101,13 @@ class Cutout:
         return img
 
 
+@dataclass
 class GaussianNoise:
     """With probability p: adds normal noise to an image tensor."""
 
-    def __init__(self, mean: float = 0.0, std: float = 0.15, p: float = 0.5) -> None:
-        self.mean = mean
-        self.std = std
-        self.p = p
+    mean: float = 0.0
+    std: float = 0.15
+    p: float = 0.5
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
         if random.random() > self.p:
