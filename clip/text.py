@@ -29,6 +29,59 @@ from .memory import Pass
 from .tokens import PromptTokens
 
 
+class Layout:
+    """The tokens of K classes, N in all, in one row, and filled up to K times the longest.
+
+    Args:
+        lengths: of the classes' sequences.
+        device: of the tokens.
+
+    Attributes:
+        starts, lengths: (K,) of each class, on the device.
+        positions: (N,) of each token in its class.
+    """
+
+    def __init__(self, lengths: np.ndarray, device: torch.device):
+        self.n_classes, self.longest = len(lengths), int(lengths.max())
+        self.n_tokens = int(lengths.sum())
+        is_own = np.arange(self.longest) < lengths[:, None]
+        starts, positions = lengths.cumsum() - lengths, np.nonzero(is_own)[1]
+        self.starts, self.lengths, self.positions, self._places = (
+            torch.from_numpy(array).to(device, non_blocking=True)
+            for array in (starts, lengths, positions, np.flatnonzero(is_own))
+        )
+
+    def in_a_row(self, x: Tensor) -> Tensor:
+        """Return the tokens alone (V, N, ...) of tokens that are filled up (V, K * S, ...)."""
+        return x if x.shape[1] == self.n_tokens else x.index_select(1, self._places)
+
+    def filled(self, x: Tensor) -> Tensor:
+        """Return tokens (V, N, ...) filled up by zeros, S to a class: (V, K * S, ...)."""
+        size = self.n_classes * self.longest
+        if x.shape[1] == size:
+            return x
+        return x.new_zeros(x.shape[0], size, *x.shape[2:]).index_copy(1, self._places, x)
+
+    def by_class(self, x: Tensor) -> Tensor:
+        """Turn heads of all tokens, or of one a class, into (V * K, heads, S or 1, head width)."""
+        x = x.transpose(1, 2)
+        x = self.filled(x) if x.shape[1] == self.n_tokens else x
+        return x.unflatten(1, (self.n_classes, -1)).flatten(0, 1).transpose(1, 2)
+
+    def attend(self, how: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Let the tokens of each class attend among themselves.
+
+        Args:
+            how: attends in (V * K, heads, S, head width).
+            q: (V, heads, N, head width), or of one token of each class.
+            k, v: (V, heads, N, head width).
+        """
+        attended = how(*map(self.by_class, (q, k, v))).transpose(1, 2)
+        attended = attended.unflatten(0, (-1, self.n_classes)).flatten(1, 2)
+        is_of_all = attended.shape[1] == self.n_classes * self.longest
+        return (self.in_a_row(attended) if is_of_all else attended).transpose(1, 2)
+
+
 class Sequences:
     """K token sequences in V variants, with what the classes have in common kept once.
 
@@ -54,42 +107,22 @@ class Sequences:
     def _set(self, rest: Tensor, n: int, ends: Sequence[int]) -> None:
         """Take what stands behind a prefix of n tokens, filled up: (V, K, S or more, width)."""
         self.n, self.ends = n, ends
-        lengths = np.asarray(ends) + 1 - n
-        self.longest = int(lengths.max())
-        starts = lengths.cumsum() - lengths
-        is_own = np.arange(self.longest) < lengths[:, None]
-        self.n_rest = int(lengths.sum())
-        # of the tokens in ``rest``: places in (K, S), and positions; of classes: start and length
-        self._places, self._positions, self._starts, self._lengths = (
-            torch.from_numpy(array).to(rest.device, non_blocking=True)
-            for array in (np.flatnonzero(is_own), np.nonzero(is_own)[1] + n, starts, lengths)
-        )
-        self.rest = self._packed(rest[:, :, : self.longest].flatten(1, 2))
+        self.layout = Layout(np.asarray(ends) + 1 - n, rest.device)
+        self.rest = self.layout.in_a_row(rest[:, :, : self.layout.longest].flatten(1, 2))
 
     @property
     def n_classes(self) -> int:
         return len(self.ends)
 
-    def _packed(self, x: Tensor) -> Tensor:
-        """Return the N tokens alone, (V, N, ...), of tokens that are filled up (V, K * S, ...)."""
-        return x if x.shape[1] == self.n_rest else x.index_select(1, self._places)
-
-    def _filled(self, x: Tensor) -> Tensor:
-        """Return the N tokens of all classes (V, N, ...) filled up by zeros: (V, K * S, ...)."""
-        size = self.n_classes * self.longest
-        if x.shape[1] == size:
-            return x
-        return x.new_zeros(x.shape[0], size, *x.shape[2:]).index_copy(1, self._places, x)
-
     def _of_classes(self) -> Tensor:
         """Return the tokens behind the prefix, filled up: (V, K, S, width)."""
-        return self._filled(self.rest).unflatten(1, (self.n_classes, self.longest))
+        return self.layout.filled(self.rest).unflatten(1, (self.n_classes, -1))
 
     def add(self, position: Tensor) -> None:
         """Add the positional embeddings (T, width)."""
         if self.prefix is not None:
             self.prefix = self.prefix + position[: self.n]
-        self.rest = self.rest + position[self._positions]
+        self.rest = self.rest + position[self.n + self.layout.positions]
 
     def unshare(self, start: int) -> None:
         """Move the prefix from ``start`` on into the sequence of each class.
@@ -114,7 +147,7 @@ class Sequences:
     def _slots_in_rest(self) -> Tensor:
         """Return where in ``rest`` each class has its prompts: (K * slots,)."""
         slots = self.slots[:, len(self.shared_slots) :] - self.n
-        return (self._starts[:, None] + slots).flatten()
+        return (self.layout.starts[:, None] + slots).flatten()
 
     def prompts(self) -> Tensor:
         """Return the prompt tokens after the previous layer: (V, K, m, width), K 1 if shared."""
@@ -170,36 +203,26 @@ class Sequences:
         is_foreign = not isinstance(block.attn, Attention)
         if self.prefix is not None and is_foreign:
             self.unshare(0)  # a foreign attention takes whole sequences
-        n_classes, rows = self.n_classes, None
-        positions = torch.arange(self.longest, device=self.rest.device)
+        # what is computed again has these, whatever becomes of the sequences in later blocks
+        layout, rows = self.layout, None
+        positions = torch.arange(layout.longest, device=self.rest.device)
         if is_last:
-            rows = self._starts + self._lengths - 1
-            positions = self._lengths[:, None] - 1
+            rows = layout.starts + layout.lengths - 1
+            positions = layout.lengths[:, None] - 1
         attend: Attend = attend_to_earlier
         if self.prefix is not None:
             prefix_k, prefix_v = self._run_prefix(block, layer, is_last)
-            attend = partial(attend_behind, prefix_k, prefix_v, n_classes, positions)
+            attend = partial(attend_behind, prefix_k, prefix_v, layout.n_classes, positions)
         elif is_last:
             attend = partial(attend_up_to, positions.repeat(self.rest.shape[0], 1))
-
-        def by_class(x: Tensor) -> Tensor:
-            """Turn heads of all tokens, or of the rows, into (V * K, heads, S or 1, head width)."""
-            x = x.transpose(1, 2)
-            x = self._filled(x) if x.shape[1] == self.n_rest else x
-            return x.unflatten(1, (n_classes, -1)).flatten(0, 1).transpose(1, 2)
-
-        def attend_in_classes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            attended = attend(by_class(q), by_class(k), by_class(v))
-            attended = attended.transpose(1, 2).unflatten(0, (-1, n_classes)).flatten(1, 2)
-            return (attended if is_last else self._packed(attended)).transpose(1, 2)
-
         if is_foreign:
             x = self._of_classes().flatten(0, 1)
-            x = tower_pass.run(block.run, x, attend, layer).unflatten(0, (-1, n_classes))
-            self.rest = self._packed(x.flatten(1, 2))
+            x = tower_pass.run(block.run, x, attend, layer).unflatten(0, (-1, layout.n_classes))
+            self.rest = layout.in_a_row(x.flatten(1, 2))
             self.rest = self.rest if rows is None else self.rest[:, rows]
             return
-        self.rest = tower_pass.run(block.run, self.rest, attend_in_classes, layer, rows)
+        attend = partial(layout.attend, attend)
+        self.rest = tower_pass.run(block.run, self.rest, attend, layer, rows)
 
     def _run_prefix(
         self, block: ResidualAttentionBlock, layer: Layer, is_last: bool

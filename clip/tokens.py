@@ -137,15 +137,13 @@ class PromptTokens:
         """Return the tokens of some classes, which keep what all of them have in common.
 
         Args:
-            classes: a slice of them, or their indices.
+            classes: a slice of them, or their indices, which are read on the CPU.
         """
-        ends = torch.tensor(self.ends)[classes if isinstance(classes, slice) else classes.cpu()]
-        return replace(
-            self,
-            ids=self.ids[classes],
-            ends=tuple(ends.tolist()),
-            slots=self.slots[classes],
-        )
+        if isinstance(classes, slice):
+            ends = self.ends[classes]
+        else:
+            ends = tuple(self.ends[number] for number in classes.tolist())
+        return replace(self, ids=self.ids[classes], ends=ends, slots=self.slots[classes])
 
     def to(self, device: torch.device | str) -> PromptTokens:
         return replace(

@@ -29,6 +29,7 @@ assert datasets and trainers  # they register their keys and names
 ROOT = Path(__file__).parents[1]
 FREE_TEXT = {
     *("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "MODEL.INIT_WEIGHTS"),  # files and folders
+    "DATALOADER.FEATURES_DIR",
     *("MODEL.BACKBONE.NAME", "TEACHER_NAME", "DESCRIPTIONS"),  # names, or files
     *("CTX_INIT", "TEXT_CTX_INIT"),  # words
     # what only public files read

@@ -24,7 +24,7 @@ from .trainer import register_method
 class Half(NamedTuple):
     """Some of the classes, and what a batch has of them."""
 
-    classes: Tensor  # (h,) indices
+    classes: Tensor  # (h,) indices, on the CPU
     images: Tensor  # (b, d) unit features of the frozen tower
     labels: Tensor  # (b,) places among ``classes``
 
@@ -143,9 +143,9 @@ class MetaPrompt(Method):
 
     def halves(self, images: Tensor, labels: Tensor) -> tuple[Half, Half]:
         """Split the classes at random; the first half is the larger one of an odd number."""
-        order = torch.randperm(len(self.class_names)).to(self.device)
+        order = torch.randperm(len(self.class_names))  # on the CPU, where texts are chosen
         middle = (len(order) + 1) // 2
-        places = order.argsort()[labels]
+        places = order.argsort().to(labels.device)[labels]
         is_first = places < middle
         return (
             Half(order[:middle], images[is_first], places[is_first]),

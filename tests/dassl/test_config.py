@@ -81,7 +81,7 @@ def test_empty_file_changes_nothing(tmp_path):
     [
         (
             "OPTIM:\n  GAMA: 1\n",
-            "OPTIM.GAMA: .* unknown one in '.*some.yaml'; did you mean 'GAMMA'.*known: ADAM",
+            "OPTIM.GAMA: .* unknown one in '.*some.yaml'; did you mean 'GAMMA'.*known: ACCUMULATE",
         ),
         (
             "OPTM:\n  LR: 1\n",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.text_features import VIT_B16
+from benchmarks.cost.measure import VIT_B16
 
 import train
 from experiments import plan

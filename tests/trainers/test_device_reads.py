@@ -42,7 +42,8 @@ TERMS: dict[type[Method], list[str]] = {
     HISF: ["loss_cls", "loss_le", "loss_sa"],
     ProMPT: ["loss_iteration1", "loss_iteration2"],
 }
-READS: dict[type[Method], int] = {ProDA: 1}  # of the prompts drawn, which are on the CPU
+# Of what is drawn on the CPU: ProDA's prompts, the classes of MetaPrompt's two halves.
+READS: dict[type[Method], int] = {ProDA: 1, MetaPrompt: 2}
 
 
 @pytest.mark.parametrize("method", TERMS)
