@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.cost.measure import VIT_B16
 
 import train
+from benchmarks.cost.measure import VIT_B16
 from experiments import plan
 from experiments.plan import Plan, report, size, trainer_to_plan
 from tests.trainers import toy
