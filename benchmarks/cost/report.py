@@ -383,7 +383,13 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         public(results),
     )
     picture = "![Step time and memory by number of classes](images/cost.svg)"
+    picture = picture if is_drawn(results) else "Not measured."
     return {**dict(zip(names, made, strict=True)), "plot": picture}
+
+
+def is_drawn(results: dict[str, Any]) -> bool:
+    """Return whether there is anything to draw: steps of the cost table."""
+    return bool(pick(results["records"], batch=0, precision="fp32"))
 
 
 def page(text: str, parts: dict[str, str]) -> str:
@@ -437,12 +443,12 @@ def stored(root: Path) -> dict[str, Any]:
 
 
 def store(results: dict[str, Any], root: Path) -> None:
-    """Keep measurements in the repository, and write the page and its plot from them."""
+    """Keep measurements in the repository, and write the page, and what can be drawn, from them."""
     with atomic_write(str(root / RESULTS)) as file:
         json.dump(results, file, indent=1)
         file.write("\n")
     text = (root / PAGE).read_text(encoding="utf-8")
     with atomic_write(str(root / PAGE)) as file:
         file.write(page(text, tables(results)))
-    if results["records"]:
+    if is_drawn(results):
         plot(results, root / PLOT)
