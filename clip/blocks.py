@@ -111,17 +111,6 @@ def attend_behind(
     return out.transpose(1, 2).flatten(0, 1)
 
 
-def rows_of(x: Tensor, rows: slice | Tensor) -> Tensor:
-    """Return some positions of sequences (N, T, width).
-
-    Args:
-        rows: a slice or positions (R,), the same in all sequences, or (N, R).
-    """
-    if isinstance(rows, Tensor) and rows.dim() == 2:
-        return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
-    return x[:, rows]
-
-
 class Attention(nn.MultiheadAttention):
     """Multi-head self-attention whose projections and softmax can be reached apart.
 
@@ -140,11 +129,11 @@ class Attention(nn.MultiheadAttention):
         if rows is None:
             return self._split(adapted(F.linear(x, weight, bias), adapter, x)).unbind(0)
         width = self.embed_dim
-        q = F.linear(rows_of(x, rows), weight[:width], bias[:width])
+        q = F.linear(x[:, rows], weight[:width], bias[:width])
         kv = F.linear(x, weight[width:], bias[width:])
         if adapter is not None:
             added = adapter(x.float()).to(kv.dtype)
-            q, kv = q + rows_of(added[..., :width], rows), kv + added[..., width:]
+            q, kv = q + added[:, rows, :width], kv + added[..., width:]
         return (*self._split(q).unbind(0), *self._split(kv).unbind(0))
 
     def combine(self, heads: Tensor, adapter: Adapter | None) -> Tensor:
@@ -187,7 +176,7 @@ class ResidualAttentionBlock(nn.Module):
             x: (N, T, width).
             attend: how queries and keys meet.
             layer: adapters; the tower handles its prompts.
-            rows: positions whose output is wanted, as for ``rows_of``; None for all of them.
+            rows: R positions whose output is wanted, None for all of them.
 
         Returns:
             (N, T, width), or (N, R, width).
@@ -200,9 +189,9 @@ class ResidualAttentionBlock(nn.Module):
             raise ValueError(f"no adapters in an attention of type {type(self.attn).__name__}")
         else:
             attended = self.attention(h.transpose(0, 1)).transpose(0, 1)
-            attended = attended if rows is None else rows_of(attended, rows)
+            attended = attended if rows is None else attended[:, rows]
         if rows is not None:
-            x, h = rows_of(x, rows), rows_of(h, rows)
+            x, h = x[:, rows], h[:, rows]
         x = x + attended
         g = self.ln_2(x)
         x = x + adapted(self.mlp(g), layer.mlp, g)

@@ -1,8 +1,8 @@
 """One run in several processes, which ``torchrun`` starts; in a single process it is nothing.
 
-Each process computes its share of the images of a batch. What the images gave is gathered, so that
-every process goes on with the whole batch: losses, gradients and weights are those of one process,
-whatever a method does with the batch. Only the first process writes and speaks.
+Each process computes the features of its share of a batch. These are gathered, and every process
+goes on with the whole batch, so losses, gradients and weights are those of a single process,
+whatever a method does with the batch. Only the first process writes and logs.
 
 No module is wrapped, as DistributedDataParallel would: names in a state dict stay, a training step
 may have several backward passes, and what is learned is small enough for one message.

@@ -47,7 +47,7 @@ def jobs_of(row: Row, protocol: Protocol, arguments: argparse.Namespace) -> list
     What transfers starts from the source of the embedded datasets, or from ImageNet.
     """
     dataset = arguments.dataset
-    if any(step.transfers for step in protocol.steps):
+    if protocol.transfers:
         dataset = EMBEDDED_SOURCE if is_embedded(dataset) else "imagenet"
     what = {"overrides": row.options, "root": arguments.root, "output_dir": arguments.output_dir}
     jobs = [

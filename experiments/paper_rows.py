@@ -390,12 +390,16 @@ alone.
 
 def config_files(method: str, protocol: Protocol) -> str:
     """Name the config files for ViT-B/16 of a method under a protocol, and when each is used."""
-    transfers = any(step.transfers for step in protocol.steps)  # from ImageNet alone
     found = []
     for rule in PAPERS.get(method, ()):
         if rule.protocols and protocol.name not in rule.protocols:
             continue
-        cases = [] if transfers else [*rule.datasets, *(f"{shots}-shot" for shots in rule.shots)]
+        # what transfers starts from ImageNet alone
+        cases = (
+            []
+            if protocol.transfers
+            else [*rule.datasets, *(f"{shots}-shot" for shots in rule.shots)]
+        )
         found.append(f"`{method}/{rule.config}`" + (f" ({', '.join(cases)})" if cases else ""))
         if not cases:
             break

@@ -224,7 +224,7 @@ def tabulate(
         values = cells(jobs)
         table.append((dataset, scores.named(method, jobs), *shots, *values))
     datasets = {key[0]: None for key in rows}
-    if len(datasets) > 1 and not any(step.transfers for step in protocol.steps):
+    if len(datasets) > 1 and not protocol.transfers:
         for rest in {key[1:]: None for key in rows}:
             parts = [by_column(rows[(dataset, *rest)]) for dataset in datasets]
             found = average_cells(parts, protocol, scores, intervals)

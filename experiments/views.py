@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dassl.command import Parser, say
+from dassl.command import Parser, number, say
 from dassl.errors import UserError
 from experiments.executors import Job, check_folders, run_all
 from experiments.protocols import BASE2NEW, TEST_NEW, TRAIN_BASE, Protocol, Step
@@ -67,13 +67,6 @@ def table(rows: dict[tuple[str, str, int], list[Job]], scores: Scores) -> str:
     return render(("Dataset", "Method", "VIEWS", *columns, "Harmonic mean"), lines)
 
 
-def whole_number(text: str) -> int:
-    """Parse a whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'")
-    return int(text)
-
-
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m experiments views",
@@ -84,7 +77,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--views",
         nargs="+",
-        type=whole_number,
+        type=number(int, "a whole number from 0", lambda value: value >= 0),
         default=[0, 1, 4, 16],
         help="numbers of views; 0: the published recipe (default: 0 1 4 16)",
     )

@@ -16,8 +16,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,7 @@ from dassl.optim import build_optimizer
 from experiments.configs import CONFIGS, config_of
 from experiments.protocols import BASE2NEW
 from trainers.base import Method
+from trainers.features import Images, View, unit_features
 
 ROOT = Path(__file__).parents[2]
 VIT_B16 = CLIPConfig(
@@ -170,18 +172,9 @@ def plain_method(method: Method) -> plain.Method:
     return kind(towers, model.learned(), ids, frozen_text, model.settings)
 
 
-def recall_features(model: CLIP) -> None:
-    """Have the frozen vision tower look at each batch once, as with known image features."""
-    encode, known = model.encode_image, dict[int, Tensor]()
-
-    def recall(images: Tensor, layers: Sequence[Any] = (), *rest: Any) -> Tensor:
-        if layers:
-            return encode(images, layers, *rest)
-        if images.data_ptr() not in known:
-            known[images.data_ptr()] = encode(images, layers, *rest).detach()
-        return known[images.data_ptr()]
-
-    model.encode_image = recall  # type: ignore[method-assign, assignment]
+def with_known_features(pixels: Tensor) -> Images:
+    """Return images whose features by a frozen CLIP are computed once, as with kept features."""
+    return Images(lambda: pixels, cache(lambda model: unit_features(model, pixels)))
 
 
 class Ours:
@@ -197,15 +190,17 @@ class Ours:
         self.test_batch = cell.test_batch or (TEST_BATCH if keeps else self.batch)
         self.computes_in = self.model.autocast_dtype or self.model.clip.dtype
         size = self.model.clip.visual.input_resolution
-        one = torch.randn(self.batch, 3, size, size, device=self.device)
-        self.views = [one] * self.model.n_views
-        self.labels = torch.arange(self.batch, device=self.device) % cell.classes
+        self.images = torch.randn(self.batch, 3, size, size, device=self.device)
         self.test_images = torch.randn(self.test_batch, 3, size, size, device=self.device)
+        seen: list[View] = [self.images, self.test_images]
         if cell.views:
-            recall_features(self.model.clip)
+            seen = [with_known_features(pixels) for pixels in (self.images, self.test_images)]
+        self.views, self.tested = [seen[0]] * self.model.n_views, seen[1]
+        self.labels = torch.arange(self.batch, device=self.device) % cell.classes
+        if cell.views:  # what a first run on the same images has left
             with torch.no_grad(), self.model.autocast():
-                for images in (one, self.test_images):
-                    self.model.clip.encode_image(images)
+                for view in (self.views[0], self.tested):
+                    self.model.frozen_image(view)
 
     @property
     def no_step(self) -> str:
@@ -221,8 +216,7 @@ class Ours:
     def step(self) -> None:
         self.model.kept = None  # of an evaluation
         self.trainer.set_model_mode("train")
-        images = self.views if len(self.views) > 1 else self.views[0]
-        self.trainer.forward_backward({"img": images, "label": self.labels})
+        self.trainer.forward_backward({"images": self.views, "label": self.labels})
 
     def classes(self) -> None:
         """Compute what one evaluation computes once."""
@@ -232,7 +226,7 @@ class Ours:
 
     def test(self) -> None:
         with torch.no_grad():
-            self.trainer.model_inference(self.test_images)
+            self.trainer.model_inference(self.tested)
 
 
 class Plain(Ours):
@@ -249,7 +243,7 @@ class Plain(Ours):
 
     def step(self) -> None:
         self.plain.train()
-        self.plain.step(self.views[0], self.labels, self.optimizer)
+        self.plain.step(self.images, self.labels, self.optimizer)
 
     def classes(self) -> None:
         self.plain.eval()
