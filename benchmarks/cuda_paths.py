@@ -1,8 +1,8 @@
-"""Run what only a CUDA device runs: half precision, loss scaling, random states, pinned memory.
+"""Run what only a CUDA device runs: half precision, loss scaling, pinned memory, CUDA graphs.
 
     python -m benchmarks.cuda_paths
 
-One line for each check, and exit code 1 where one fails. It takes a minute or two and needs no
+One line for each check, and exit code 1 where one fails. It takes a few minutes and needs no
 download: ViT-Mini-2 learns a few digits. Without a CUDA device it says so and does nothing.
 """
 
@@ -13,8 +13,8 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +23,9 @@ import torch
 
 import clip
 import train
+from benchmarks.cost.__main__ import methods_of
+from benchmarks.cost.cells import Cell
+from benchmarks.cost.measure import Ours
 from dassl.command import Parser, say
 from dassl.command import run as run_command
 from dassl.config import get_cfg_default
@@ -34,6 +37,8 @@ from trainers.trainer import MethodTrainer
 
 ROOT = Path(__file__).parents[1]
 NODES = {"MaPLe": "MAPLE", "CLIPLoRA": "CLIPLORA"}
+# How many images each of MetaPrompt's two halves has decides whether there is a step.
+WAITING = ("MetaPrompt",)
 ACCURACY_RANGE = 10.0  # points; a few digits and two epochs
 TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of features, relative
 
@@ -123,10 +128,10 @@ def check_overflow(folder: Path) -> str:
     """Check that a step whose gradients overflow changes nothing but the scale."""
     value = torch.nn.Parameter(torch.ones(3, device="cuda"))
     optimizer, scaler = torch.optim.SGD([value], lr=1.0), torch.amp.GradScaler("cuda")
-    optimizer_step((value * torch.inf).sum(), [optimizer], scaler)
+    optimizer_step([(value * torch.inf).sum()], [optimizer], scaler)
     expect(bool((value == 1).all()), f"the parameter is {value.tolist()}")
     expect(scaler.get_scale() == 2.0**15, f"the scale is {scaler.get_scale()}")
-    optimizer_step(value.sum(), [optimizer], scaler)
+    optimizer_step([value.sum()], [optimizer], scaler)
     expect(bool((value == 0).all()), f"the next step left {value.tolist()}")
     return "skipped, and the scale halved"
 
@@ -160,6 +165,64 @@ def check_pinned(folder: Path) -> str:
     return expect_equal(none, two)
 
 
+def steps(method: str, folder: Path, *options: str, n_steps: int = 4) -> list[torch.Tensor]:
+    """Return what is learned after steps with random weights and images, the same each time."""
+    torch.manual_seed(0)
+    cell = Cell(method, 10, batch=4, precision="bf16", options=options, model="small")
+    subject = Ours(cell, folder)
+    for _ in range(n_steps):
+        subject.step()
+    return [tensor.detach().clone() for tensor in subject.model.learned().values()]
+
+
+def check_waiting(folder: Path) -> str:
+    """Check that training steps do not wait for the device, as they would to read a number."""
+    waiting = []
+    methods = [method for method in trained(folder) if method not in WAITING]
+    for method in methods:
+        subject = Ours(Cell(method, 10, batch=4, precision="bf16", model="small"), folder)
+        for _ in range(2):
+            subject.step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            subject.step()
+        except RuntimeError as error:
+            waiting.append(f"{method} ({str(error).splitlines()[0]})")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    expect(not waiting, f"waiting: {', '.join(waiting)}")
+    return f"{len(methods)} methods"
+
+
+def check_key(folder: Path, key: str, tolerance: float, methods: Sequence[str] = ()) -> str:
+    """Check that methods, by default all, learn the same with a key that changes no result."""
+    worst, where = 0.0, "all"
+    for method in methods or trained(folder):
+        for one, other in zip(
+            steps(method, folder), steps(method, folder, key, "True"), strict=True
+        ):
+            difference = float((one - other).abs().max() / one.abs().max().clamp_min(1e-6))
+            if difference > worst:
+                worst, where = difference, method
+    expect(worst <= tolerance, f"relative difference {worst:.1e} of {where}")
+    return f"largest relative difference {worst:.1e} ({where})"
+
+
+def check_graph_with_evaluations(folder: Path) -> str:
+    """Check that a run with a CUDA graph, which evaluates in between, ends as one without."""
+    options = ("TEST.FINAL_MODEL", "best_val")
+    used = ("MODEL.CUDA_GRAPH", "True", "DATALOADER.NUM_WORKERS", "2")  # a thread pins batches
+    graph = maple(folder, "graph", "fp32", *options, *used)
+    return expect_equal(graph, maple(folder, "no-graph", "fp32", *options))
+
+
+@cache
+def trained(folder: Path) -> list[str]:
+    """Name the registered methods that take training steps."""
+    names = methods_of(None)
+    return [n for n in names if not Ours(Cell(n, 10, batch=4, model="small"), folder).no_step]
+
+
 def check_features(folder: Path, dtype: torch.dtype) -> str:
     """Check that both towers in half precision agree with fp32 up to its rounding."""
     torch.manual_seed(0)
@@ -189,6 +252,12 @@ def checks() -> dict[str, Callable[[Path], str]]:
     for dtype in TOLERANCES:
         name = str(dtype).removeprefix("torch.")
         found[f"features in {name}"] = partial(check_features, dtype=dtype)
+    found["steps wait for nothing"] = check_waiting
+    found["CUDA graph"] = partial(check_key, key="MODEL.CUDA_GRAPH", tolerance=0.0)
+    found["CUDA graph with evaluations"] = check_graph_with_evaluations
+    found["compiled blocks"] = partial(
+        check_key, key="MODEL.COMPILE", tolerance=5e-2, methods=("MaPLe",)
+    )
     return found
 
 

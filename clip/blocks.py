@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from .layer import UNTOUCHED, Adapter, Layer, adapted
 from .memory import Kept, Pass
 
+MOST_KINDS = 64  # of calls of a block that are compiled; torch's own limit is 8
+
 # (queries, keys, values) -> weighted sums of the values, one for each query
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -231,6 +233,16 @@ class Transformer(nn.Module):
     @property
     def blocks(self) -> list[ResidualAttentionBlock]:
         return cast("list[ResidualAttentionBlock]", list(self.resblocks))
+
+    def compile_blocks(self) -> None:
+        """Have ``torch.compile`` fuse what each block computes, the first time that it does.
+
+        The blocks share what is compiled, one version for each kind of call: with prompts or
+        without, with gradients or without, all positions or those that are read.
+        """
+        torch._dynamo.config.recompile_limit = MOST_KINDS
+        for block in self.blocks:
+            block.run = torch.compile(block.run)  # type: ignore[method-assign]
 
     def start(self) -> Pass:
         """Begin a pass through the blocks."""

@@ -8,7 +8,7 @@ token, shared prompts, leading words) is computed once, not once per class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import cast
 
 import numpy as np
@@ -28,12 +28,15 @@ from .layer import Layer
 from .memory import Pass
 from .tokens import PromptTokens
 
+KEPT_LAYOUTS = 64  # more than one step of any method has
+
 
 class Layout:
     """The tokens of K classes, N in all, in one row, and filled up to K times the longest.
 
     Args:
-        lengths: of the classes' sequences.
+        ends: positions of the K end tokens, behind which nothing is computed.
+        n: number of leading positions that are not among them.
         device: of the tokens.
 
     Attributes:
@@ -41,7 +44,8 @@ class Layout:
         positions: (N,) of each token in its class.
     """
 
-    def __init__(self, lengths: np.ndarray, device: torch.device):
+    def __init__(self, ends: Sequence[int], n: int, device: torch.device):
+        lengths = np.asarray(ends) + 1 - n
         self.n_classes, self.longest = len(lengths), int(lengths.max())
         self.n_tokens = int(lengths.sum())
         is_own = np.arange(self.longest) < lengths[:, None]
@@ -82,6 +86,13 @@ class Layout:
         return (self.in_a_row(attended) if is_of_all else attended).transpose(1, 2)
 
 
+@lru_cache(maxsize=KEPT_LAYOUTS)
+def layout_of(ends: tuple[int, ...], n: int, device: torch.device) -> Layout:
+    """Return the layout of some classes, which every step asks for: its tensors are copied once."""
+    with torch.inference_mode(False):
+        return Layout(ends, n, device)
+
+
 class Sequences:
     """K token sequences in V variants, with what the classes have in common kept once.
 
@@ -106,8 +117,10 @@ class Sequences:
 
     def _set(self, rest: Tensor, n: int, ends: Sequence[int]) -> None:
         """Take what stands behind a prefix of n tokens, filled up: (V, K, S or more, width)."""
-        self.n, self.ends = n, ends
-        self.layout = Layout(np.asarray(ends) + 1 - n, rest.device)
+        self.n, self.ends = n, tuple(ends)
+        # an exported graph has tensors of its own, which are no tensors for anything else
+        make = Layout if torch.compiler.is_compiling() else layout_of
+        self.layout = make(self.ends, n, rest.device)
         self.rest = self.layout.in_a_row(rest[:, :, : self.layout.longest].flatten(1, 2))
 
     @property

@@ -89,11 +89,15 @@ class ProDA(Method):
             chosen = torch.randperm(len(ctx))[: self.settings.PROMPT_BS].tolist()
         quarter = len(ctx) // 4
         places = (range(quarter), range(quarter, 2 * quarter), range(2 * quarter, len(ctx)))
+        parts = [[i for i in chosen if i in place] for place in places]
         prompts = torch.cat(
             [
-                self.encode_text([ctx[part]], tokens)
-                for tokens, place in zip(named, places, strict=True)
-                if (part := [i for i in chosen if i in place])
+                # a list would be copied to the device while everything waits
+                self.encode_text(
+                    [ctx[torch.tensor(part).to(ctx.device, non_blocking=True)]], tokens
+                )
+                for tokens, part in zip(named, parts, strict=True)
+                if part
             ]
         )
         if not self.training:

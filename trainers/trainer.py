@@ -39,6 +39,7 @@ from dassl.utils import UserError, load_checkpoint, load_pretrained_weights, log
 
 from .base import Batch, Features, Method
 from .features import FeatureCache, check_features_dir, views_in
+from .step_graph import StepGraph
 
 AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 
@@ -156,6 +157,7 @@ class MethodTrainer(TrainerX):
     model: Method
     features: Features
     in_processes = True
+    step_graph: StepGraph | None = None
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(resolve_precision(cfg))
@@ -192,9 +194,23 @@ class MethodTrainer(TrainerX):
                 f"got {cfg.SEED}"
             )
         check_features_dir(cfg)
+        self.check_cuda_graph(cfg)
         self.clip_model = self.load_clip(cfg)
         self.check_input(cfg)
         self.method.check_settings(settings, self.clip_model)
+
+    def check_cuda_graph(self, cfg: Any) -> None:
+        """Refuse a graph of steps where none can be recorded."""
+        if not cfg.MODEL.CUDA_GRAPH:
+            return
+        if device_of(cfg).type != "cuda":
+            raise UserError("MODEL.CUDA_GRAPH: expected False without a CUDA device, got True")
+        if distributed.count() > 1:
+            raise UserError("MODEL.CUDA_GRAPH: expected False in several processes, got True")
+        if cfg.MODEL.RECOMPUTE == "always":
+            raise UserError(
+                "MODEL.RECOMPUTE: expected auto or never with MODEL.CUDA_GRAPH, got always"
+            )
 
     def load_clip(self, cfg: Any) -> CLIP:
         """Load the backbone, frozen, in fp32 on the CPU."""
@@ -254,12 +270,15 @@ class MethodTrainer(TrainerX):
         if types.dtype != torch.float32:
             clip.convert_weights(clip_model, types.dtype)
         for transformer in clip_model.transformers:
-            transformer.recompute = cfg.MODEL.RECOMPUTE
+            transformer.recompute = "never" if cfg.MODEL.CUDA_GRAPH else cfg.MODEL.RECOMPUTE
+            if cfg.MODEL.COMPILE:
+                transformer.compile_blocks()
         dataset = self.dm.dataset
         templates = getattr(dataset, "templates", ["a photo of a {}."])
         self.model = self.method(cfg, clip_model, dataset.classnames, templates)
         self.model.autocast_dtype = types.autocast_dtype
         self.recorded["precision"] = types.name
+        self.step_graph = StepGraph(self.model) if cfg.MODEL.CUDA_GRAPH else None
         self.shares_tests = self.model.fixable
         self.cache = FeatureCache(cfg, self.model)
         if dataset.test_classnames != dataset.classnames:
@@ -341,6 +360,8 @@ class MethodTrainer(TrainerX):
         distributed.copy_first(list(self.model.saved().values()))
 
     def run_epoch(self) -> None:
+        if self.step_graph is not None:
+            self.step_graph.start_epoch()
         n_views = self.cfg.DATALOADER.VIEWS
         if n_views == 0:
             super().run_epoch()
@@ -369,7 +390,7 @@ class MethodTrainer(TrainerX):
         update = Update(self.optim, self.scaler, self.cfg.OPTIM.ACCUMULATE)
         with self.shared_batch():
             labels = distributed.gather(labels)
-            logits, terms = self.model.step(images, labels, update)
+            logits, terms = (self.step_graph or self.model.step)(images, labels, update)
         if self.max_iter is not None or self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         terms = {name: term.detach() for name, term in terms.items()}

@@ -1,13 +1,14 @@
 """What every registered method costs at the size of ViT-B/16, with random weights.
 
     python -m benchmarks.cost                    measure, or go on measuring
-    python -m benchmarks.cost --report           put what was measured into docs/performance.md
+    python -m benchmarks.cost --report           put what was measured into the pages of docs/
 
 Each measurement is a process of its own and leaves a JSON file in --output-dir. One that is there,
 from the same machine, versions and code, is not made again, so that a stopped run goes on and
 --parts, --methods, --classes and --precision can take a run in pieces. A measurement that fails,
 as for lack of memory, is shown as what it is. Other programs change the figures: leave the machine
-idle. docs/performance.md says how to read the tables.
+idle. docs/performance.md says how to read the tables; those of a GPU are in
+docs/performance-gpu.md.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ CODE = (
     *("clip", "trainers", "dassl/engine", "dassl/optim", "configs/trainers", "configs/_base"),
     *("benchmarks/plain.py", "benchmarks/cost/measure.py", "benchmarks/cost/cells.py"),
 )
-PARTS = ("table", "ratios", "growth")
+PARTS = ("table", "ratios", "growth", "variants")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
 KEPT_FREE = 0.05  # share of the free memory that no measurement may have
 WARM_UPS = 2
+ENDED = "ended with exit code"
 KILLED_AFTER = 10  # time limits, in which a single round must end
 
 
@@ -109,7 +111,8 @@ class Child:
     def __init__(self, cell: Cell, free: int, threads: int, limit: float, log: Any):
         command = [sys.executable, "-m", "benchmarks.cost.measure"]
         command += [json.dumps(dataclasses.asdict(cell)), str(free)]
-        env = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONPATH=str(ROOT))
+        places = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+        env = dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONPATH=os.pathsep.join(places))
         self.cell, self.limit = cell, limit
         self.record: dict[str, Any] = {"cell": dataclasses.asdict(cell), "failed": ""}
         self.process = subprocess.Popen(
@@ -141,7 +144,7 @@ class Child:
         code = self.process.wait()
         if late.is_set():
             return {"failed": "over the time limit"}
-        return {"failed": "out of memory" if code == -9 else f"ended with exit code {code}"}
+        return {"failed": "out of memory" if code == -9 else f"{ENDED} {code}"}
 
     def ask(self, what: str) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -239,6 +242,8 @@ def low_precision() -> str:
 
 def groups_of(options: Any) -> list[list[Cell]]:
     """Return the cells of all parts; those of a group are measured by turns."""
+    import torch
+
     from benchmarks import plain
     from benchmarks.cost.measure import config, prompt_keys, settings_of
 
@@ -257,6 +262,12 @@ def groups_of(options: Any) -> list[list[Cell]]:
             batch = cfg.DATALOADER.TRAIN_X.BATCH_SIZE
             has_prompts = bool(prompt_keys(settings_of(cfg)))
             groups += [[cell] for cell in cells.growth_cells(method, batch, has_prompts)]
+    if "variants" in options.parts:
+        has_graphs = torch.cuda.is_available()
+        for method, batch in cells.VARIED:
+            if method in methods:
+                found = cells.variant_cells(method, batch, options.precision[-1], has_graphs)
+                groups += [[cell] for cell in found]
     return [[cell.but(model=options.model) for cell in group] for group in groups]
 
 
@@ -279,11 +290,14 @@ def path_of(folder: Path, cell: Cell) -> Path:
 
 
 def finished(folder: Path, whose: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the records of this machine and code in a folder, by the names of their cells."""
+    """Return the records of this machine and code in a folder, by the names of their cells.
+
+    A process that ended by itself, as for a missing package, has measured nothing.
+    """
     found = {}
     for path in sorted(folder.glob("*-*.json")):
         record = read_json(str(path))
-        if record.get("whose") == whose:
+        if record.get("whose") == whose and not record["failed"].startswith(ENDED):
             found[path.stem] = record
     return found
 
@@ -351,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--threads", type=positive, default=0, help="of torch; its own choice by default")
     add("--repeats", type=positive, default=3, help="rounds after the warm-up; medians are kept")
     add("--time-limit", type=seconds, default=120.0, help="seconds after which no round begins")
-    add("--report", action="store_true", help="measure nothing; write docs/performance.md")
+    add("--report", action="store_true", help="measure nothing; write the page of docs/")
     options = parser.parse_args(argv)
     import torch
 
@@ -367,8 +381,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = [a for a in (sys.argv[1:] if argv is None else argv) if a != "--report"]
     if options.report and not finished(options.output_dir, whose):
         where = f"No measurements of this machine, code and model in {options.output_dir}"
-        say(f"{where}: the page is written from {report.RESULTS}")
-        report.store(report.stored(ROOT), ROOT)
+        say(f"{where}: the pages are written from what is stored")
+        for place in report.PLACES.values():
+            report.store(report.stored(ROOT, place), ROOT)
         return 0
     results = collect(
         options.output_dir, whose, shlex.join(["python", "-m", "benchmarks.cost", *shown])

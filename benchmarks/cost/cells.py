@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 MODELS = ("ViT-B/16", "small")  # small: for a rehearsal, in minutes
 CLASSES = (10, 50, 100, 500, 1000)
 PLAIN_TO = 100  # classes up to which the plain reference is measured; beyond, it is extrapolated
-GROWTH_CLASSES = 50  # of the cells that show growth with batch and prompt length
+GROWTH_CLASSES = 50  # of the cells that show growth with batch and prompt length, and variants
 GROWTH_PROMPTS = (4, 8, 16)
 TEST_BATCH = 32  # images of a measured evaluation batch where class features are kept
 
@@ -65,6 +65,7 @@ class Cell:
         """A name that no other cell has, for its file."""
         parts = [self.method, self.path, self.precision, f"k{self.classes}"]
         parts += [f"{key}{n}" for key in ("row", "batch", "prompts") if (n := getattr(self, key))]
+        parts += () if self.row else self.options[::2]
         return "-".join(parts)
 
     def but(self, **values: Any) -> Cell:
@@ -150,6 +151,16 @@ SHARE_OF = "HiCroPL, batch 32, 50 classes, VIEWS 0"  # row whose share of the ma
 SHARE_TARGETS = (0.95, 0.85)
 
 
+# How a step is computed, by the title of its column; the results are the same.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "as it is": (),
+    "COMPILE": ("MODEL.COMPILE", "True"),
+    "CUDA_GRAPH": ("MODEL.CUDA_GRAPH", "True"),
+    "both": ("MODEL.COMPILE", "True", "MODEL.CUDA_GRAPH", "True"),
+}
+VARIED = (("MaPLe", 4), ("PromptSRC", 4), ("HiCroPL", 32))  # methods and batches
+
+
 class Public(NamedTuple):
     """What a method's public code took in fp32, on a machine of PUBLIC_RATE GFLOP/s."""
 
@@ -168,6 +179,13 @@ PUBLIC = (
     Public("CoOp", 32, 50, 10.97),
     Public("HiCroPL", 32, 50, 31.4),
 )
+
+
+def variant_cells(method: str, batch: int, precision: str, has_graphs: bool) -> list[Cell]:
+    """Return the cells that show what each of ``VARIANTS`` is worth."""
+    cell = step(method, batch, GROWTH_CLASSES, precision=precision)
+    found = [cell.but(options=options) for options in VARIANTS.values()]
+    return [c for c in found if has_graphs or "MODEL.CUDA_GRAPH" not in c.options]
 
 
 def table_cells(

@@ -1,8 +1,9 @@
-"""From measurements to tables, the plot, and docs/performance.md."""
+"""From measurements to tables, the plot, and the pages of docs/."""
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,12 +16,28 @@ from benchmarks.cost.cells import Cell
 from dassl.json_file import read_json
 from dassl.utils.tools import atomic_write
 
-PAGE, RESULTS = Path("docs/performance.md"), Path("benchmarks/results/cost.json")
-PLOT = Path("docs/images/cost.svg")
 NOTHING = "–"
 SHOWN_CLASSES = 50  # of the overview
 GIB, MIB = 2**30, 2**20
 Records = list[dict[str, Any]]
+
+
+class Place(NamedTuple):
+    """Where the measurements of one kind of device are kept and shown."""
+
+    page: Path
+    results: Path
+    plot: Path
+
+
+PLACES = {
+    kind: Place(
+        Path(f"docs/performance{suffix}.md"),
+        Path(f"benchmarks/results/cost{suffix}.json"),
+        Path(f"docs/images/cost{suffix}.svg"),
+    )
+    for kind, suffix in (("cpu", ""), ("gpu", "-gpu"))
+}
 
 
 def median(values: Sequence[float]) -> float:
@@ -267,7 +284,8 @@ def growth_table(results: dict[str, Any]) -> str:
     records, rows = results["records"], []
     for method in methods_in(records):
         lines = []
-        steps = [r for r in pick(records, method=method, path="ours") if r["cell"]["batch"]]
+        steps = pick(records, method=method, path="ours", precision="fp32")
+        steps = [r for r in steps if r["cell"]["batch"] and not r["cell"]["options"]]
         images = {r["cell"]["batch"]: r for r in steps}
         wanted = [
             r
@@ -366,12 +384,38 @@ def public(results: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def variants(results: dict[str, Any]) -> str:
+    """Compare the ways of computing a step: time, its ratio to the floor, and what launches."""
+    records, rows = results["records"], []
+    for method, batch in cells.VARIED:
+        for precision in precisions_in(records):
+            wanted = {"method": method, "path": "ours", "batch": batch, "precision": precision}
+            found = {tuple(r["cell"]["options"]): r for r in pick(records, **wanted)}
+            as_it_is = found.get(())
+            if len(found) < 2 or as_it_is is None or "step" not in as_it_is:
+                continue
+            floor = as_it_is["step"]["flops"] / as_it_is["rate"]
+
+            def write(record: dict[str, Any], floor: float = floor) -> str:
+                time = record["step"]["seconds"]
+                return f"{1000 * time:.3g} ms ({time / floor:.1f}, {host_share(record['step'])})"
+
+            values = [
+                NOTHING if r is None else write(r) if "step" in r else r["failed"]
+                for r in map(found.get, cells.VARIANTS.values())
+            ]
+            title = f"{method} {batch} x {cells.GROWTH_CLASSES}"
+            rows.append([title, shown_precision(as_it_is), *values])
+    return markdown(["step", "PREC", *cells.VARIANTS], rows)
+
+
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Return the Markdown of each marker of the page."""
-    names = ("machine", "overview", "step", "memory", "evaluation", "growth", "ratios", "public")
+    names = [*("machine", "overview", "step", "memory", "evaluation", "growth", "variants")]
+    names += ["ratios", "public"]
     if not results["records"]:
         text = "Not measured yet: `python -m benchmarks.cost`, then `--report`."
-        return {name: text for name in (*names, "plot")}
+        return {name: text for name in [*names, "plot"]}
     made = (
         about(results),
         overview(results),
@@ -379,10 +423,11 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         by_classes(results, "step", "peak", gib),
         by_classes(results, "evaluation", "batch_seconds", seconds),
         growth_table(results),
+        variants(results),
         ratios(results),
         public(results),
     )
-    picture = "![Step time and memory by number of classes](images/cost.svg)"
+    picture = f"![Step time and memory by number of classes](images/{place_of(results).plot.name})"
     picture = picture if is_drawn(results) else "Not measured."
     return {**dict(zip(names, made, strict=True)), "plot": picture}
 
@@ -393,13 +438,13 @@ def is_drawn(results: dict[str, Any]) -> bool:
 
 
 def page(text: str, parts: dict[str, str]) -> str:
-    """Put each part between its markers, ``<!-- cost:NAME -->`` and ``<!-- /cost:NAME -->``."""
-    for name, part in parts.items():
+    """Put parts between a page's markers, ``<!-- cost:NAME -->`` and ``<!-- /cost:NAME -->``."""
+    for name in re.findall(r"<!-- cost:(\w+) -->", text):
         begin, end = f"<!-- cost:{name} -->\n", f"<!-- /cost:{name} -->"
-        before, found, rest = text.partition(begin)
+        before, _, rest = text.partition(begin)
         _, ended, after = rest.partition(end)
-        assert found and ended, name
-        text = f"{before}{begin}{part}\n{end}{after}"
+        assert ended, name
+        text = f"{before}{begin}{parts[name]}\n{end}{after}"
     return text
 
 
@@ -437,18 +482,23 @@ def plot(results: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def stored(root: Path) -> dict[str, Any]:
-    """Return the measurements that the page shows."""
-    return read_json(str(root / RESULTS))
+def place_of(results: dict[str, Any]) -> Place:
+    return PLACES["cpu" if results["machine"]["device"] == "cpu" else "gpu"]
+
+
+def stored(root: Path, place: Place) -> dict[str, Any]:
+    """Return the measurements that a page shows."""
+    return read_json(str(root / place.results))
 
 
 def store(results: dict[str, Any], root: Path) -> None:
     """Keep measurements in the repository, and write the page, and what can be drawn, from them."""
-    with atomic_write(str(root / RESULTS)) as file:
+    place = place_of(results)
+    with atomic_write(str(root / place.results)) as file:
         json.dump(results, file, indent=1)
         file.write("\n")
-    text = (root / PAGE).read_text(encoding="utf-8")
-    with atomic_write(str(root / PAGE)) as file:
+    text = (root / place.page).read_text(encoding="utf-8")
+    with atomic_write(str(root / place.page)) as file:
         file.write(page(text, tables(results)))
     if is_drawn(results):
-        plot(results, root / PLOT)
+        plot(results, root / place.plot)

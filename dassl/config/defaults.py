@@ -4,10 +4,10 @@ Ours, besides those of the public toolbox that concern supervised training, are
 ``DATASET.SUBSAMPLE_CLASSES`` (CoOp's code adds it in its train.py), ``INPUT.UPRIGHT``,
 ``INPUT.MAX_PIXELS``, ``DATALOADER.ON_ERROR``, ``DATALOADER.CACHE_MB``,
 ``DATALOADER.VIEWS``, ``DATALOADER.FEATURES_MB``, ``DATALOADER.FEATURES_DIR``,
-``DATALOADER.TRAIN_X.DROP_LAST``, ``MODEL.RECOMPUTE``, ``TEST.METRICS``, ``TEST.RECORD``,
-``TEST.SAVE_LOGITS``, ``TEST.SUBSAMPLE_CLASSES``, ``OPTIM.EPS``, ``OPTIM.ACCUMULATE`` and
-``OPTIM.CLIP_NORM``. The keys of a trainer or dataset are in its own file and get here by
-``register_defaults``. docs/config.md lists all of them.
+``DATALOADER.TRAIN_X.DROP_LAST``, ``MODEL.RECOMPUTE``, ``MODEL.COMPILE``, ``MODEL.CUDA_GRAPH``,
+``TEST.METRICS``, ``TEST.RECORD``, ``TEST.SAVE_LOGITS``, ``TEST.SUBSAMPLE_CLASSES``, ``OPTIM.EPS``,
+``OPTIM.ACCUMULATE`` and ``OPTIM.CLIP_NORM``. The keys of a trainer or dataset are in its own file
+and get here by ``register_defaults``. docs/config.md lists all of them.
 """
 
 from __future__ import annotations
@@ -202,6 +202,10 @@ _C: dict[str, Domain] = {
         *("auto", "never", "always"),
         help="compute blocks a second time for their gradients instead of keeping all that these "
         "need; auto: where that is more than a third of the free memory (the results are the same)",
+    ),
+    "MODEL.COMPILE": Bool(False, help="let torch.compile fuse what the towers' blocks compute"),
+    "MODEL.CUDA_GRAPH": Bool(
+        False, help="record a training step on the GPU and launch it as one; nothing is recomputed"
     ),
     "MODEL.BACKBONE.NAME": Text("", help="name of the CLIP, or its weights file"),
     "MODEL.BACKBONE.PRETRAINED": Bool(

@@ -87,11 +87,27 @@ def optimizer_step(
         optimizers: of all that the losses are to change.
         scaler: keeps gradients in fp16 from vanishing, and skips a step whose gradients overflow.
     """
+    compute_gradients(losses, optimizers, scaler)
+    distributed.average(gradients_of(optimizers))
+    change(optimizers, scaler)
+
+
+def compute_gradients(
+    losses: Iterable[Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Compute the gradients of a sum of losses, those of this process alone."""
     for optimizer in optimizers:
         optimizer.zero_grad()
     for loss in losses:
         (loss if scaler is None else scaler.scale(loss)).backward()
-    distributed.average(gradients_of(optimizers))
+
+
+def change(
+    optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler | None = None
+) -> None:
+    """Take one step with each optimizer by the gradients that there are."""
     for optimizer in optimizers:
         if scaler is None:
             optimizer.step()

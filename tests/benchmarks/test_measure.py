@@ -107,9 +107,14 @@ def test_memory_that_is_short_is_called_so():
 
 def test_only_records_of_this_machine_and_code_count(tmp_path):
     whose = {"machine": {"cpu": "X"}, "code": "abc"}
-    for name, owner in (("A-ours", whose), ("B-ours", {**whose, "code": "old"})):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"whose": owner}))
-    assert list(cost.finished(tmp_path, whose)) == ["A-ours"]
+    for name, owner, failed in (
+        ("A-ours", whose, ""),
+        ("B-ours", {**whose, "code": "old"}, ""),
+        ("C-ours", whose, "ended with exit code 1"),  # as for a missing package
+        ("D-ours", whose, "out of memory"),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"whose": owner, "failed": failed}))
+    assert list(cost.finished(tmp_path, whose)) == ["A-ours", "D-ours"]
 
 
 def test_what_failed_for_memory_is_not_tried_with_more_classes():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,23 +61,46 @@ def row_of(table: str, *start: str) -> list[str]:
     return found
 
 
-def test_the_page_shows_the_stored_measurements():
-    text = (ROOT / report.PAGE).read_text(encoding="utf-8")
-    assert report.page(text, report.tables(report.stored(ROOT))) == text
+@pytest.mark.parametrize("kind", report.PLACES)
+def test_a_page_shows_the_stored_measurements(kind):
+    place = report.PLACES[kind]
+    text = (ROOT / place.page).read_text(encoding="utf-8")
+    made = report.tables(report.stored(ROOT, place))
+    assert report.page(text, made) == text
+    assert text.count("<!-- cost:") == text.count("<!-- /cost:") > 1
 
 
-def test_a_report_keeps_the_measurements_and_shows_them(tmp_path):
+@pytest.mark.parametrize(("kind", "device"), [("cpu", "cpu"), ("gpu", "NVIDIA X")])
+def test_a_report_keeps_the_measurements_and_shows_them(kind, device, tmp_path):
     (tmp_path / "docs").mkdir()
-    text = (ROOT / report.PAGE).read_text(encoding="utf-8")
-    (tmp_path / report.PAGE).write_text(text, encoding="utf-8")
+    place = report.PLACES[kind]
+    text = (ROOT / place.page).read_text(encoding="utf-8")
+    (tmp_path / place.page).write_text(text, encoding="utf-8")
     measured = results(record(Cell("CoOp", 50), 2), record(Cell("CoOp", 100), 3))
+    measured["machine"] = MACHINE | {"device": device}
     report.store(measured, tmp_path)
-    assert report.stored(tmp_path) == json.loads(json.dumps(measured))
-    made = (tmp_path / report.PAGE).read_text(encoding="utf-8")
-    for part in report.tables(measured).values():
-        assert part in made
+    assert report.stored(tmp_path, place) == json.loads(json.dumps(measured))
+    made = (tmp_path / place.page).read_text(encoding="utf-8")
+    shown = re.findall(r"<!-- cost:(\w+) -->", text)
+    assert {"machine", "overview", "variants"} <= set(shown)
+    for name in shown:
+        assert report.tables(measured)[name] in made
     assert "Not measured yet" not in made and made.count("<!-- cost:") == text.count("<!-- cost:")
-    assert "<svg" in (tmp_path / report.PLOT).read_text(encoding="utf-8")
+    assert "<svg" in (tmp_path / place.plot).read_text(encoding="utf-8")
+
+
+def test_variants_are_compared_with_the_floor_of_the_plain_step():
+    cells_ = cells.variant_cells("MaPLe", 4, "bf16", has_graphs=True)
+    steps = [record(cell, n) for cell, n in zip(cells_, (0.4, 0.3, 0.2, 0.1), strict=True)]
+    steps = [r | {"cell": json.loads(json.dumps(r["cell"]))} for r in steps]
+    steps[-1]["step"] = {**steps[-1]["step"], "host_seconds": 0.05, "flops": 0}
+    row = row_of(report.tables(results(*steps))["variants"], "MaPLe 4 x 50")
+    assert row[2:] == [
+        "400 ms (2.0, 100 %)",
+        "300 ms (1.5, 100 %)",
+        "200 ms (1.0, 100 %)",
+        "100 ms (0.5, 50 %)",
+    ]
 
 
 def test_the_plain_reference_is_extrapolated_by_its_line_and_marked():

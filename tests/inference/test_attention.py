@@ -78,9 +78,9 @@ def test_maps_are_those_of_the_pass_that_a_prediction_takes(runs, trainer, n_pro
     assert found["attention"].shape[-1] == 1 + side**2 + n_prompts
     with torch.no_grad():
         expected = method.clip.read_image(
-            pictures, layers, ("attention",), method.prompts_through_ln_pre
+            pictures.to(method.device), layers, ("attention",), method.prompts_through_ln_pre
         )["attention"]
-    torch.testing.assert_close(maps.flatten(1), rollout(expected, side**2))
+    torch.testing.assert_close(maps.flatten(1), rollout(expected.cpu(), side**2))
     torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(3))
     assert torch.equal(classifier.logits(pictures), before)  # nothing is left behind
     assert "encode_image" not in vars(method)

@@ -338,6 +338,7 @@ def test_bad_input_is_one_line_and_writes_nothing(runs, trained, tmp_path, capsy
     shutil.copytree(trained[0], run)
     (run / "calibration.json").unlink(missing_ok=True)
     toy_run = runs.trained("VPT")
+    capsys.readouterr()  # of the training, where this test is the first that asks for it
     for argv, message in (
         ([str(tmp_path / "none")], "none': expected an existing folder"),
         ([str(tmp_path)], "expected a folder with config.yaml, got another"),

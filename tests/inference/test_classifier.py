@@ -82,7 +82,7 @@ def test_a_saved_classifier_is_the_same_to_the_last_bit(runs, trainer, tmp_path)
 
 @pytest.mark.parametrize("trainer", METHODS)
 def test_another_precision_leaves_the_classifier_as_it_is(runs, trainer):
-    classifier = Classifier.from_run(runs.trained(trainer))
+    classifier = Classifier.from_run(runs.trained(trainer), device="cpu")
     pictures = random_pictures(classifier)
     before = classifier.logits(pictures)
     with classifier.on("cpu", "fp32") as same:
@@ -205,8 +205,9 @@ def test_features_are_those_of_the_images_tower(classifier):
     found = classifier.features([*pictures, "missing.png"])
     batch = torch.stack([classifier.preprocess(each) for each in pictures])
     with torch.no_grad():
+        batch = batch.to(classifier.method.device)
         expected = classifier.method.image_features(batch, classifier.method.layers())["image"]
-    torch.testing.assert_close(found[:2], expected)
+    torch.testing.assert_close(found[:2], expected.cpu())
     assert found[2].isnan().all() and found.shape == (3, 24)
 
 

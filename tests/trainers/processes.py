@@ -31,8 +31,8 @@ def start(count: int, folder: Path, *runs: Sequence[str]) -> list[Any]:
         for rank in range(count)
     ]
     for process in processes:
-        process.stores = stores  # torchrun's, which live as long as the processes
         process.start()
+        process.stores = stores  # torchrun's, which live as long as the processes
     return processes
 
 

@@ -95,7 +95,7 @@ class Counting(Method):
     def fit(self, train, val):
         features, labels = self.frozen_features(train)
         assert val is None and features.shape == (len(labels), self.clip.config.embed_dim)
-        self.counts += F.one_hot(labels).sum(dim=0)
+        self.counts += F.one_hot(labels).sum(dim=0).to(self.device)
 
     def logits(self, features):
         return self.counts.expand(len(features["image"]), -1)

@@ -186,7 +186,7 @@ def test_zero_shot_needs_no_training(run, tmp_path):
 def test_precision_keeps_learned_tensors_in_fp32(run, tmp_path, prec):
     code, out = run("HiCroPL", prec, "TRAINER.HICROPL.PREC", prec, epochs=1)
     assert code == 0, out
-    if prec != "bf16":
+    if prec != "bf16" and not torch.cuda.is_available():
         assert out.count("fp16 is not available on a CPU") == 1
     state = checkpoint(tmp_path / prec, "HiCroPL", 1)
     assert all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in state.values())
