@@ -32,7 +32,8 @@ def sweep(runs: Sequence[Run], executor: Executor, retries: int = RETRIES) -> in
     """
     scheduler = Scheduler(runs, executor, retries)
     if scheduler.finished_before:
-        say(f"{scheduler.finished_before} runs finished before, {scheduler.total} to do")
+        known = scheduler.finished_before
+        say(f"{known} of {known + scheduler.total} runs finished before")
     # SIGTERM is handled like Ctrl-C, so that no run is left behind.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -45,13 +46,10 @@ def sweep(runs: Sequence[Run], executor: Executor, retries: int = RETRIES) -> in
     finally:
         executor.stop()
         signal.signal(signal.SIGTERM, previous)
-    for task in scheduler.failed:
-        place = f"{task.run}: {task.problem}; log: {task.folder / LOG_FILE}"
-        print(f"error: {escaped(place)}", file=sys.stderr)
-    for task in scheduler.left_out:
-        print(
-            f"left out, as it tests a model that failed: {escaped(str(task.run))}", file=sys.stderr
-        )
+    lines = [f"{t.run}: {t.problem}; log: {t.folder / LOG_FILE}" for t in scheduler.failed]
+    lines += [f"{t.run}: not run, as its training failed" for t in scheduler.left_out]
+    for line in lines:
+        print(f"error: {escaped(line)}", file=sys.stderr)
     return 1 if scheduler.failed else 0
 
 

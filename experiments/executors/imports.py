@@ -4,13 +4,10 @@ Nothing here may compute or look for a GPU: after that a process cannot be forke
 """
 
 from contextlib import suppress
+from importlib import import_module
+
+OURS = ("train", "clip.simple_tokenizer", "dassl.engine.curves", "datasets", "trainers.trainer")
 
 with suppress(Exception):  # a run that cannot import something says so
-    import open_clip  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-
-    import clip.simple_tokenizer  # noqa: F401
-    import dassl.engine.curves  # noqa: F401
-    import datasets  # noqa: F401
-    import train  # noqa: F401
-    import trainers.trainer  # noqa: F401
+    for name in (*OURS, "open_clip", "sklearn.metrics"):
+        import_module(name)
