@@ -30,7 +30,9 @@ class Ray(Executor):
         try:
             import ray
         except ImportError as error:
-            raise UserError(f"--executor ray: {error}; pip install -e '.[ray]'") from error
+            raise UserError(
+                "--executor ray: expected the package ray; pip install -e '.[ray]'"
+            ) from error
         self._ray: Any = ray
         self.slots = jobs or math.inf
         folder = os.getcwd()

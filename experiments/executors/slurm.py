@@ -37,7 +37,9 @@ class Slurm(Executor):
         try:
             import submitit
         except ImportError as error:
-            raise UserError(f"--executor slurm: {error}; pip install -e '.[slurm]'") from error
+            raise UserError(
+                "--executor slurm: expected the package submitit; pip install -e '.[slurm]'"
+            ) from error
         if gpus_per_run not in (0, 1):
             raise UserError(f"--gpus-per-run: expected 0 or 1 with Slurm, got {gpus_per_run:g}")
         self._incomplete: type[Exception] = submitit.core.utils.UncompletedJobError
@@ -45,7 +47,7 @@ class Slurm(Executor):
         try:
             self._executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
         except RuntimeError as error:
-            raise UserError(f"--executor slurm: {error}") from error
+            raise UserError("--executor slurm: expected a machine with Slurm's srun") from error
         self._executor.update_parameters(
             name="train", timeout_min=TIME_LIMIT_MIN, gpus_per_node=int(gpus_per_run)
         )
