@@ -38,7 +38,8 @@ class Local(Executor):
         # or CUDA cannot be forked, nor, outside Linux, many another.
         kind = "forkserver" if sys.platform == "linux" else "spawn"
         self._context: Any = multiprocessing.get_context(kind)
-        self._context.set_forkserver_preload(["experiments.executors.imports", __name__])
+        if kind == "forkserver":
+            self._context.set_forkserver_preload(["experiments.executors.imports", __name__])
         self._running: dict[int, tuple[Any, Command, str]] = {}  # by the process's sentinel
 
     def start(self, command: Command) -> None:

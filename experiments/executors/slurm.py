@@ -14,7 +14,6 @@ from typing import Any
 from dassl.errors import UserError
 from experiments.executors import Command, Executor, execute
 
-POLL_S = 0.5
 TIME_LIMIT_MIN = 24 * 60  # where SBATCH_TIMELIMIT is not set
 
 
@@ -57,12 +56,10 @@ class Slurm(Executor):
         self._running[self._executor.submit(execute, command)] = command
 
     def wait(self, timeout: float) -> list[tuple[Command, str]]:
-        end = time.monotonic() + timeout
-        while True:
-            ended = [job for job in self._running if job.done()]
-            if ended or time.monotonic() >= end:
-                return [(self._running.pop(job), self._problem(job)) for job in ended]
-            time.sleep(POLL_S)
+        ended = [job for job in self._running if job.done()]
+        if not ended:
+            time.sleep(timeout)
+        return [(self._running.pop(job), self._problem(job)) for job in ended]
 
     def _problem(self, job: Any) -> str:
         try:

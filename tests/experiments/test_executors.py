@@ -128,6 +128,29 @@ def test_runs_at_a_time_are_limited_by_the_shares_of_gpus(monkeypatch):
         local.Local(jobs=1, gpus_per_run=1)
 
 
+# Looks for a GPU as little as what it imports.
+AHEAD = """
+import torch
+
+def asked(*arguments):
+    raise SystemExit("a GPU was looked for")
+
+torch._C._cuda_getDeviceCount = torch.cuda.is_available = torch.cuda.device_count = asked
+import sys
+import experiments.executors.imports
+needed = {"sklearn.metrics", "open_clip", "trainers.trainer", "dassl.engine.curves"}
+sys.exit(not needed <= set(sys.modules))
+"""
+
+
+@pytest.mark.slow
+def test_what_runs_are_forked_from_has_imported_all_and_looked_for_no_gpu():
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # What is not there -------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -80,6 +81,41 @@ def test_run_does_what_is_not_finished_and_goes_on_without_what_fails(checkout):
     assert second.stdout.startswith("2 of 4 runs finished before\n[1/2] MMA on shapes, train_base")
     assert "[2/2] MMA on shapes, test_new, 16 shots, seed 7: " in second.stdout
     assert command(checkout, *arguments).stdout == "4 of 4 runs finished before\n"
+
+
+# Says what it was given of the machine, when all four are there.
+GIVEN = """
+import os, pathlib, time, torch
+
+def main(arguments):
+    folder = pathlib.Path(arguments[arguments.index("--output-dir") + 1])
+    folder.mkdir(parents=True, exist_ok=True)
+    given = (torch.threads, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    (folder / "given.txt").write_text(" ".join(map(str, given)))
+    while len(list(pathlib.Path("output").glob("**/given.txt"))) < 4:
+        time.sleep(0.01)
+    (folder / "results.json").write_text("{}")
+    return 0
+"""
+TWO_GPUS = """
+from types import SimpleNamespace
+cuda = SimpleNamespace(device_count=lambda: 2)
+
+def set_num_threads(number):
+    global threads
+    threads = number
+"""
+
+
+def test_runs_share_the_gpus_and_the_cores(checkout, monkeypatch):
+    (checkout / "train.py").write_text(GIVEN)
+    (checkout / "torch.py").write_text(TWO_GPUS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    arguments = "run --trainer CoOp --dataset shapes --protocol few_shot --seeds 1 2 3 4 --shots 1"
+    assert command(checkout, *arguments.split(), "--gpus-per-run", "0.5").returncode == 0
+    given = [path.read_text().split() for path in checkout.glob("output/**/given.txt")]
+    threads = str(max(1, (os.cpu_count() or 1) // 4))
+    assert sorted(given) == [[threads, gpu] for gpu in ("4", "4", "7", "7")]
 
 
 def test_a_dry_run_prints_the_commands_of_what_is_not_finished(checkout):
