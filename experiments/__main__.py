@@ -11,7 +11,7 @@ from dassl.errors import UserError
 
 COMMANDS = {
     "plan": "say what memory and time a training run will take",
-    "run": "do the steps of one protocol for one method, dataset and seed",
+    "run": "execute the runs of protocols for methods, datasets, seeds and shots",
     "table": "train and test methods under one protocol and print a table",
     "compare": "compare methods on the same test images: differences, intervals, tests",
     "ablations": "repeat the tables of the HiCroPL, HISF and ProMPT papers",

@@ -24,7 +24,6 @@ from dassl.command import Parser, say
 from dassl.errors import UserError
 from dassl.table import aligned
 from experiments.configs import CONFIGS, EMBEDDED_SOURCE
-from experiments.executors import Job, check_folders, run_all
 from experiments.intervals import (
     half_width_of_mean,
     mean_and_half_width,
@@ -32,7 +31,8 @@ from experiments.intervals import (
     shares_right,
 )
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
-from experiments.runs import Run, runs_of
+from experiments.runs import Job, Run, runs_of
+from experiments.sweep import check_folders, run_all
 
 ALL_CLASSES = "All classes"  # column of the few-shot runs next to base-to-novel
 
