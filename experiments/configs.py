@@ -17,7 +17,8 @@ EMBEDDED = (
 )
 EMBEDDED_SOURCE = "emoji"  # what ImageNet is to the public datasets
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
-CLOSED_SET = ("LinearProbe",)  # can predict only the classes that they were trained on
+# Can predict only the classes that they were trained on.
+CLOSED_SET = ("LinearProbe", "TipAdapter", "TipAdapterF")
 
 
 class Rule(NamedTuple):
@@ -52,6 +53,8 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     "ZeroshotCLIP2": (Rule("vit_b16"),),
     "StandardizedCLIP": (Rule("vit_b16"),),
     "LinearProbe": (Rule("vit_b16"),),
+    "TipAdapter": (Rule("vit_b16"),),
+    "TipAdapterF": (Rule("vit_b16"),),
     "CoOp": (
         # Fewer shots, fewer epochs (as in the paper); ImageNet always has 50.
         Rule("vit_b16_ep50", FEW_SHOT, IMAGENET),

@@ -19,6 +19,7 @@ from . import (
     promptsrc,
     provp,
     tcp,
+    tip_adapter,
     vpt,
     zsclip,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "promptsrc",
     "provp",
     "tcp",
+    "tip_adapter",
     "vpt",
     "zsclip",
 ]

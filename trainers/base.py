@@ -81,9 +81,11 @@ class Method(nn.Module):
         kept: layers and class features that are computed no more, or None.
         n_views: views of each image that a training batch holds (DATALOADER.K_TRANSFORMS).
         prompts_through_ln_pre: vision prompts of the first layer pass ``ln_pre``, as patches do.
-        public_file: name of a file that the public code saves instead of a Dassl checkpoint.
+        public_files: names of the files that the public code saves instead of a Dassl checkpoint;
+            "{shots}" stands for DATASET.NUM_SHOTS.
         fit: what replaces the epochs where there are none: ``fit(train, val)`` gets loaders of the
             training images and of the validation images (or None), both in the test transform.
+        fits_augmented: the training images of ``fit`` are augmented, anew in each pass over them.
     """
 
     config_node: str
@@ -95,8 +97,9 @@ class Method(nn.Module):
     layers_suffice = False
     n_views = 1
     prompts_through_ln_pre = True
-    public_file = ""
+    public_files: tuple[str, ...] = ()
     fit: Callable[..., None] | None = None
+    fits_augmented = False
 
     def __init__(
         self,
@@ -262,8 +265,8 @@ class Method(nn.Module):
         """Name the tensors of public checkpoints that are rebuilt from CLIP and class names."""
         return set()
 
-    def read_public_file(self, content: Any) -> dict[str, Tensor]:
-        """Turn what ``public_file`` holds into the tensors of a checkpoint."""
+    def read_public_files(self, *contents: Any) -> dict[str, Tensor]:
+        """Turn what each of ``public_files`` holds into the tensors of a checkpoint."""
         raise NotImplementedError
 
     # What all methods share --------------------------------------------------------------------

@@ -63,6 +63,8 @@ OPTIONS = {
     "MetaPrompt": ["TRAINER.META.LAYERS", "3"],
     "ProDA": ["TRAINER.PRODA.N_CTX", "3", "TRAINER.PRODA.N_PROMPT", "6"],
     "CLIPLoRA": ["TRAINER.CLIPLORA.N_ITERS", "1"],  # 2 epochs of the classes of one subset
+    "TipAdapter": ["TRAINER.TIPADAPTER.AUGMENT_EPOCH", "2"],
+    "TipAdapterF": ["TRAINER.TIPADAPTER.AUGMENT_EPOCH", "2"],
     "PromptSRC": [
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "3"),
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
@@ -74,6 +76,8 @@ NODES = {
     "ZeroshotCLIP2": "ZSCLIP",
     "StandardizedCLIP": "ZSCLIP",
     "LinearProbe": "LINEAR_PROBE",
+    "TipAdapter": "TIPADAPTER",
+    "TipAdapterF": "TIPADAPTER",
     "KgCoOp": "COOP",
     "MetaPrompt": "META",
     "TCP": "COOP",
