@@ -53,6 +53,12 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     "ZeroshotCLIP2": (Rule("vit_b16"),),
     "StandardizedCLIP": (Rule("vit_b16"),),
     "LinearProbe": (Rule("vit_b16"),),
+    "CLIPAdapter": (Rule("vit_b16"),),
+    "TaskRes": (
+        Rule("adam_lr2e-4_B256_ep200_ViT16", datasets=IMAGENET),
+        Rule("vit_b16_ep100", FEW_SHOT, shots=(1, 2, 4)),
+        Rule("vit_b16"),
+    ),
     "TipAdapter": (Rule("vit_b16"),),
     "TipAdapterF": (Rule("vit_b16"),),
     "CoOp": (

@@ -1,6 +1,7 @@
 """Registered trainers, one file each."""
 
 from . import (
+    clip_adapter,
     cliplora,
     cocoop,
     coop,
@@ -18,6 +19,7 @@ from . import (
     promp,
     promptsrc,
     provp,
+    taskres,
     tcp,
     tip_adapter,
     vpt,
@@ -25,6 +27,7 @@ from . import (
 )
 
 __all__ = [
+    "clip_adapter",
     "cliplora",
     "cocoop",
     "coop",
@@ -42,6 +45,7 @@ __all__ = [
     "promp",
     "promptsrc",
     "provp",
+    "taskres",
     "tcp",
     "tip_adapter",
     "vpt",

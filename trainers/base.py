@@ -444,18 +444,24 @@ class Method(nn.Module):
 
         They are averaged before they are normalized, as in PromptSRC's public code.
         """
-        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as templates
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
+        templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:N_TEMPLATES]]
+        return F.normalize(self.summed_text_features(templates), dim=-1)
+
+    @torch.no_grad()
+    def summed_text_features(self, templates: Sequence[str]) -> Tensor:
+        """Return the class names' features of any length, summed over templates: (K, d), fp32."""
         total = torch.zeros((), device=self.device)
-        for template in templates[:N_TEMPLATES]:
-            texts = [template(name) for name in self.class_names]
+        for template in templates:
+            texts = [template.format(name) for name in self.class_names]
             try:
                 ids = clip.tokenize(texts, self.clip.context_length).to(self.device)
             except ValueError as error:
-                raise UserError(f"an ImageNet template does not fit: {error}") from error
+                raise UserError(f"the template '{template}' does not fit: {error}") from error
             parts = [self.clip.encode_text(part).float() for part in ids.split(TEXT_BATCH)]
             total = total + torch.cat(parts)
-        return F.normalize(total, dim=-1)
+        return total
 
     def encode_image(self, images: View, layers: Layers = ()) -> Tensor:
         """Return unit image features (B, d), fp32; where no layer is touched, ``frozen_image``."""

@@ -76,6 +76,7 @@ NODES = {
     "ZeroshotCLIP2": "ZSCLIP",
     "StandardizedCLIP": "ZSCLIP",
     "LinearProbe": "LINEAR_PROBE",
+    "TaskRes": "TaskRes",
     "TipAdapter": "TIPADAPTER",
     "TipAdapterF": "TIPADAPTER",
     "KgCoOp": "COOP",
@@ -102,6 +103,8 @@ CHECKPOINT = {
     "MMA": "adapter_learner",
     "ProDA": "prompt_learner",
     "CLIPLoRA": "lora",
+    "CLIPAdapter": "clip_adapter",
+    "TaskRes": "prompt_learner",
     "CoPrompt": "MultiModalPromptLearner",
     "ProVP": "Prompt_learner",
 }
