@@ -18,7 +18,7 @@ EMBEDDED = (
 EMBEDDED_SOURCE = "emoji"  # what ImageNet is to the public datasets
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
 # Can predict only the classes that they were trained on.
-CLOSED_SET = ("LinearProbe", "TipAdapter", "TipAdapterF")
+CLOSED_SET = ("LinearProbe", "TipAdapter", "TipAdapterF", "LPpp")
 
 
 class Rule(NamedTuple):
@@ -53,6 +53,7 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     "ZeroshotCLIP2": (Rule("vit_b16"),),
     "StandardizedCLIP": (Rule("vit_b16"),),
     "LinearProbe": (Rule("vit_b16"),),
+    "LPpp": (Rule("vit_b16"),),
     "CLIPAdapter": (Rule("vit_b16"),),
     "TaskRes": (
         Rule("adam_lr2e-4_B256_ep200_ViT16", datasets=IMAGENET),

@@ -53,5 +53,7 @@ def test_a_public_checkpoint_serves_any_classes(clip_model, batch):
 
 
 def test_a_share_above_one_is_refused(clip_model):
-    with pytest.raises(UserError, match=r"CLIPADAPTER\.RATIO: expected a number in .0, 1., got 1\.5"):
+    with pytest.raises(
+        UserError, match=r"CLIPADAPTER\.RATIO: expected a number in .0, 1., got 1\.5"
+    ):
         check(CLIPAdapter, clip_model, RATIO=1.5)

@@ -63,6 +63,7 @@ OPTIONS = {
     "MetaPrompt": ["TRAINER.META.LAYERS", "3"],
     "ProDA": ["TRAINER.PRODA.N_CTX", "3", "TRAINER.PRODA.N_PROMPT", "6"],
     "CLIPLoRA": ["TRAINER.CLIPLORA.N_ITERS", "1"],  # 2 epochs of the classes of one subset
+    "LPpp": ["TRAINER.LPPP.TRAIN_EPOCH", "5"],
     "TipAdapter": ["TRAINER.TIPADAPTER.AUGMENT_EPOCH", "2"],
     "TipAdapterF": ["TRAINER.TIPADAPTER.AUGMENT_EPOCH", "2"],
     "PromptSRC": [
