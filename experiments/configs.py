@@ -72,6 +72,12 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     ),
     "CoCoOp": (Rule("vit_b16_c4_ep10_batch1_ctxv1"),),
     "KgCoOp": (Rule("vit_b16_ep100_ctxv1"),),
+    "ProGrad": (
+        Rule("vit_b16_ep50", datasets=IMAGENET),
+        Rule("vit_b16_ep50", FEW_SHOT, shots=(1,)),
+        Rule("vit_b16", FEW_SHOT, shots=(8, 16)),
+        Rule("vit_b16_ep100"),
+    ),
     "LAMM": (Rule("vit_b16_ep50_ctxv1"),),
     "VPT": (Rule("vit_b16_c2_ep5_batch4_4"),),
     "IVLP": (Rule("vit_b16_c2_ep5_batch4_2+2ctx"),),

@@ -47,6 +47,7 @@ HICROPL += ["TRAINER.HICROPL.N_CTX", "2", "TRAINER.HICROPL.FROZEN_TEXT", "datase
 OPTIONS = {
     "HiCroPL": HICROPL,
     "CoOp": ["TRAINER.COOP.N_CTX", "3"],
+    "ProGrad": ["TRAINER.COOP.N_CTX", "7", "TRAINER.COOP.CTX_INIT", "True"],
     "CoPrompt": [
         *("DATALOADER.K_TRANSFORMS", "2", "TRAINER.CoPrompt.PROMPT_DEPTH", "3"),
         *("TRAINER.CoPrompt.DESCRIPTIONS", str(Path(__file__).with_name("toy_descriptions.json"))),
@@ -81,6 +82,7 @@ NODES = {
     "TipAdapter": "TIPADAPTER",
     "TipAdapterF": "TIPADAPTER",
     "KgCoOp": "COOP",
+    "ProGrad": "COOP",
     "MetaPrompt": "META",
     "TCP": "COOP",
     "MMA": "MMADAPTER",
@@ -91,6 +93,7 @@ CHECKPOINT = {
     "CoOp": "prompt_learner",
     "CoCoOp": "prompt_learner",
     "KgCoOp": "prompt_learner",
+    "ProGrad": "prompt_learner",
     "TCP": "prompt_learner",
     "LAMM": "prompt_learner",
     "VPT": "prompt_learner",
