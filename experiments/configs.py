@@ -44,7 +44,8 @@ class Rule(NamedTuple):
 TRANSFER = ("cross_dataset", "domain_generalization")
 FEW_SHOT = ("few_shot",)
 IMAGENET = ("imagenet",)
-PUBLIC = (*IMAGENET, *CROSS_DATASET.targets["imagenet"])
+OF_CROSS_DATASET = CROSS_DATASET.targets["imagenet"]
+PUBLIC = (*IMAGENET, *OF_CROSS_DATASET)
 # Far from CLIP's images, later epochs enter the aggregate (as in the public code).
 LATE_AGGREGATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 
@@ -105,6 +106,14 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     "MetaPrompt": (Rule("vit_b16"),),
     "ProDA": (Rule("vit_b16_ep100_batch20"),),
     "MMA": (Rule("vit_b16_ep5_imnet", datasets=IMAGENET), Rule("vit_b16_ep5")),
+    "MMRL": (
+        Rule("vit_b16_cross_datasets", TRANSFER),
+        Rule("vit_b16_imagenet", datasets=IMAGENET),
+        *(Rule(f"vit_b16_few_shot_{name}", FEW_SHOT, (name,)) for name in OF_CROSS_DATASET),
+        *(Rule(f"vit_b16_{name}", datasets=(name,)) for name in OF_CROSS_DATASET),
+        Rule("vit_b16_few_shot", FEW_SHOT),
+        Rule("vit_b16"),
+    ),
     "CLIPLoRA": (Rule("vit_b16"),),
     "CoPrompt": (
         *(Rule(f"vit_b16_randaug_{dataset}", datasets=(dataset,)) for dataset in PUBLIC),

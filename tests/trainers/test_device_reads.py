@@ -19,6 +19,7 @@ from trainers.lamm import LAMM
 from trainers.maple import MaPLe
 from trainers.metaprompt import MetaPrompt
 from trainers.mma import MMA
+from trainers.mmrl import MMRL
 from trainers.proda import ProDA
 from trainers.prograd import ProGrad
 from trainers.promp import ProMPT
@@ -34,6 +35,7 @@ TERMS: dict[type[Method], list[str]] = {
     LAMM: ["loss_ce", "loss_tokens", "loss_features", "loss_logits"],
     MaPLe: [],
     MMA: [],
+    MMRL: ["loss_ce", "loss_ce_second", "loss_image", "loss_text"],
     CLIPLoRA: [],
     MetaPrompt: ["loss_ce", "loss_image", "loss_text"],
     ProDA: ["loss_ce", "loss_so"],

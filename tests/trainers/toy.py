@@ -61,6 +61,10 @@ OPTIONS = {
         *("TRAINER.MMADAPTER.ADAPTER_START", "3", "TRAINER.MMADAPTER.ADAPTER_END", "4"),
         *("TRAINER.MMADAPTER.TEXT_CTX_INIT", "a photo of a"),
     ],
+    "MMRL": [
+        *("TRAINER.MMRL.REP_LAYERS", "(2, 4)", "TRAINER.MMRL.REP_DIM", "16"),
+        *("TRAINER.MMRL.N_REP_TOKENS", "2"),
+    ],
     "MetaPrompt": ["TRAINER.META.LAYERS", "3"],
     "ProDA": ["TRAINER.PRODA.N_CTX", "3", "TRAINER.PRODA.N_PROMPT", "6"],
     "CLIPLoRA": ["TRAINER.CLIPLORA.N_ITERS", "1"],  # 2 epochs of the classes of one subset
@@ -105,6 +109,7 @@ CHECKPOINT = {
     "HISF": "VLPromptLearner",
     "MetaPrompt": "model",
     "MMA": "adapter_learner",
+    "MMRL": "MultiModalRepresentationLearner",
     "ProDA": "prompt_learner",
     "CLIPLoRA": "lora",
     "CLIPAdapter": "clip_adapter",
