@@ -34,7 +34,7 @@ def plain_features(clip_model, p, images, names=NAMES):
     return first, second, torch.stack([unit(text_feature(clip_model, i, [], text)) for i in ids])
 
 
-def plain_logits(clip_model, p, images, names=NAMES, alpha=0.7):
+def plain_mmrl_logits(clip_model, p, images, names=NAMES, alpha=0.7):
     first, second, texts = plain_features(clip_model, p, images, names)
     scale = clip_model.logit_scale.exp()
     one, two = scale * first @ texts.t(), scale * second @ texts.t()
@@ -71,7 +71,7 @@ def test_new_classes_have_the_class_token_alone(clip_model, batch):
     with torch.no_grad():
         for names in (NAMES, OTHERS, ["dog", "cat"], NAMES[::-1]):
             model.set_classes(names)
-            expected = plain_logits(clip_model, p, images, names)
+            expected = plain_mmrl_logits(clip_model, p, images, names)
             torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
             with model.fixed_classes():
                 torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
