@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dassl.config.domains import Float, Int
+from dassl.config.domains import Int
 from dassl.utils import log
 
 from .base import Features, Method, Towers
@@ -21,7 +21,6 @@ from .trainer import register_method
     "LPPP",
     TRAIN_EPOCH=Int(300, min=1, max=10**6, help="steps, each on all training images"),
     ALPHA_STEP=Int(10, min=1, help="steps of the prototypes for one of the multipliers"),
-    MOMENTUM=Float(0.9, min=0, max=1, help="of the prototypes' steps"),
 )
 class LPpp(Method):
     """A linear probe whose weights are visual prototypes and multiples of the texts' features.
@@ -33,7 +32,7 @@ class LPpp(Method):
     - w_k starts as the sum of its class's features, and every alpha_k as 250 times the mean over
       classes of the mean f . t_k of their images.
     - The rate of w is 4 N / (largest eigenvalue of the sum of f f^T), that of alpha is
-      N / (4 max_k sum (f . t_k)^2).
+      N / (4 max_k sum (f . t_k)^2). Steps of w have momentum (OPTIM.MOMENTUM).
 
     The step with the best accuracy on the validation images, the last of several, is kept; without
     validation images that are not test images, the last step is.
@@ -56,6 +55,7 @@ class LPpp(Method):
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         self.own_templates = of_imagenet(cfg.DATASET.NAME) or self.templates[:1]
+        self.momentum = cfg.OPTIM.MOMENTUM
         self.classifier = nn.Linear(self.clip.config.embed_dim, len(class_names), bias=False)
         self.alpha_vec = nn.Parameter(torch.zeros(1, len(class_names)))
 
@@ -85,7 +85,7 @@ class LPpp(Method):
             loss = F.cross_entropy(self.logits({"image": images, "text": text}), labels)
             of_w, of_alpha = torch.autograd.grad(loss, [w, alpha])
             with torch.no_grad():
-                velocity = settings.MOMENTUM * velocity + of_w
+                velocity = self.momentum * velocity + of_w
                 w -= rate_w * velocity
                 if step % settings.ALPHA_STEP == 0:
                     alpha -= rate_alpha * of_alpha

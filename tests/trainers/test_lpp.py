@@ -85,7 +85,7 @@ def test_the_last_of_the_best_steps_on_validation_images_is_kept(clip_model, tra
 
 
 def test_a_class_without_images_starts_at_zero(clip_model, train):
-    model = build(LPpp, clip_model, TRAIN_EPOCH=1, MOMENTUM=0.0)
+    model = build(LPpp, clip_model, TRAIN_EPOCH=1)
     few = [{"img": train[0]["img"], "label": LABELS[:4]}]
     model.fit(few, None)
     assert all(torch.isfinite(tensor).all() for tensor in model.saved().values())
