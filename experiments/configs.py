@@ -17,7 +17,8 @@ EMBEDDED = (
 )
 EMBEDDED_SOURCE = "emoji"  # what ImageNet is to the public datasets
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
-CLOSED_SET = ("LinearProbe",)  # can predict only the classes that they were trained on
+# Can predict only the classes that they were trained on.
+CLOSED_SET = ("LinearProbe", "TipAdapter", "TipAdapterF", "LPpp")
 
 
 class Rule(NamedTuple):
@@ -43,7 +44,8 @@ class Rule(NamedTuple):
 TRANSFER = ("cross_dataset", "domain_generalization")
 FEW_SHOT = ("few_shot",)
 IMAGENET = ("imagenet",)
-PUBLIC = (*IMAGENET, *CROSS_DATASET.targets["imagenet"])
+OF_CROSS_DATASET = CROSS_DATASET.targets["imagenet"]
+PUBLIC = (*IMAGENET, *OF_CROSS_DATASET)
 # Far from CLIP's images, later epochs enter the aggregate (as in the public code).
 LATE_AGGREGATE = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 
@@ -52,6 +54,15 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     "ZeroshotCLIP2": (Rule("vit_b16"),),
     "StandardizedCLIP": (Rule("vit_b16"),),
     "LinearProbe": (Rule("vit_b16"),),
+    "LPpp": (Rule("vit_b16"),),
+    "CLIPAdapter": (Rule("vit_b16"),),
+    "TaskRes": (
+        Rule("adam_lr2e-4_B256_ep200_ViT16", datasets=IMAGENET),
+        Rule("vit_b16_ep100", FEW_SHOT, shots=(1, 2, 4)),
+        Rule("vit_b16"),
+    ),
+    "TipAdapter": (Rule("vit_b16"),),
+    "TipAdapterF": (Rule("vit_b16"),),
     "CoOp": (
         # Fewer shots, fewer epochs (as in the paper); ImageNet always has 50.
         Rule("vit_b16_ep50", FEW_SHOT, IMAGENET),
@@ -62,6 +73,12 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     ),
     "CoCoOp": (Rule("vit_b16_c4_ep10_batch1_ctxv1"),),
     "KgCoOp": (Rule("vit_b16_ep100_ctxv1"),),
+    "ProGrad": (
+        Rule("vit_b16_ep50", datasets=IMAGENET),
+        Rule("vit_b16_ep50", FEW_SHOT, shots=(1,)),
+        Rule("vit_b16", FEW_SHOT, shots=(8, 16)),
+        Rule("vit_b16_ep100"),
+    ),
     "LAMM": (Rule("vit_b16_ep50_ctxv1"),),
     "VPT": (Rule("vit_b16_c2_ep5_batch4_4"),),
     "IVLP": (Rule("vit_b16_c2_ep5_batch4_2+2ctx"),),
@@ -89,6 +106,14 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
     "MetaPrompt": (Rule("vit_b16"),),
     "ProDA": (Rule("vit_b16_ep100_batch20"),),
     "MMA": (Rule("vit_b16_ep5_imnet", datasets=IMAGENET), Rule("vit_b16_ep5")),
+    "MMRL": (
+        Rule("vit_b16_cross_datasets", TRANSFER),
+        Rule("vit_b16_imagenet", datasets=IMAGENET),
+        *(Rule(f"vit_b16_few_shot_{name}", FEW_SHOT, (name,)) for name in OF_CROSS_DATASET),
+        *(Rule(f"vit_b16_{name}", datasets=(name,)) for name in OF_CROSS_DATASET),
+        Rule("vit_b16_few_shot", FEW_SHOT),
+        Rule("vit_b16"),
+    ),
     "CLIPLoRA": (Rule("vit_b16"),),
     "CoPrompt": (
         *(Rule(f"vit_b16_randaug_{dataset}", datasets=(dataset,)) for dataset in PUBLIC),

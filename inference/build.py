@@ -141,6 +141,7 @@ def load_learned(method: Method, tensors: Mapping[str, Tensor], path: str) -> No
     Raises:
         UserError: a tensor is missing, unexpected or of another shape.
     """
+    method.prepare_to_load(tensors, path)
     check_fit(tensors, method.saved(), path)
     method.get_submodule(method.checkpoint_scope).load_state_dict(tensors, strict=False)
 

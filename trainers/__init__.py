@@ -1,6 +1,7 @@
 """Registered trainers, one file each."""
 
 from . import (
+    clip_adapter,
     cliplora,
     cocoop,
     coop,
@@ -11,19 +12,25 @@ from . import (
     kgcoop,
     lamm,
     linear_probe,
+    lpp,
     maple,
     metaprompt,
     mma,
+    mmrl,
     proda,
+    prograd,
     promp,
     promptsrc,
     provp,
+    taskres,
     tcp,
+    tip_adapter,
     vpt,
     zsclip,
 )
 
 __all__ = [
+    "clip_adapter",
     "cliplora",
     "cocoop",
     "coop",
@@ -34,14 +41,19 @@ __all__ = [
     "kgcoop",
     "lamm",
     "linear_probe",
+    "lpp",
     "maple",
     "metaprompt",
     "mma",
+    "mmrl",
     "proda",
+    "prograd",
     "promp",
     "promptsrc",
     "provp",
+    "taskres",
     "tcp",
+    "tip_adapter",
     "vpt",
     "zsclip",
 ]

@@ -1,4 +1,5 @@
-"""Small modules that a method puts into a ``clip.Layer``; they act on each position alone."""
+"""Small modules that a method puts into a ``clip.Layer``, where they act on each position alone, or
+behind a tower."""
 
 from __future__ import annotations
 
@@ -7,9 +8,12 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dassl import distributed
+
+REDUCTION = 4  # the inner width of adapters on output features is a fraction of the outer one
 
 
 def bottleneck(outer: int, width: int) -> nn.Sequential:
@@ -56,3 +60,25 @@ class ScaledGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return gradient * ctx.factor, None
+
+
+class OutputAdapter(nn.Module):
+    """Bottleneck on output features, without biases, with a ReLU at its end, too."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        inner = width // REDUCTION
+        self.fc = nn.Sequential(
+            nn.Linear(width, inner, bias=False),
+            nn.ReLU(),
+            nn.Linear(inner, width, bias=False),
+            nn.ReLU(),
+        )
+
+    def forward(self, features: Tensor, share: float) -> Tensor:
+        """Blend unit features (N, d) with what the bottleneck makes of them: unit (N, d).
+
+        The public code blends features of any length.  Without biases the bottleneck of a
+        multiple is the multiple of the bottleneck, so the directions are the same.
+        """
+        return F.normalize(share * self.fc(features) + (1 - share) * features, dim=-1)

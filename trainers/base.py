@@ -81,9 +81,11 @@ class Method(nn.Module):
         kept: layers and class features that are computed no more, or None.
         n_views: views of each image that a training batch holds (DATALOADER.K_TRANSFORMS).
         prompts_through_ln_pre: vision prompts of the first layer pass ``ln_pre``, as patches do.
-        public_file: name of a file that the public code saves instead of a Dassl checkpoint.
+        public_files: names of the files that the public code saves instead of a Dassl checkpoint;
+            "{shots}" stands for DATASET.NUM_SHOTS.
         fit: what replaces the epochs where there are none: ``fit(train, val)`` gets loaders of the
             training images and of the validation images (or None), both in the test transform.
+        fits_augmented: the training images of ``fit`` are augmented, anew in each pass over them.
     """
 
     config_node: str
@@ -95,8 +97,9 @@ class Method(nn.Module):
     layers_suffice = False
     n_views = 1
     prompts_through_ln_pre = True
-    public_file = ""
+    public_files: tuple[str, ...] = ()
     fit: Callable[..., None] | None = None
+    fits_augmented = False
 
     def __init__(
         self,
@@ -262,8 +265,8 @@ class Method(nn.Module):
         """Name the tensors of public checkpoints that are rebuilt from CLIP and class names."""
         return set()
 
-    def read_public_file(self, content: Any) -> dict[str, Tensor]:
-        """Turn what ``public_file`` holds into the tensors of a checkpoint."""
+    def read_public_files(self, *contents: Any) -> dict[str, Tensor]:
+        """Turn what each of ``public_files`` holds into the tensors of a checkpoint."""
         raise NotImplementedError
 
     # What all methods share --------------------------------------------------------------------
@@ -441,18 +444,24 @@ class Method(nn.Module):
 
         They are averaged before they are normalized, as in PromptSRC's public code.
         """
-        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES as templates
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
+        templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES[:N_TEMPLATES]]
+        return F.normalize(self.summed_text_features(templates), dim=-1)
+
+    @torch.no_grad()
+    def summed_text_features(self, templates: Sequence[str]) -> Tensor:
+        """Return the class names' features of any length, summed over templates: (K, d), fp32."""
         total = torch.zeros((), device=self.device)
-        for template in templates[:N_TEMPLATES]:
-            texts = [template(name) for name in self.class_names]
+        for template in templates:
+            texts = [template.format(name) for name in self.class_names]
             try:
                 ids = clip.tokenize(texts, self.clip.context_length).to(self.device)
             except ValueError as error:
-                raise UserError(f"an ImageNet template does not fit: {error}") from error
+                raise UserError(f"the template '{template}' does not fit: {error}") from error
             parts = [self.clip.encode_text(part).float() for part in ids.split(TEXT_BATCH)]
             total = total + torch.cat(parts)
-        return F.normalize(total, dim=-1)
+        return total
 
     def encode_image(self, images: View, layers: Layers = ()) -> Tensor:
         """Return unit image features (B, d), fp32; where no layer is touched, ``frozen_image``."""

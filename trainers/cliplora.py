@@ -47,7 +47,7 @@ class CLIPLoRA(Method):
     """Low-rank updates of the attention in all blocks, texts in the dataset's first template."""
 
     checkpoint_name = checkpoint_scope = "lora"
-    public_file = "lora_weights.pt"
+    public_files = ("lora_weights.pt",)
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:
@@ -80,7 +80,8 @@ class CLIPLoRA(Method):
     def build_schedule(self, optimizer: Any, optim_cfg: Any, n_steps: int) -> CosineAnnealingLR:
         return CosineAnnealingLR(optimizer, n_steps, eta_min=1e-6)
 
-    def read_public_file(self, content: Any) -> dict[str, Tensor]:
+    def read_public_files(self, *contents: Any) -> dict[str, Tensor]:
+        (content,) = contents
         for name, value in content["metadata"].items():
             own = "all" if name == "position" else self.settings[name.upper()]
             if value != (list(own) if name == "params" else own):

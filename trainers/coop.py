@@ -11,7 +11,7 @@ from clip import PromptTokens
 from dassl.config.domains import Bool, Choice, Int, Words
 
 from .base import Method, Towers
-from .context import ContextLearner, context_of_all_words
+from .context import Context, ContextLearner, context_of_all_words
 from .settings import MOST_PROMPTS
 from .trainer import register_method
 
@@ -40,11 +40,14 @@ class CoOp(Method):
         return bool(settings.CSC)
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
-        settings = self.settings
-        self.context = context_of_all_words(self.clip, settings.CTX_INIT, settings.N_CTX)
-        per_class = (len(class_names),) if settings.CSC else ()
+        self.context = self.start()
+        per_class = (len(class_names),) if self.settings.CSC else ()
         ctx = self.context.start(self.clip.config.text_width, *per_class)
         self.prompt_learner = ContextLearner(ctx)
+
+    def start(self) -> Context:
+        """Return what the context starts from."""
+        return context_of_all_words(self.clip, self.settings.CTX_INIT, self.settings.N_CTX)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:
         words, n_prompts, _ = self.context

@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dassl.config import register_defaults
 from dassl.config.domains import Choice, Float, Int, Text, Words
 
+from .adapters import OutputAdapter
 from .base import Batch, Features, Towers
 from .descriptions import DESCRIPTIONS, cut_to_context
 from .maple import MaPLe
 from .settings import MOST_PROMPTS
 from .trainer import register_method
 
-REDUCTION = 4  # the adapters' inner width is a fraction of the features'
 IMAGE_SHARE, TEXT_SHARE = 0.1, 0.2  # of the adapters' output in the features
 
 # Beside the method's node, as in the public code.
@@ -30,28 +30,6 @@ register_defaults(
     },
     trainer="CoPrompt",
 )
-
-
-class OutputAdapter(nn.Module):
-    """Bottleneck on output features, without biases, with a ReLU at its end, too."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        inner = width // REDUCTION
-        self.fc = nn.Sequential(
-            nn.Linear(width, inner, bias=False),
-            nn.ReLU(),
-            nn.Linear(inner, width, bias=False),
-            nn.ReLU(),
-        )
-
-    def forward(self, features: Tensor, share: float) -> Tensor:
-        """Blend unit features (N, d) with what the bottleneck makes of them: unit (N, d).
-
-        The public code blends features of any length.  Without biases the bottleneck of a
-        multiple is the multiple of the bottleneck, so the directions are the same.
-        """
-        return F.normalize(share * self.fc(features) + (1 - share) * features, dim=-1)
 
 
 @register_method(

@@ -1,4 +1,4 @@
-"""Sentences about the classes: matching of class names, cutting."""
+"""Templates, and sentences about the classes: matching of class names, cutting."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from dassl.utils import UserError, log
 from dassl.utils.descriptions import read_descriptions
 
 DESCRIPTIONS = "datasets/descriptions/{dataset}.json"  # where methods look for them
+
+
+def of_imagenet(dataset: str) -> list[str]:
+    """Return the seven templates that CLIP's authors recommend for ImageNet and its versions.
+
+    Args:
+        dataset: name of a dataset; one of other images has none of these.
+    """
+    if "ImageNet" not in dataset:
+        return []
+    from open_clip.zero_shot_metadata import SIMPLE_IMAGENET_TEMPLATES
+
+    return [template("{}") for template in SIMPLE_IMAGENET_TEMPLATES]
 
 
 def descriptions_of(path: str, class_names: Sequence[str], key: str, other: str) -> list[list[str]]:

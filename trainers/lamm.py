@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,15 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip import PromptTokens
-from clip.tokens import tokenizer
 from dassl.config.domains import Float, Words
 from dassl.utils import UserError, log
 
 from .base import Features, Method, Towers
+from .classes import is_near, name_ids, trained_rows
 from .context import OWN_WORDS, chosen_words, context_from_words, count_tokens
 from .trainer import register_method
-
-ROUNDING = 1e-3  # more than half precision does to an embedding, less than training does
 
 
 class ClassTokens(nn.Module):
@@ -88,12 +85,7 @@ class LAMM(Method):
     # Whose tokens --------------------------------------------------------------------------------
 
     def set_classes(self, class_names: Sequence[str]) -> None:
-        rows = defaultdict(list)
-        for row, name in enumerate(self.trained_names):
-            rows[name_ids(name)].append(row)
-        found = [rows[name_ids(name)] for name in class_names]
-        pairs = [(k, each.pop(0)) for k, each in enumerate(found) if each]
-        index = torch.tensor(pairs, dtype=torch.long, device=self.device).reshape(-1, 2)
+        index = trained_rows(class_names, self.trained_names).to(self.device)
         self.trained, self.rows = index.unbind(dim=1)  # classes, and their rows
         self._frozen_text: Tensor | None = None
         super().set_classes(class_names)
@@ -189,18 +181,3 @@ class LAMM(Method):
 
     def public_copies(self) -> set[str]:
         return {"ctx", "token_prefix", "token_suffix", "token_suffix_test"}
-
-
-def name_ids(class_name: str) -> tuple[int, ...]:
-    """Return the tokens of a class name."""
-    return tuple(tokenizer().encode(class_name.replace("_", " ")))
-
-
-def is_near(tensor: Any, expected: Tensor | None) -> bool:
-    """Return whether two tensors are the same but for rounding."""
-    return (
-        isinstance(tensor, Tensor)
-        and expected is not None
-        and tensor.shape == expected.shape
-        and bool((tensor.to(expected) - expected).abs().max() < ROUNDING)
-    )

@@ -17,6 +17,7 @@ from dassl.engine.optimize import Update
 
 from .base import Batch, Features, Method, Towers
 from .context import ContextLearner, context_from_words, random_prompts
+from .descriptions import of_imagenet
 from .settings import MOST_PROMPTS, deepest_layer
 from .trainer import register_method
 
@@ -77,11 +78,7 @@ class MetaPrompt(Method):
         self.vision_prompt_learner = ContextLearner(
             random_prompts(settings.LAYERS, settings.N_PRO, config.vision_width).data
         )
-        templates = [self.templates[0]]
-        if "ImageNet" in cfg.DATASET.NAME:
-            from open_clip.zero_shot_metadata import SIMPLE_IMAGENET_TEMPLATES
-
-            templates += [template("{}") for template in SIMPLE_IMAGENET_TEMPLATES]
+        templates = [self.templates[0], *of_imagenet(cfg.DATASET.NAME)]
         self.frozen_templates = [template.removesuffix(".") for template in templates]
 
     def tokenize_classes(self, class_names: Sequence[str]) -> PromptTokens:

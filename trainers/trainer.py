@@ -186,7 +186,7 @@ class MethodTrainer(TrainerX):
         if views > 0 and self.method.fit is not None:
             raise UserError(
                 f"DATALOADER.VIEWS: expected 0 for {cfg.TRAINER.NAME}, whose training has no "
-                f"augmentation, got {views}"
+                f"epochs, got {views}"
             )
         if views > 0 and cfg.SEED < 0:
             raise UserError(
@@ -343,8 +343,9 @@ class MethodTrainer(TrainerX):
         distributed.copy_first(list(self.model.saved().values()))
 
     def fit(self, fit: Callable[..., None]) -> None:
-        """Let the method fit itself to the training and validation images, without augmentation."""
+        """Let the method fit itself to the training and validation images."""
         cfg, dataset, val = self.cfg, self.dm.dataset, self.val_loader
+        is_augmented = self.method.fits_augmented
         if val is not None and not dataset.val_is_disjoint:
             log.info("The validation images are also test images: nothing is selected by them")
             val = None
@@ -352,11 +353,12 @@ class MethodTrainer(TrainerX):
             cfg,
             data_source=dataset.train_x,
             batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-            tfm=build_transform(cfg, is_train=False),
+            tfm=build_transform(cfg, is_train=is_augmented),
             is_train=False,
         )
+        train = train if is_augmented else self.cache.of_test(train, "training")
         val = val if val is None else self.cache.of_test(val, "validation")
-        fit(self.cache.of_test(train, "training"), val)
+        fit(train, val)
         distributed.copy_first(list(self.model.saved().values()))
 
     def run_epoch(self) -> None:
@@ -471,17 +473,20 @@ class MethodTrainer(TrainerX):
         return self.model.saved()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        public_file = osp.join(directory, self.method.public_file)
+        shots = self.cfg.DATASET.NUM_SHOTS
+        names = [name.format(shots=shots) for name in self.method.public_files]
+        public_files = [osp.join(directory, name) for name in names]
         if not self.learned_state_dict(self.method.checkpoint_name):
             log.info(f"{self.method.__name__} learns nothing: no checkpoint is loaded")
-        elif directory and self.method.public_file and osp.isfile(public_file):
+        elif directory and public_files and all(map(osp.isfile, public_files)):
+            path = public_files[0]
             try:
-                state = self.model.read_public_file(load_checkpoint(public_file))
+                state = self.model.read_public_files(*map(load_checkpoint, public_files))
             except (KeyError, TypeError, AttributeError) as error:
                 name = self.method.__name__
-                raise UserError(f"'{public_file}' is not what {name}'s code saves") from error
-            self.load_learned_state_dict(self.method.checkpoint_name, state, public_file)
-            log.info(f"Load {public_file} to {self.method.checkpoint_name}")
+                raise UserError(f"'{path}' is not what {name}'s code saves") from error
+            self.load_learned_state_dict(self.method.checkpoint_name, state, path)
+            log.info(f"Load {', '.join(public_files)} to {self.method.checkpoint_name}")
         else:
             self.compare_settings(directory)
             super().load_model(directory, epoch)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dassl.utils import UserError, log
 
 from .base import Batch, Features, Method, Towers
+from .descriptions import of_imagenet
 from .features import pixels_of
 from .trainer import register_method
 
@@ -32,9 +33,7 @@ class ZeroshotCLIP2(ZeroshotCLIP):
     """All of the dataset's templates and the seven that CLIP's authors recommend for ImageNet."""
 
     def ensemble(self) -> list[str]:
-        from open_clip.zero_shot_metadata import SIMPLE_IMAGENET_TEMPLATES
-
-        return [*self.templates, *(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES)]
+        return [*self.templates, *of_imagenet("ImageNet")]
 
 
 @register_method("ZSCLIP")

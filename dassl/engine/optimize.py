@@ -153,17 +153,20 @@ class Update:
         """The current learning rate, that of the first group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def gradients(self, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def gradients(
+        self, loss: Tensor, tensors: Sequence[Tensor], keep_graph: bool = False
+    ) -> list[Tensor]:
         """Return the gradients of a loss, computed as for a step; nothing is changed.
 
-        All are zero where one overflows in fp16, as the step would be skipped.
+        All are zero where one overflows in fp16, as the step would be skipped. With ``keep_graph``
+        a step may be taken on another loss of the same forward pass.
         """
         if self.scaler is None:
-            gradients = list(torch.autograd.grad(loss, tensors))
+            gradients = list(torch.autograd.grad(loss, tensors, retain_graph=keep_graph))
             distributed.average(gradients)
             return gradients
         scale = self.scaler.scale(torch.ones_like(loss))
-        scaled = torch.autograd.grad(loss * scale, tensors)
+        scaled = torch.autograd.grad(loss * scale, tensors, retain_graph=keep_graph)
         distributed.average(scaled)
         finite = torch.stack([gradient.isfinite().all() for gradient in scaled]).all()
         return [torch.where(finite, gradient / scale, 0.0) for gradient in scaled]

@@ -180,7 +180,8 @@ def test_the_report_takes_what_has_finished_without_the_control(tmp_path):
 @pytest.mark.parametrize("method", AVERAGES)
 def test_published_harmonic_means_follow_from_base_and_novel(method):
     base, novel, mean = AVERAGES[method]
-    as_printed = {"HISF": 80.49, "MetaPrompt": 79.36}  # papers that print another
+    # papers that print another
+    as_printed = {"HISF": 80.49, "MetaPrompt": 79.36, "ProGrad": 76.17}
     assert 2 * base * novel / (base + novel) == pytest.approx(
         as_printed.get(method, mean), abs=0.00501
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 import datasets  # noqa: F401  (registers the datasets)
 import trainers  # noqa: F401
-from dassl.config import get_cfg_default, to_dict
+from dassl.config.defaults import declared, trainers_with_keys
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import run_folder
 from dassl.errors import UserError
@@ -113,23 +112,12 @@ def test_overrides_and_backbone_are_given_to_both_steps():
     assert run.model is not None and run.model.variant == run.variant
 
 
-def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
 def test_no_two_keys_of_a_run_have_the_same_name_in_folders():
-    tree = to_dict(get_cfg_default())
-    nodes = {name: node for name, node in tree.pop("TRAINER").items() if isinstance(node, dict)}
-    assert len(nodes) > 10
-    for name, node in nodes.items():
-        keys = [*leaves(tree), *leaves(node, f"TRAINER.{name}.")]
+    assert len(trainers_with_keys()) > 10
+    for trainer in trainers_with_keys():
         names = Counter(
             Run(BASE2NEW.steps[0], "CoOp", "dtd", "dtd", 1, 16, "", (key, "1")).variant
-            for key in keys
+            for key in declared(trainer)
         )
         assert [name for name, count in names.items() if count > 1] == []
 

@@ -19,7 +19,9 @@ from trainers.lamm import LAMM
 from trainers.maple import MaPLe
 from trainers.metaprompt import MetaPrompt
 from trainers.mma import MMA
+from trainers.mmrl import MMRL
 from trainers.proda import ProDA
+from trainers.prograd import ProGrad
 from trainers.promp import ProMPT
 from trainers.promptsrc import PromptSRC
 from trainers.provp import ProVP
@@ -28,10 +30,12 @@ from trainers.tcp import TCP
 TERMS: dict[type[Method], list[str]] = {
     CoOp: [],  # one term, which is the loss
     CoCoOp: [],
+    ProGrad: ["loss_ce", "loss_kd"],
     TCP: ["loss_ce", "loss_kg"],
     LAMM: ["loss_ce", "loss_tokens", "loss_features", "loss_logits"],
     MaPLe: [],
     MMA: [],
+    MMRL: ["loss_ce", "loss_ce_second", "loss_image", "loss_text"],
     CLIPLoRA: [],
     MetaPrompt: ["loss_ce", "loss_image", "loss_text"],
     ProDA: ["loss_ce", "loss_so"],

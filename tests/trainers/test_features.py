@@ -29,7 +29,8 @@ METHODS = [
 SLOW_PREC = [("CoOp", "bf16"), ("HiCroPL", "amp")]
 NEED_NO_PIXELS = {
     *("CoOp", "CoCoOp", "KgCoOp", "TCP", "LAMM", "ProDA", "LinearProbe"),
-    *("ZeroshotCLIP", "ZeroshotCLIP2"),
+    *("ZeroshotCLIP", "ZeroshotCLIP2", "TipAdapter", "TipAdapterF"),
+    *("CLIPAdapter", "TaskRes", "LPpp", "ProGrad"),
 }
 FAST = ("CoCoOp", "HiCroPL", "LinearProbe", "StandardizedCLIP")
 FLAT = ("INPUT.TRANSFORMS", "['normalize']")  # no augmentation

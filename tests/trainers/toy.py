@@ -47,6 +47,7 @@ HICROPL += ["TRAINER.HICROPL.N_CTX", "2", "TRAINER.HICROPL.FROZEN_TEXT", "datase
 OPTIONS = {
     "HiCroPL": HICROPL,
     "CoOp": ["TRAINER.COOP.N_CTX", "3"],
+    "ProGrad": ["TRAINER.COOP.N_CTX", "7", "TRAINER.COOP.CTX_INIT", "True"],
     "CoPrompt": [
         *("DATALOADER.K_TRANSFORMS", "2", "TRAINER.CoPrompt.PROMPT_DEPTH", "3"),
         *("TRAINER.CoPrompt.DESCRIPTIONS", str(Path(__file__).with_name("toy_descriptions.json"))),
@@ -60,9 +61,16 @@ OPTIONS = {
         *("TRAINER.MMADAPTER.ADAPTER_START", "3", "TRAINER.MMADAPTER.ADAPTER_END", "4"),
         *("TRAINER.MMADAPTER.TEXT_CTX_INIT", "a photo of a"),
     ],
+    "MMRL": [
+        *("TRAINER.MMRL.REP_LAYERS", "(2, 4)", "TRAINER.MMRL.REP_DIM", "16"),
+        *("TRAINER.MMRL.N_REP_TOKENS", "2"),
+    ],
     "MetaPrompt": ["TRAINER.META.LAYERS", "3"],
     "ProDA": ["TRAINER.PRODA.N_CTX", "3", "TRAINER.PRODA.N_PROMPT", "6"],
     "CLIPLoRA": ["TRAINER.CLIPLORA.N_ITERS", "1"],  # 2 epochs of the classes of one subset
+    "LPpp": ["TRAINER.LPPP.TRAIN_EPOCH", "5"],
+    "TipAdapter": ["TRAINER.TIPADAPTER.AUGMENT_EPOCH", "2"],
+    "TipAdapterF": ["TRAINER.TIPADAPTER.AUGMENT_EPOCH", "2"],
     "PromptSRC": [
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", "3"),
         *("TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", "2"),
@@ -74,7 +82,11 @@ NODES = {
     "ZeroshotCLIP2": "ZSCLIP",
     "StandardizedCLIP": "ZSCLIP",
     "LinearProbe": "LINEAR_PROBE",
+    "TaskRes": "TaskRes",
+    "TipAdapter": "TIPADAPTER",
+    "TipAdapterF": "TIPADAPTER",
     "KgCoOp": "COOP",
+    "ProGrad": "COOP",
     "MetaPrompt": "META",
     "TCP": "COOP",
     "MMA": "MMADAPTER",
@@ -85,6 +97,7 @@ CHECKPOINT = {
     "CoOp": "prompt_learner",
     "CoCoOp": "prompt_learner",
     "KgCoOp": "prompt_learner",
+    "ProGrad": "prompt_learner",
     "TCP": "prompt_learner",
     "LAMM": "prompt_learner",
     "VPT": "prompt_learner",
@@ -96,8 +109,11 @@ CHECKPOINT = {
     "HISF": "VLPromptLearner",
     "MetaPrompt": "model",
     "MMA": "adapter_learner",
+    "MMRL": "MultiModalRepresentationLearner",
     "ProDA": "prompt_learner",
     "CLIPLoRA": "lora",
+    "CLIPAdapter": "clip_adapter",
+    "TaskRes": "prompt_learner",
     "CoPrompt": "MultiModalPromptLearner",
     "ProVP": "Prompt_learner",
 }

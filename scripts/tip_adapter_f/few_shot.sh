@@ -1,0 +1,4 @@
+#!/bin/sh
+# Tip-Adapter-F on all classes, seeds 1 to 3 (or SEED). Arguments: DATASET SHOTS
+# Environment variables (DATA, CFG, SHOTS and others): see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script TipAdapterF train_all "$0" "$OLDPWD" "$@"
