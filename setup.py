@@ -36,7 +36,7 @@ lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
 
 setup(
     name="clip-prompt-learning",
-    version="0.1.0",
+    version="0.2.0",
     description="Prompt learning for frozen CLIP models: one prompt hook, one file a method",
     license="MIT",
     python_requires=">=3.10",

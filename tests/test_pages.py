@@ -1,0 +1,70 @@
+"""README and the pages of docs/: links lead somewhere, tables say what the software says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dassl.engine import TRAINER_REGISTRY
+from experiments.published import AVERAGES
+from trainers.trainer import MethodTrainer
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def prose(page: Path) -> str:
+    """Return a page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), flags=re.M)
+    plain = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
+    return {title.replace(" ", "-") for title in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (page.parent / name).resolve() if name else page
+        assert place.is_file() and place.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(place), target
+
+
+def test_the_index_has_every_page():
+    index = ROOT / "docs" / "index.md"
+    linked = {
+        (index.parent / target.partition("#")[0]).resolve()
+        for target in re.findall(r"\]\(([^)]+)\)", prose(index))
+    }
+    assert {page for page in PAGES if page.is_relative_to(index.parent)} - linked == {index}
+
+
+def test_readme_is_short_and_its_methods_are_all_there_are():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 140
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| [`")]
+    rows += [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    named = set()
+    for method, learned, *figures in rows:
+        names = re.findall(r"`(\w+)`", method)
+        named |= {*names, *re.findall(r"`(\w+)`", learned)}
+        known = [AVERAGES[name] for name in names if name in AVERAGES]
+        expected = [f"{value:.2f}" for value in known[-1]] if known else ["–"] * 3
+        assert figures == expected, method
+    methods = {
+        name
+        for name in TRAINER_REGISTRY.registered_names()
+        if issubclass(TRAINER_REGISTRY.get(name), MethodTrainer)
+    }
+    assert methods - named == {"StandardizedCLIP"}  # a control, and no method of the field
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert methods <= set(re.findall(r"`(\w+)`", page))
