@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from experiments import ablations, executors, table
+from experiments.cells import Cell
 from experiments.executors import Job
 from experiments.protocols import BASE2NEW, DOMAIN_GENERALIZATION, FEW_SHOT, harmonic_mean
 from experiments.runs import Run, runs_of
+from experiments.scores import Scores
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -170,8 +172,9 @@ def test_a_closed_set_method_is_not_asked_for_novel_classes(tmp_path):
     runs = runs_of(BASE2NEW, "LinearProbe", "shapes", output_dir=tmp_path)
     assert [run.step.name for run in runs] == ["train_base"]
     leave(runs[0], 70.0)
-    _, rows = table.tabulate([Job(BASE2NEW, tuple(runs))], BASE2NEW, table.Scores())
-    assert rows == [("shapes", "LinearProbe", "70.0", "-", "-")]
+    found = table.tabulate([Job(BASE2NEW, tuple(runs))], BASE2NEW, Scores())
+    assert found.header == ("Dataset", "Method", "Base", "Novel", "Harmonic mean")
+    assert found.rows == [(("shapes", "LinearProbe"), [Cell(70.0, None, 1, None), None, None])]
 
 
 def leave(run: Run, accuracy: float, backbone: str = "ViT-B/16") -> None:
