@@ -74,17 +74,19 @@ class Sample(NamedTuple):
 HalfWidth = Callable[[Sequence[Run]], float | None]
 
 
-def cell(values: Sequence[float], half_width: float | None = None, t: bool = False) -> Cell | None:
+def cell(
+    values: Sequence[float], half_width: float | None = None, over_seeds: bool = False
+) -> Cell | None:
     """Return the cell of the values of all seeds, None if there are none.
 
     Args:
         values: in percent.
         half_width: that the test images leave their mean.
-        t: whether the interval is over the seeds, too.
+        over_seeds: whether the interval is over the seeds, too.
     """
     if not values:
         return None
-    if half_width is not None and t:
+    if half_width is not None and over_seeds:
         half_width = math.hypot(half_width, half_width_over_seeds(values))
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Cell(statistics.fmean(values), deviation, len(values), half_width)
@@ -96,7 +98,7 @@ def tabulate(
     columns: Mapping[str, str],
     protocol: Protocol,
     half_width: HalfWidth,
-    t: bool = False,
+    over_seeds: bool = False,
 ) -> Table:
     """Put entries into a table, with the protocol's summary and averages over datasets.
 
@@ -106,7 +108,7 @@ def tabulate(
         columns: {heading: step of the protocol, "" for what stands beside it}.
         protocol: theirs; where it transfers, there are no averages over datasets.
         half_width: gives the test images' half-width of the mean of runs.
-        t: whether intervals are over the seeds, too.
+        over_seeds: whether intervals are over the seeds, too.
     """
     runs: dict[tuple[tuple[str, ...], str], dict[int, Entry]] = {}
     for entry in entries:
@@ -146,7 +148,9 @@ def tabulate(
         for heading in headings:
             sample = every.get(heading)
             cells.append(
-                cell(list(sample.by_seed.values()), sample.half_width, t) if sample else None
+                cell(list(sample.by_seed.values()), sample.half_width, over_seeds)
+                if sample
+                else None
             )
         table.append((row, cells))
     first = ("Dataset", "Method", "Shots")[: len(rows[0])] if rows else ("Dataset", "Method")

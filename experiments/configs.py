@@ -18,6 +18,7 @@ EMBEDDED = (
 EMBEDDED_SOURCE = "emoji"  # what ImageNet is to the public datasets
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
 CLOSED_SET = ("LinearProbe",)  # can predict only the classes that they were trained on
+TRANSDUCTIVE: tuple[str, ...] = ()  # learn from images of the test set, too, without their labels
 
 
 class Rule(NamedTuple):
