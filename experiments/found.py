@@ -18,7 +18,7 @@ from typing import Any
 
 from dassl.errors import UserError, shown
 from experiments.configs import CONFIGS, EMBEDDED_SOURCE, UNTRAINED, is_embedded
-from experiments.protocols import TEST_NEW, TEST_TARGET, TRAIN_ALL, TRAIN_BASE, Step
+from experiments.protocols import TEST_NEW, TEST_TARGET, TRAIN_ALL, TRAIN_BASE
 from experiments.runs import RESULTS_FILE, UNTRAINED_FOLDER, Run
 
 # Settings that say which run of a method it is; in ``Run`` they have fields of their own.
@@ -79,14 +79,13 @@ class Found(Run):
 def run_in(folder: Path) -> Found | None:
     """Return what the path of a folder says of its run; None if it is none of the scheme."""
     path = folder.as_posix()
-    for step, pattern in PLACES:
-        if (match := pattern.fullmatch(path)) and match["trainer"] not in UNTRAINED:
-            break
-    else:
-        match = UNTRAINED_PLACE.fullmatch(path)
-        if match is None or match["trainer"] not in UNTRAINED:
-            return None
-        step = SUBSETS[match["subset"] or ""]
+    matches = ((step, pattern.fullmatch(path)) for step, pattern in PLACES)
+    found = [(step, m) for step, m in matches if m and m["trainer"] not in UNTRAINED]
+    if (m := UNTRAINED_PLACE.fullmatch(path)) and m["trainer"] in UNTRAINED:
+        found.append((SUBSETS[m["subset"] or ""], m))
+    if not found:
+        return None
+    step, match = found[0]
     fields = match.groupdict()
     target = fields.get("transfer") or fields.get("target") or fields["dataset"]
     source = fields.get("dataset") or target
@@ -112,8 +111,6 @@ def read_found(folder: Path) -> Found:
         UserError: its results are damaged, of another program or a newer version, or not those of
             the run that its folder names.
     """
-    from dassl.config import get_cfg_default
-
     path = folder / RESULTS_FILE
     run = run_in(folder)
     if run is None:
@@ -124,7 +121,7 @@ def read_found(folder: Path) -> Found:
     config = results.get("config")
     if not isinstance(config, dict) or not isinstance(results.get("trainer"), str):
         raise UserError(f"{path}: expected the results of a run with its trainer and config")
-    newest, version = get_cfg_default().VERSION, config.get("VERSION")
+    newest, version = _defaults(run.trainer)[0]["VERSION"], config.get("VERSION")
     if not isinstance(version, int) or version > newest:
         raise UserError(f"{path}: expected config VERSION {newest} or less, got {shown(version)}")
     flat = dict(_flat(config))
