@@ -64,6 +64,22 @@ class Table(NamedTuple):
     notes: list[str]
 
 
+class Titled(NamedTuple):
+    """A table of a protocol.
+
+    Attributes:
+        title: says what the caption of all tables does not.
+        protocol: of its runs.
+        shots: images per class; 0 where they are columns or rows.
+        table: the table.
+    """
+
+    title: str
+    protocol: Protocol
+    shots: int
+    table: Table
+
+
 class Sample(NamedTuple):
     """An accuracy of each seed, with the half-width that the test images leave their mean."""
 

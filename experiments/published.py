@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from experiments.cells import AVERAGE, Cell, Table
+from experiments.cells import AVERAGE, Cell, Table, Titled
 from experiments.configs import PUBLIC
-from experiments.protocols import Protocol
 
 DATA = Path(__file__).parent / "data"
 ABSENT = "-"
@@ -78,17 +77,13 @@ def averages() -> dict[str, Accuracies]:
 AVERAGES = averages()
 
 
-def with_published(table: Table, protocol: Protocol, shots: int) -> Table:
+def with_published(shown: Titled) -> Table:
     """Add rows with the papers' figures below those of the same dataset and method.
 
     Equal figures of several papers are one row. Averages are there if the table has the papers'
     datasets.
-
-    Args:
-        table: of finished runs.
-        protocol: theirs.
-        shots: images per class of the table's runs; 0 where they are columns.
     """
+    _, protocol, shots, table = shown
     n_heads = len(table.rows[0][0]) if table.rows else 2
     headings = table.header[n_heads:]
     has_average = {head[0] for head, _ in table.rows} - {AVERAGE} == set(PUBLIC)

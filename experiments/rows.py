@@ -6,10 +6,10 @@ Runs share a row only if they have the same settings; its name says what tells i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from dassl.errors import UserError
-from experiments.cells import Entry, Table, tabulate
+from experiments.cells import Entry, Titled, tabulate
 from experiments.configs import EMBEDDED, MINI, PAPERS, PUBLIC, TRANSDUCTIVE, config_of
 from experiments.found import Found
 from experiments.intervals import half_width_of_counts
@@ -98,15 +98,7 @@ def caption(runs: Iterable[Found]) -> str:
     )
 
 
-class Named(NamedTuple):
-    """A table with the protocol of its runs and a title."""
-
-    protocol: Protocol
-    title: str
-    table: Table
-
-
-def tables_of(runs: Sequence[Found]) -> tuple[list[Named], list[str]]:
+def tables_of(runs: Sequence[Found]) -> tuple[list[Titled], list[str]]:
     """Return a table for each protocol and source, and a line for each run that is there twice."""
     names = Names(runs)
     tables, twice = [], []
@@ -114,10 +106,11 @@ def tables_of(runs: Sequence[Found]) -> tuple[list[Named], list[str]]:
         for source, chosen in _groups(runs, protocol).items():
             trained = {run.shots for run in chosen if run.is_trained}
             several = protocol is not FEW_SHOT and len(trained) > 1
+            shots = trained.pop() if len(trained) == 1 and protocol is not FEW_SHOT else 0
             placed: dict[tuple[tuple[str, ...], str, int], Entry] = {}
             for run in chosen:
-                shots = [str(run.shots)] if several else []
-                row = (source or run.dataset, names.name(run, protocol), *shots)
+                row = (source or run.dataset, names.name(run, protocol))
+                row += (str(run.shots),) if several else ()
                 column = run.target if protocol.transfers else run.column
                 key = (row, column, run.seed)
                 if key in placed:
@@ -128,10 +121,9 @@ def tables_of(runs: Sequence[Found]) -> tuple[list[Named], list[str]]:
             rows = sorted({entry.row for entry in entries}, key=_order)
             table = tabulate(entries, rows, columns, protocol, _half_width, over_seeds=True)
             title = f"{protocol.title} from {source}" if source else protocol.title
-            shots = (
-                "" if several or not trained or protocol is FEW_SHOT else f", {trained.pop()} shots"
-            )
-            tables.append(Named(protocol, f"{title[0].upper()}{title[1:]}{shots}", table))
+            title = protocol.title.capitalize() + (f", trained on {source}" if source else "")
+            title += f", {shots} shots" if shots else ""
+            tables.append(Titled(title, protocol, shots, table))
     return tables, list(dict.fromkeys(twice))
 
 

@@ -1,13 +1,15 @@
-"""Train and test methods under one protocol and print a table of their accuracies.
+"""Print tables of the accuracies of finished runs, or train and test methods first.
 
+    python -m experiments table output --published
     python -m experiments table --datasets emoji --methods ZeroshotCLIP CoOp HiCroPL --seeds 1 2 3
     python -m experiments table --protocol cross_dataset --datasets imagenet --methods MMA --no-run
 
-Every run is one call of ``train.main``, as on the command line, in the folder that the scripts use.
-Finished runs are skipped and interrupted ones resumed, so the same command can be repeated. Damaged
-or missing results are skipped and counted.
+With OUTPUT folders, all finished runs below them are read, and nothing is run. Without, every run
+is one call of ``train.main``, as on the command line, in the folder that the scripts use. Finished
+runs are skipped and interrupted ones resumed, so the same command can be repeated. Damaged or
+missing results are skipped and counted.
 
-Exit codes: 0 done, 1 a run failed or a result is damaged, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 a run failed or a result was skipped, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,20 +18,21 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dassl.command import Parser, say
 from dassl.errors import UserError
 from experiments import cells
-from experiments.cells import Entry, Table
+from experiments.cells import Cell, Entry, Table, Titled
 from experiments.configs import CONFIGS, EMBEDDED_SOURCE
 from experiments.executors import Job, check_folders, run_all
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
 from experiments.runs import runs_of
 from experiments.scores import Scores
-from experiments.writing import brief, markdown
+from experiments.writing import FORMATS, brief, document, full
 
 ALL_CLASSES = "All classes"  # column of the few-shot runs next to base-to-novel
+OF_FOUND = ("outputs", "protocol", "datasets", "methods", "format", "published")  # options
 
 
 def tabulate(
@@ -163,12 +166,31 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse and check the command line; report an invalid one in one line and exit with code 2."""
     parser = Parser(
         prog="python -m experiments table",
-        description="Train and test methods under one protocol and print a table.",
+        description="Print tables of finished runs, or train and test methods first.",
     )
     methods, datasets = known_methods(), known_datasets()
-    parser.add_argument("--protocol", default=BASE2NEW.name, choices=PROTOCOLS)
-    parser.add_argument("--datasets", nargs="+", default=[EMBEDDED_SOURCE], choices=datasets)
-    parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
+    parser.add_argument(
+        "outputs",
+        nargs="*",
+        metavar="OUTPUT",
+        help="folders whose finished runs are read; nothing is run",
+    )
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, help=f"(default: {BASE2NEW.name}, of OUTPUT all)"
+    )
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        choices=datasets,
+        help=f"trained on (default: {EMBEDDED_SOURCE}, of OUTPUT all)",
+    )
+    parser.add_argument("--methods", nargs="+", choices=methods, help="(default: all)")
+    parser.add_argument(
+        "--format", default=FORMATS[0], choices=FORMATS, help="LaTeX needs booktabs"
+    )
+    parser.add_argument(
+        "--published", action="store_true", help="also print the figures of the papers"
+    )
     parser.add_argument(
         "--shots",
         nargs="+",
@@ -192,6 +214,15 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_setting_arguments(parser)
     add_run_arguments(parser)
     arguments = parser.parse_args(argv)
+    if arguments.outputs:
+        for name, value in vars(arguments).items():
+            if name not in OF_FOUND and value != parser.get_default(name):
+                option = name.replace("_", "-")
+                parser.error(f"--{option}: expected no OUTPUT, whose runs are only read")
+        return arguments
+    arguments.protocol = arguments.protocol or BASE2NEW.name
+    arguments.datasets = arguments.datasets or [EMBEDDED_SOURCE]
+    arguments.methods = arguments.methods or methods
     if not set(arguments.few_shot) <= set(arguments.datasets):
         parser.error("--few-shot names a dataset that --datasets does not")
     if arguments.few_shot and arguments.protocol != BASE2NEW.name:
@@ -199,10 +230,58 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def show_found(arguments: argparse.Namespace) -> int:
+    """Print the tables of the finished runs below output folders; return the exit code.
+
+    Raises:
+        UserError: an output is no folder, or there is nothing to show.
+    """
+    from experiments.found import find
+    from experiments.rows import caption, tables_of
+
+    runs, skipped, unfinished = find(arguments.outputs)
+    n_results = len(runs) + len(skipped)
+    chosen = [
+        run
+        for run in runs
+        if (not arguments.datasets or run.dataset in arguments.datasets)
+        and (not arguments.methods or run.trainer in arguments.methods)
+    ]
+    tables, twice = tables_of(chosen)
+    tables = [one for one in tables if arguments.protocol in (None, one.protocol.name)]
+    for line in (skipped := [*skipped, *twice]):
+        print(f"skipped: {line}", file=sys.stderr)
+    if skipped:
+        print(f"skipped: {len(skipped)} of {n_results} results", file=sys.stderr)
+    if unfinished:
+        print(f"unfinished: {unfinished} runs have no results yet", file=sys.stderr)
+    if not tables:
+        where = ", ".join(arguments.outputs)
+        raise UserError(f"OUTPUT: expected finished runs of a protocol, got none in {where}")
+    show(tables, caption(chosen), arguments, full)
+    return 1 if skipped else 0
+
+
+def show(
+    tables: Sequence[Titled],
+    caption: str,
+    arguments: argparse.Namespace,
+    write: Callable[[Cell | None], str],
+) -> None:
+    """Print tables in the format asked for, with the published figures if these are."""
+    if arguments.published:
+        from experiments.published import with_published
+
+        tables = [one._replace(table=with_published(one)) for one in tables]
+    say(document(tables, caption, arguments.format, write))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = read_arguments(argv)
     try:
+        if arguments.outputs:
+            return show_found(arguments)
         jobs = plan(arguments)
         check_folders(arguments.root, arguments.output_dir, written=not arguments.no_run)
     except UserError as error:
@@ -218,14 +297,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code != 0:
             return code
         minutes, seconds = divmod(round(time.monotonic() - start), 60)
-        say(f"\nDone in {minutes} min {seconds} s. ", end="")
+        if arguments.format == FORMATS[0]:
+            say(f"\nDone in {minutes} min {seconds} s. ", end="")
     protocol, scores = PROTOCOLS[arguments.protocol], Scores()
-    table = markdown(tabulate(jobs, protocol, scores, arguments.intervals), brief)
-    shots = ", ".join(map(str, arguments.shots or protocol.shots))
-    caption = ["Accuracy in percent", *scores.backbones, *scores.precisions, f"{shots} shots"]
+    groups = {"": jobs}
+    if protocol.transfers:  # another source has other targets
+        groups = {
+            name: [job for job in jobs if job.runs[0].dataset == name]
+            for name in dict.fromkeys(arguments.datasets)
+        }
+    numbers = arguments.shots or protocol.shots
+    shots = numbers[0] if len(numbers) == 1 and protocol is not FEW_SHOT else 0
+    tables = [
+        Titled("", protocol, shots, tabulate(own, protocol, scores, arguments.intervals))
+        for own in groups.values()
+    ]
+    caption = ["Accuracy in percent", *scores.backbones, *scores.precisions]
+    caption.append(f"{', '.join(map(str, numbers))} shots")
     seeds = " ".join(map(str, arguments.seeds))
     spread = ", mean ± standard deviation" if len(arguments.seeds) > 1 else ""
     if arguments.intervals:
         spread += ", (± half of the test set's 95 % interval)"
-    say(f"{', '.join(caption)}, seed {seeds}{spread}:\n\n{table}")
+    show(tables, f"{', '.join(caption)}, seed {seeds}{spread}", arguments, brief)
     return scores.report()

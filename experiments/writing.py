@@ -7,8 +7,9 @@ import io
 from collections.abc import Callable, Sequence
 
 from dassl.table import aligned
-from experiments.cells import Cell, Table
+from experiments.cells import Cell, Table, Titled
 
+FORMATS = ("markdown", "csv", "latex")
 MISSING = "-"
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
@@ -61,6 +62,29 @@ def markdown(table: Table, write: Callable[[Cell | None], str]) -> str:
     return "\n\n".join([render(table.header, rows), *table.notes])
 
 
+def document(
+    tables: Sequence[Titled], caption: str, kind: str, write: Callable[[Cell | None], str]
+) -> str:
+    """Return tables as text.
+
+    Args:
+        tables: all of them.
+        caption: what holds for all figures.
+        kind: one of ``FORMATS``.
+        write: how to write a cell in Markdown.
+    """
+    if kind == "csv":
+        return comma_separated(tables)
+    if kind == "latex":
+        titles = [f"{one.title}. {caption}." if one.title else f"{caption}." for one in tables]
+        pairs = zip(titles, tables, strict=True)
+        return "\n\n".join(latex(title, one.table) for title, one in pairs)
+    texts = [f"{caption}:"]
+    for one in tables:
+        texts += [*filter(None, [one.title and f"{one.title}:"]), markdown(one.table, write)]
+    return "\n\n".join(texts)
+
+
 def latex(title: str, table: Table) -> str:
     """Return a table for LaTeX, which needs the package booktabs."""
     n_heads = len(table.header) - len(table.rows[0][1]) if table.rows else len(table.header)
@@ -89,17 +113,17 @@ def _escaped(text: str) -> str:
     return "".join(_SPECIAL.get(c, c) for c in text).replace("±", r"$\pm$")
 
 
-def comma_separated(tables: Sequence[tuple[str, Table]]) -> str:
-    """Return tables, by protocol, as one CSV with a line for each cell; missing ones are empty."""
+def comma_separated(tables: Sequence[Titled]) -> str:
+    """Return tables as one CSV with a line for each cell; missing ones are empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         ("protocol", "dataset", "method", "shots", "column")
         + ("mean", "standard_deviation", "seeds", "low", "high")
     )
-    for protocol, table in tables:
+    for _, protocol, shots, table in tables:
         for head, cells in table.rows:
-            where = (protocol, *head, "")[:4]
+            where = (protocol.name, *head, shots or "")[:4]
             for heading, cell in zip(table.header[len(head) :], cells, strict=True):
                 figures: tuple[object, ...] = ("",) * 5
                 if cell is not None:
