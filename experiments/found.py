@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def read_found(folder: Path) -> Found:
     newest, version = _defaults(run.trainer)[0]["VERSION"], config.get("VERSION")
     if not isinstance(version, int) or version > newest:
         raise UserError(f"{path}: expected config VERSION {newest} or less, got {shown(version)}")
-    flat = dict(_flat(config))
+    flat = _flat(config)
     _check_place(run, results["trainer"], flat, path)
     correct, total = results.get("correct"), results.get("total")
     versions = results.get("versions")
@@ -171,12 +171,14 @@ def dataset_names() -> dict[str, str]:
     return {stem: config["DATASET"]["NAME"] for stem, config in configs.items()}
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            found |= _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            found[prefix + key] = value
+    return found
 
 
 @functools.cache
@@ -218,11 +220,10 @@ def settings_of(flat: Mapping[str, Any], trainer: str) -> dict[str, Any]:
 def _external_text(flat: Mapping[str, Any], trainer: str) -> str:
     """Name the text that a method uses besides class names and templates; "" for none."""
     for key in _defaults(trainer)[0]:
-        node, _, name = key.rpartition(".")
-        # HiCroPL reads them only for some of its frozen texts
-        frozen = flat.get(f"{node}.FROZEN_TEXT", "descriptions")
-        if name == "DESCRIPTIONS" and flat.get(key) and frozen in ("descriptions", "random"):
-            return "descriptions"
+        if key.endswith(".DESCRIPTIONS") and flat.get(key):
+            # HiCroPL reads them only for some of its frozen texts
+            frozen = flat.get(key.replace("DESCRIPTIONS", "FROZEN_TEXT"), "descriptions")
+            return "descriptions" if frozen in ("descriptions", "random") else ""
     return ""
 
 
