@@ -26,12 +26,12 @@ OF_THE_RUN = ("SEED", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CL
 SUBSETS = {"": TRAIN_ALL, "base": TRAIN_BASE, "new": TEST_NEW}  # of runs that are not trained
 
 
-def _pattern(template: str) -> re.Pattern[str]:
+def _pattern(template: str, trainer: str) -> re.Pattern[str]:
     """Return what matches the path of a folder of a step, for its fields."""
     parts = {
         "variant": r"(?:/(?P<variant>[^/]+))?",
         "subset": r"(?:_(?P<subset>base|new))?",
-        "trainer": r"(?P<trainer>[^/]+)",
+        "trainer": rf"(?P<trainer>{trainer})",
         "shots": r"(?P<shots>\d{1,9})",
         "seed": r"(?P<seed>\d{1,9})(?:_epoch(?P<epoch>\d{1,9}))?",
     }
@@ -43,8 +43,9 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 # The folder of a target would fit the scheme of ``TRAIN_ALL``, too.
-PLACES = [(s, _pattern(s.folder)) for s in (TRAIN_BASE, TEST_NEW, TEST_TARGET, TRAIN_ALL)]
-UNTRAINED_PLACE = _pattern(UNTRAINED_FOLDER)
+STEPS = (TRAIN_BASE, TEST_NEW, TEST_TARGET, TRAIN_ALL)
+PLACES = [(step, _pattern(step.folder, r"[^/]+")) for step in STEPS]
+UNTRAINED_PLACE = _pattern(UNTRAINED_FOLDER, "|".join(UNTRAINED))
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def run_in(folder: Path) -> Found | None:
     path = folder.as_posix()
     matches = ((step, pattern.fullmatch(path)) for step, pattern in PLACES)
     found = [(step, m) for step, m in matches if m and m["trainer"] not in UNTRAINED]
-    if (m := UNTRAINED_PLACE.fullmatch(path)) and m["trainer"] in UNTRAINED:
+    if m := UNTRAINED_PLACE.fullmatch(path):
         found.append((SUBSETS[m["subset"] or ""], m))
     if not found:
         return None
@@ -147,7 +148,10 @@ def read_found(folder: Path) -> Found:
 
 def _check_place(run: Found, trainer: str, flat: Mapping[str, Any], path: Path) -> None:
     tested = flat.get("TEST.SUBSAMPLE_CLASSES") or flat.get("DATASET.SUBSAMPLE_CLASSES")
-    pairs = [("trainer", run.trainer, trainer), ("classes tested", run.step.test, tested)]
+    pairs: list[tuple[str, Any, Any]] = [
+        ("trainer", run.trainer, trainer),
+        ("classes tested", run.step.test, tested),
+    ]
     if name := dataset_names().get(run.target):
         pairs.append(("DATASET.NAME", name, flat.get("DATASET.NAME")))
     if run.is_trained:

@@ -109,8 +109,8 @@ def tables_of(runs: Sequence[Found]) -> tuple[list[Titled], list[str]]:
             shots = trained.pop() if len(trained) == 1 and protocol is not FEW_SHOT else 0
             placed: dict[tuple[tuple[str, ...], str, int], Entry] = {}
             for run in chosen:
-                row = (source or run.dataset, names.name(run, protocol))
-                row += (str(run.shots),) if several else ()
+                extra = [str(run.shots)] if several else []
+                row = (source or run.dataset, names.name(run, protocol), *extra)
                 column = run.target if protocol.transfers else run.column
                 key = (row, column, run.seed)
                 if key in placed:
