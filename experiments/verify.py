@@ -16,9 +16,11 @@ Exit codes: 0 verified or written, 1 a number differs or a run is missing, 2 bad
 from __future__ import annotations
 
 import argparse
+import io
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,10 +73,12 @@ def plan_of(options: Sequence[str], root: str, output_dir: str) -> Plan:
     Raises:
         UserError: an option is wrong.
     """
-    places = ["--root", root, "--output-dir", output_dir]
-    arguments = read_table_arguments([*options, *places])
-    if arguments.outputs:
-        raise UserError(f"command: expected methods and datasets, got {arguments.outputs[0]}")
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            arguments = read_table_arguments([*options, "--root", root, "--output-dir", output_dir])
+    except SystemExit as stop:
+        raise UserError(f"command: {said.getvalue().removeprefix('error: ')}") from stop
     runs = [run for job in plan(arguments) for run in job.runs]
     own = {run.folder.relative_to(output_dir).as_posix(): run for run in runs}
     return Plan(arguments.protocol, own)
@@ -102,6 +106,18 @@ def read_card(path: str) -> dict[str, Any]:
     if not card["command"].startswith(COMMAND) or not card["runs"]:
         raise UserError(f"{path}: expected runs of a command '{COMMAND}...'")
     return card
+
+
+def options_of(card: dict[str, Any]) -> list[str]:
+    """Return the options of a card's command.
+
+    Raises:
+        UserError: its quotation marks are not in pairs.
+    """
+    try:
+        return shlex.split(card["command"].removeprefix(COMMAND))
+    except ValueError as error:
+        raise UserError(f"command: {error}") from error
 
 
 def execute(runs: Sequence[Run], threads: int) -> int:
@@ -190,8 +206,10 @@ def verify(path: str, arguments: argparse.Namespace) -> int:
         UserError: the card or its command is damaged.
     """
     card = read_card(path)
-    options = shlex.split(card["command"])[4:]
-    planned = plan_of(options, arguments.root, arguments.output_dir)
+    try:
+        planned = plan_of(options_of(card), arguments.root, arguments.output_dir)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if odd := {run["run"] for run in card["runs"]} ^ planned.runs.keys():
         raise UserError(f"{path}: expected the runs of its command, got a difference in {min(odd)}")
     same_machine = False
@@ -215,13 +233,13 @@ def verify(path: str, arguments: argparse.Namespace) -> int:
                 off = found["correct"] - run["correct"]
                 is_equal = all(found[name] == run[name] for name in BITS)
                 counts = f"{found['correct']} / {found['total']}"
-                text = "equal" if is_equal else f"off by {off:+d}"
+                text = "equal bits" if is_equal else f"{off:+d}"
                 is_right = is_equal or (not same_machine and abs(off) <= card["tolerance"])
         wrong += not is_right
         expected = f"{run['correct']} / {run['total']}"
         rows.append((run["run"], expected, counts, text, "yes" if is_right else "NO"))
     say(f"{card['method']}, {card['tag']}: {card['command']}\n")
-    say(render(("Run", "Card", "Found", "Pictures", "Verified"), rows))
+    say(render(("Run", "Card", "Found", "Difference", "Verified"), rows))
     demand = "this is the card's machine: the bits must be equal"
     if not same_machine:
         demand = f"{card['tolerance']} pictures of a test set may differ"
