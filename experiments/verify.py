@@ -97,10 +97,13 @@ def read_card(path: str) -> dict[str, Any]:
     for part, fields, place in checks:
         for name, kind in fields.items():
             got = part.get(name) if isinstance(part, dict) else None
-            if type(got) is not kind:
+            if type(got) is not kind and (type(got), kind) != (int, float):
                 raise UserError(
                     f"{path}: {place}{name}: expected {kind.__name__}, got {shown(got)}"
                 )
+    threads = card["machine"].get("threads", 1)
+    if type(threads) is not int or threads < 1:
+        raise UserError(f"{path}: machine.threads: expected 1 or more, got {shown(threads)}")
     if card["format"] > FORMAT:
         raise UserError(f"{path}: expected format {FORMAT} or less, got {card['format']}")
     if not card["command"].startswith(COMMAND) or not card["runs"]:
@@ -154,6 +157,8 @@ def measured(place: str, run: Run) -> dict[str, Any]:
     from experiments.found import digest, read_found
 
     found, results = read_found(run.place.absolute()), run.results()
+    if results.get("nll") is None or found.counts is None:
+        raise UserError(f"{run.place}: expected results with correct, total and nll, got less")
     predictions = read_predictions(str(run.place / PREDICTIONS_FILE))
     names = predictions.class_names[predictions.labels].tolist()
     images = sorted(zip(predictions.paths.tolist(), names, strict=True))

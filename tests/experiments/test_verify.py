@@ -103,6 +103,7 @@ def test_missing_runs_do_not_verify_a_card(card, capsys):
         ({"seeds": 1}, "seeds: expected list, got 1"),
         ({"tolerance": True}, "tolerance: expected int, got True"),
         ({"runs": [{"run": "there"}]}, "runs[0].dataset: expected str, got None"),
+        ({"machine": {"threads": "2"}}, "machine.threads: expected 1 or more, got '2'"),
         ({"runs": []}, "expected runs of a command 'python -m experiments table ...'"),
         ({"command": "rm -r x"}, "expected runs of a command 'python -m experiments table ...'"),
         ({"command": "python -m experiments table --seeds 2"}, "expected the runs of its command"),
