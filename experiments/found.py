@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def read_found(folder: Path) -> Found:
     versions = results.get("versions")
     torch = versions.get("torch") if isinstance(versions, dict) else None
     about = {
-        "backbone": run.backbone_in(results),
+        "backbone": run.backbone_in(results) or "unknown backbone",
         "precision": results.get("precision") or "unknown precision",
         "split": f"split {results.get('split')}",
         "torch": f"torch {torch}",
@@ -212,9 +213,9 @@ def settings_of(flat: Mapping[str, Any], trainer: str) -> dict[str, Any]:
     found = {
         key: value
         for key, value in flat.items()
-        if key not in ignored
+        if (key not in defaults or defaults[key] != value)
+        and key not in ignored
         and not key.startswith("TEST.SAVE_")
-        and (key not in defaults or defaults[key] != value)
     }
     if "MODEL.INIT_WEIGHTS" in found:
         found["MODEL.INIT_WEIGHTS"] = "set"  # the seeds of a method have one each
@@ -236,6 +237,25 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def of_same_images(runs: Sequence[Found]) -> tuple[list[Found], list[str]]:
+    """Return the runs, and a line for each that was not tested on as many images as most others."""
+    sizes: dict[tuple[str, str], Counter[int]] = {}
+    for run in runs:
+        if run.counts is not None:
+            sizes.setdefault((run.target, run.step.test), Counter())[run.counts[1]] += 1
+    kept, odd = [], []
+    for run in runs:
+        usual = sizes.get((run.target, run.step.test), Counter()).most_common(1)
+        if run.counts is None or run.counts[1] == usual[0][0]:
+            kept.append(run)
+        else:
+            odd.append(
+                f"{run.at / RESULTS_FILE}: expected {usual[0][0]} test images as in other runs, "
+                f"got {run.counts[1]}"
+            )
+    return kept, odd
+
+
 def find(outputs: Sequence[str]) -> tuple[list[Found], list[str], int]:
     """Read the finished runs below output folders.
 
@@ -245,7 +265,9 @@ def find(outputs: Sequence[str]) -> tuple[list[Found], list[str], int]:
     Raises:
         UserError: an output is no folder.
     """
-    runs, skipped, unfinished = [], [], 0
+    runs: list[Found] = []
+    skipped: list[str] = []
+    unfinished = 0
     kept: dict[str, Mapping[str, Any]] = {}  # one of equal settings: thousands of runs share them
     for output in outputs:
         if not os.path.isdir(output):
@@ -264,4 +286,5 @@ def find(outputs: Sequence[str]) -> tuple[list[Found], list[str], int]:
             elif "config.yaml" in files:
                 unfinished += 1
         skipped += [f"{error.filename}: {error.strerror}" for error in unread]
-    return runs, skipped, unfinished
+    runs, odd = of_same_images(runs)
+    return runs, [*skipped, *odd], unfinished

@@ -226,6 +226,25 @@ def test_results_outside_the_scheme_and_unfinished_runs_are_named(tmp_path, caps
     ]
 
 
+def test_runs_on_other_test_images_are_skipped(tmp_path, capsys):
+    for seed, total in ((1, 100), (2, 99), (3, 100)):
+        leave_results(pair(tmp_path, seed=seed)[0], 80, total)
+    _, cells, errors = printed(capsys, tmp_path, code=1)
+    assert cells[1][2] == "80.0 ± 0.0 (2) [72.1, 87.9]"
+    odd = pair(tmp_path, seed=2)[0].folder / "results.json"
+    assert errors == [
+        f"skipped: {odd}: expected 100 test images as in other runs, got 99",
+        "skipped: 1 of 3 results",
+    ]
+
+
+def test_results_without_counts_have_no_interval(tmp_path, capsys):
+    for seed in (1, 2):
+        path = leave_results(pair(tmp_path, seed=seed)[0], 80) / "results.json"
+        path.write_text(path.read_text().replace('"correct": 80, "total": 100, ', ""))
+    assert printed(capsys, tmp_path)[1][1][2] == "80.0 ± 0.0 (2)"
+
+
 def test_a_run_in_two_outputs_counts_once(tmp_path, capsys):
     for name in ("a", "b"):
         leave_results(pair(tmp_path / name)[0], 80)
