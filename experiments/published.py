@@ -94,18 +94,19 @@ def with_published(shown: Titled) -> Table:
         following = table.rows[i + 1][0] if i + 1 < len(table.rows) else ("", "")
         if following[:1] == head[:1] and following[1].partition(" ")[0] == trainer:
             continue  # behind the last row of the method
-        sources: dict[tuple[str, ...], list[str]] = {}
+        sources: dict[tuple[float | None, ...], list[str]] = {}
         for one in printed().values():
             figures = one.figures.get((dataset, trainer))
             is_fit = one.protocol == protocol.name and shots in (0, one.shots) and not one.about
             if figures and is_fit and (dataset != AVERAGE or has_average):
-                texts = tuple(figures.get(heading, ABSENT) for heading in headings)
-                sources.setdefault(texts, []).append(one.source)
-        for texts, names in sources.items():
-            if any(text != ABSENT for text in texts):
-                figures_of = [
-                    None if text == ABSENT else Cell(float(text), None, 0, None) for text in texts
+                texts = (figures.get(heading, ABSENT) for heading in headings)
+                values = tuple(None if text == ABSENT else float(text) for text in texts)
+                sources.setdefault(values, []).append(one.source)
+        for values, names in sources.items():
+            if any(value is not None for value in values):
+                of_paper = [
+                    None if value is None else Cell(value, None, 0, None) for value in values
                 ]
                 label = f"{trainer}, published: {'; '.join(names)}"
-                rows.append(((dataset, label, *[""] * (n_heads - 2)), figures_of))
+                rows.append(((dataset, label, *[""] * (n_heads - 2)), of_paper))
     return table._replace(rows=rows)

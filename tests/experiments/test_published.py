@@ -8,7 +8,13 @@ import pytest
 from experiments import table
 from experiments.cells import AVERAGE
 from experiments.configs import PUBLIC
-from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, harmonic_mean
+from experiments.protocols import (
+    BASE2NEW,
+    DOMAIN_GENERALIZATION,
+    FEW_SHOT,
+    PROTOCOLS,
+    harmonic_mean,
+)
 from experiments.published import ABSENT, AVERAGES, printed
 from experiments.runs import runs_of
 from tests.experiments.finished import leave_results
@@ -113,6 +119,14 @@ def test_published_figures_stand_below_those_of_the_runs(tmp_path, capsys, monke
         ["MaPLe, published: HISF, Table 1, ViT-B/16", "94.07", "-", "82.35"],
     ]
     assert [line[0] for line in (lines[0], lines[2])] == ["CoOp", "MaPLe"]
+    for run in runs_of(DOMAIN_GENERALIZATION, "CoOp", "imagenet", output_dir=tmp_path / "shifts"):
+        leave_results(run, 60)
+    assert table.main([str(tmp_path / "shifts"), "--published"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "HiCroPL, Table 3, ViT-B/16; ProMPT, Table 3, ViT-B/16 |" in line
+    assert line.endswith(
+        "| 49.71                 | 75.21                 | 59.28                 |"
+    )
     # those of 16 shots do not stand beside others
     assert table.main([str(tmp_path / "other"), "--published"]) == 0
     assert "published" not in capsys.readouterr().out
