@@ -11,8 +11,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 ROOMS = ("dassl", "clip", "trainers", "datasets", "experiments", "inference")
 
-# What some commands of inference/ need, and nothing else does; only the locked versions have been
-# tried.
+# What some commands of inference/ and experiments/ need, and nothing else does; only the locked
+# versions have been tried.
 EXTRAS = {
     "demo": ["gradio>=6.31,<7"],
     # writes and runs ONNX; Python 3.10 has none of these
@@ -20,12 +20,14 @@ EXTRAS = {
         f"{line}; python_version >= '3.11'"
         for line in ("onnx>=1.23,<2", "onnxruntime>=1.32,<2", "onnxscript>=0.7.2,<1", "torch>=2.14")
     ],
+    "ray": ["ray[default]>=2.50,<3"],
     "serve": [
         "fastapi>=0.115,<1",
         "fastapi-offline>=1.7,<2",
         "python-multipart>=0.0.20,<0.1",
         "uvicorn>=0.34,<1",
     ],
+    "slurm": ["submitit>=1.5,<2"],
 }
 # Their tests ask a service and look at a page in a browser.
 CLIENTS = ["httpx>=0.28,<1", "playwright>=1.60,<2"]

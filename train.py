@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-dir", default="", help="with --eval-only: output folder of the run to load")
     add("--load-epoch", type=int, help="with --eval-only: the epoch to load, not the best or last")
     add("--no-train", action="store_true", help="build everything and do not train")
+    add("--skip-finished", action="store_true", help="do nothing if the run has its results")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override config keys")
     return parser
 
@@ -183,6 +184,10 @@ def run(args: argparse.Namespace, held: ExitStack) -> None:
     distributed.wait_for_all()
     if not args.no_train:
         same_run.check_output(cfg.OUTPUT_DIR, to_dict(cfg), evaluates=args.eval_only)
+    if args.skip_finished and os.path.isfile(f"{cfg.OUTPUT_DIR}/{run_folder.RESULTS_FILE}"):
+        log.info(f"skipped, finished before: {cfg.OUTPUT_DIR}")
+        distributed.end()
+        return
 
     import torch
 

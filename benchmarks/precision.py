@@ -21,9 +21,9 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.optimize import PRECISIONS
 from dassl.errors import UserError
 from experiments.configs import EMBEDDED_SOURCE
-from experiments.executors import Job, check_folders, run_all
 from experiments.protocols import BASE2NEW, CROSS_DATASET
-from experiments.runs import Run, runs_of
+from experiments.runs import Job, Run, runs_of
+from experiments.sweep import check_folders, run_all
 from experiments.table import (
     add_run_arguments,
     check_config_files,

@@ -20,11 +20,11 @@ from dassl.command import Parser, say
 from dassl.errors import UserError
 from experiments.cells import cell
 from experiments.configs import EMBEDDED_SOURCE, is_embedded
-from experiments.executors import Job, check_folders, run_all
 from experiments.paper_rows import PAPER_COLUMNS, TABLES, Row, Table, hisf
 from experiments.protocols import BASE2NEW, Protocol
-from experiments.runs import Run, runs_of
+from experiments.runs import Job, Run, runs_of
 from experiments.scores import Scores
+from experiments.sweep import check_folders, run_all
 from experiments.table import add_run_arguments, check_config_files, known_datasets
 from experiments.writing import brief, render
 

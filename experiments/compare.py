@@ -21,9 +21,9 @@ from typing import NamedTuple
 from dassl.command import Parser, say
 from dassl.errors import UserError, nearest
 from experiments.configs import EMBEDDED_SOURCE
-from experiments.executors import Job, check_folders
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS
-from experiments.runs import Run, runs_of
+from experiments.runs import Job, Run, runs_of
+from experiments.sweep import check_folders
 from experiments.table import (
     add_place_arguments,
     add_setting_arguments,

@@ -75,6 +75,12 @@ class Run:
     output_dir: Path = Path("output")
     load_epoch: str = ""
 
+    def __str__(self) -> str:
+        method = ",".join(filter(None, (self.trainer, self.variant)))
+        data = self.dataset if self.target == self.dataset else f"{self.dataset} to {self.target}"
+        trained = f", {self.shots} shots, seed {self.seed}" if self.is_trained else ""
+        return f"{method} on {data}, {self.step.name}{trained}"
+
     @property
     def is_trained(self) -> bool:
         """Tell whether the run's method is trained; zero-shot methods are only tested."""
@@ -228,6 +234,14 @@ class Run:
         """Return the number of fixed views of a run's training images; 0: new ones each epoch."""
         views = _in_config(results, "DATALOADER", "VIEWS")
         return views if isinstance(views, int) else 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """The runs of a protocol for one method, dataset, seed and number of shots."""
+
+    protocol: Protocol
+    runs: tuple[Run, ...]
 
 
 def _in_config(results: dict[str, Any], *names: str) -> Any:

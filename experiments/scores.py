@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dassl.errors import UserError
-from experiments.executors import Job
 from experiments.intervals import mean_and_half_width, shares_right
-from experiments.runs import Run
+from experiments.runs import Job, Run
 
 
 class Scores:

@@ -27,9 +27,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dassl.command import say
 from dassl.errors import UserError, escaped
 from experiments.configs import EMBEDDED_SOURCE, is_embedded
-from experiments.executors import do_here
 from experiments.protocols import BASE2NEW, CROSS_DATASET, FEW_SHOT, Protocol
 from experiments.runs import Run, runs_of
 
@@ -85,6 +85,39 @@ def runs_for(trainer: str, step: str, folder: str, arguments: Sequence[str]) -> 
                 epoch = setting("LOADEP") if run.model else ""
                 runs.append(replace(run, load_epoch=epoch))
     return runs
+
+
+def do_here(runs: Sequence[Run], first: str) -> int:
+    """Execute runs in this process, one after another; return the exit code of the last one.
+
+    Args:
+        runs: finished ones are reported and skipped; the first failure stops the rest.
+        first: command that trains what the runs test, for the message if that is missing.
+
+    Raises:
+        UserError: a model to test is missing.
+    """
+    for run in runs:
+        if run.is_finished:
+            say(f"skipped, finished before: {run.place}")
+            continue
+        run.check_model(first)
+        make_root(run.root)
+        import train  # imports torch
+
+        code = train.main(run.arguments)
+        if code != 0:
+            return code
+    return 0
+
+
+def make_root(root: str) -> None:
+    """Create the default root of the datasets, into which the embedded ones are drawn.
+
+    Any other root must exist, because its name may be misspelled.
+    """
+    if root == "data":
+        Path(root).mkdir(exist_ok=True)
 
 
 def training_script(called: str, folder: str, run: Run) -> str:

@@ -25,10 +25,10 @@ from dassl.errors import UserError
 from experiments import cells
 from experiments.cells import Cell, Entry, Table, Titled
 from experiments.configs import CONFIGS, EMBEDDED_SOURCE
-from experiments.executors import Job, check_folders, run_all
 from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
-from experiments.runs import runs_of
+from experiments.runs import Job, runs_of
 from experiments.scores import Scores
+from experiments.sweep import check_folders, run_all
 from experiments.writing import FORMATS, brief, document, full
 
 ALL_CLASSES = "All classes"  # column of the few-shot runs next to base-to-novel

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 from dassl.command import Parser, number, say
 from dassl.errors import UserError, shown
 from dassl.json_file import read_json
-from experiments.executors import check_folders
 from experiments.runs import Run
+from experiments.sweep import check_folders
 from experiments.table import plan
 from experiments.table import read_arguments as read_table_arguments
 from experiments.writing import MISSING, render

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dassl.command import Parser, number, say
 from dassl.errors import UserError
 from experiments.cells import cell
-from experiments.executors import Job, check_folders, run_all
 from experiments.protocols import BASE2NEW, TEST_NEW, TRAIN_BASE, Protocol, Step
-from experiments.runs import runs_of
+from experiments.runs import Job, runs_of
 from experiments.scores import Scores
+from experiments.sweep import check_folders, run_all
 from experiments.table import (
     add_run_arguments,
     check_config_files,

@@ -1,9 +1,14 @@
-"""The lock file and the version ranges it was made from."""
+"""The lock files and the version ranges they were made from."""
 
 import re
+import runpy
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import setuptools
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -13,14 +18,31 @@ def read(name: str) -> list[Requirement]:
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
-def test_every_requirement_is_locked_within_its_range():
-    locked = read("requirements-lock.txt")
-    for wanted in read("requirements.txt"):
-        pins = [pin for pin in locked if pin.name == wanted.name]
+def check_locked(ranges: Sequence[Requirement], locked: Sequence[Requirement]) -> None:
+    for wanted in ranges:
+        pins = [pin for pin in locked if pin.name == canonicalize_name(wanted.name)]
         assert pins, f"{wanted.name} is not locked: make lock"
         for pin in pins:
             (exact,) = pin.specifier
             assert exact.operator == "==" and wanted.specifier.contains(exact.version), pin
+
+
+def test_every_requirement_is_locked_within_its_range():
+    check_locked(read("requirements.txt"), read("requirements-lock.txt"))
+
+
+def test_every_extra_is_locked_within_its_range_for_the_tests_alone(monkeypatch):
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", found.update)
+    runpy.run_path(str(REPOSITORY / "setup.py"))
+    extras = found["extras_require"]
+    assert {"demo", "export", "ray", "serve", "slurm"} <= set(extras)
+    tested = list(map(Requirement, extras["test"]))
+    check_locked(tested, read("requirements-test-lock.txt"))
+    for name in set(extras) - {"dev", "test", "vit_mini"}:
+        assert set(extras[name]) <= set(extras["test"]), name
+    demo = {pin.name for pin in read("requirements-lock.txt")}
+    assert not demo & {"gradio", "ray", "submitit", "fastapi"}
 
 
 def test_lock_names_packages_only():

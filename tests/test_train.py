@@ -261,6 +261,21 @@ def test_finished_run_is_only_evaluated(root, tmp_path, capsys):
     assert json.loads((output / "results.json").read_text())["accuracy"] == results["accuracy"]
 
 
+def test_a_finished_run_can_be_skipped_and_an_unfinished_one_not(root, finished, tmp_path, capsys):
+    before = contents(finished)
+    options = ("TEST.SAVE_LOGITS", "True", "TEST.COMPUTE_CMAT", "True")
+    assert run(root, finished, "--skip-finished", *options) == 0
+    assert capsys.readouterr().out == f"skipped, finished before: {finished}\n"
+    assert contents(finished) == before
+    assert run(root, finished, "--skip-finished", "SEED", "7", *options) == 2
+    assert error_of(capsys).startswith("error: SEED: expected ")
+    with run_folder.locked(str(finished)):  # somebody may be about to change what is there
+        assert run(root, finished, "--skip-finished", *options) == 2
+    assert "no other process uses" in error_of(capsys)
+    assert run(root, tmp_path / "run", "--skip-finished") == 0
+    assert_same_weights(tmp_path / "run", finished)
+
+
 def test_another_config_in_the_same_folder_is_refused(root, tmp_path, monkeypatch, capsys):
     output = tmp_path / "run"
     monkeypatch.setattr(toys.ToyTrainer, "stop_at", (2, 1))

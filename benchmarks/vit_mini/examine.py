@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dassl.command import Parser, run, say
 from dassl.errors import UserError
-from experiments.executors import Job, check_folders, run_all
 from experiments.intervals import mean_and_half_width, mean_difference
 from experiments.protocols import BASE2NEW
 from experiments.published import AVERAGES, Accuracies
-from experiments.runs import Run, runs_of
+from experiments.runs import Job, Run, runs_of
 from experiments.scores import Scores
+from experiments.sweep import check_folders, run_all
 from experiments.table import add_run_arguments, known_datasets, known_methods, tabulate
 from experiments.writing import brief, markdown, render
 

@@ -1,9 +1,7 @@
-"""Protocols, their runs, and ``python -m experiments run``."""
+"""Protocols and their runs."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,84 +195,3 @@ def test_transfer_from_emoji_is_tested_on_all_other_embedded_datasets():
     assert sorted(tested) == sorted(drawn - {EMBEDDED_SOURCE}) and len(shifted) == 4
     where = "output/evaluation/HiCroPL/vit_mini_cross_datasets_16shots"
     assert str(targets[0].folder) == f"{where}/{targets[0].target}/seed1"
-
-
-# Prints what it was called for; seed 7 fails.
-STUB = """
-import pathlib
-
-def main(arguments):
-    folder = pathlib.Path(arguments[arguments.index("--output-dir") + 1])
-    print("train.main into", folder)
-    if "seed7" in folder.parts:
-        return 2
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text("{}")
-    return 0
-"""
-
-
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    for name in ("experiments", "dassl", "configs"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    (tmp_path / "train.py").write_text(STUB)
-    return tmp_path
-
-
-def test_run_does_the_steps_that_are_not_finished(checkout):
-    arguments = ("run", "base2new", "--trainer", "MMA", "--dataset", "shapes")
-    only_test = command(checkout, *arguments, "--steps", "test_new")
-    assert only_test.returncode == 2 and only_test.stderr.count("\n") == 1
-    assert only_test.stderr.startswith("error: no finished training in output/base2new/train_base/")
-    place = "shapes/shots_16/MMA/vit_mini/seed1"
-    steps = [f"output/base2new/{step}/{place}" for step in ("train_base", "test_new")]
-    first = command(checkout, *arguments)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.splitlines() == [f"train.main into {folder}" for folder in steps]
-    second = command(checkout, *arguments)
-    assert second.stdout.splitlines() == [f"skipped, finished before: {f}" for f in steps]
-
-
-def test_run_ends_with_the_first_failure_and_its_exit_code(checkout):
-    failed = command(checkout, *"run base2new --trainer CoOp --dataset dtd --seed 7".split())
-    assert failed.returncode == 2
-    assert failed.stdout.count("train.main into") == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "error: COMMAND: expected plan, run, table, "),
-        (("tabel",), "got 'tabel'"),
-        (("run", "few_shot", "--trainer", "CoOp"), "--dataset"),
-        (
-            "run few_shot --trainer CoOp --dataset dtd --steps test_new".split(),
-            "--steps: expected some of train_all of few_shot",
-        ),
-        (
-            "run base2new --trainer CoOp --dataset dtd --overrides SEED 4".split(),
-            "error: SEED: expected to be set by --seed",
-        ),
-    ],
-)
-def test_wrong_command_lines_end_with_code_2(checkout, arguments, message):
-    done = command(checkout, *arguments)
-    assert done.returncode == 2 and message in done.stderr
-    assert not (checkout / "output").exists()
-
-
-def test_help_lists_the_commands(checkout):
-    done = command(checkout, "--help")
-    assert done.returncode == 0
-    for name in ("plan", "run", "table", "ablations", "figures", "script"):
-        assert f"\n  {name} " in done.stdout

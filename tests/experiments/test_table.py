@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import ablations, executors, table
+from experiments import ablations, sweep, table
 from experiments.cells import Cell
-from experiments.executors import Job
 from experiments.protocols import BASE2NEW, DOMAIN_GENERALIZATION, FEW_SHOT, harmonic_mean
-from experiments.runs import Run, runs_of
+from experiments.runs import Job, Run, runs_of
 from experiments.scores import Scores
 
 REPOSITORY = Path(__file__).parents[2]
@@ -100,13 +99,20 @@ def test_prints_one_table_and_repeats_no_finished_run(checkout):
     assert len(calls(checkout)) == 15
 
 
-def test_a_failed_run_ends_with_its_message_and_the_next_call_resumes(checkout):
-    arguments = ("--datasets", "shapes", "--methods", "HiCroPL", "--seeds", "1")
+def test_a_failed_run_is_repeated_and_named_and_the_next_call_resumes(checkout):
+    arguments = ("--datasets", "shapes", "--methods", "HiCroPL", "--seeds", "1", "2")
     failed = run(checkout, *arguments, FAIL="test_new")
     assert failed.returncode == 1
-    assert failed.stderr == "error: HiCroPL on shapes, base to novel, seed 1: no such thing\n"
+    folder = "output/base2new/test_new/shapes/shots_16/HiCroPL/vit_mini"
+    assert failed.stderr.splitlines() == [
+        f"error: HiCroPL on shapes, test_new, 16 shots, seed {seed}: exit code 2: no such thing; "
+        f"log: {folder}/seed{seed}/sweep.log"
+        for seed in (1, 2)
+    ]
+    assert len(calls(checkout)) == 2 + 2 * 2
     assert run(checkout, *arguments).returncode == 0
-    assert len(calls(checkout)) == 3  # the training was not repeated
+    assert len(calls(checkout)) == 6 + 2  # the trainings were not repeated
+    assert not list(checkout.glob("output/**/sweep.log"))
 
 
 def test_told_to_stop_it_begins_no_further_run(checkout):
@@ -378,7 +384,7 @@ def test_an_output_dir_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     def refuse(**options):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(executors.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(sweep.tempfile, "TemporaryFile", refuse)
     where = ["--root", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
     assert table.main(["--methods", "ZeroshotCLIP", *where]) == 2
     assert capsys.readouterr().err == (
