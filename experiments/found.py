@@ -21,6 +21,7 @@ from dassl.errors import UserError, shown
 from experiments.configs import CONFIGS, EMBEDDED_SOURCE, UNTRAINED, is_embedded
 from experiments.protocols import TEST_NEW, TEST_TARGET, TRAIN_ALL, TRAIN_BASE
 from experiments.runs import RESULTS_FILE, UNTRAINED_FOLDER, Run
+from experiments.views import VALIDATE  # of no protocol's tables, but no foreign run
 
 # Settings that say which run of a method it is; in ``Run`` they have fields of their own.
 OF_THE_RUN = ("SEED", "DATASET.NAME", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES")
@@ -44,7 +45,7 @@ def _pattern(template: str, trainer: str) -> re.Pattern[str]:
 
 
 # The folder of a target would fit the scheme of ``TRAIN_ALL``, too.
-STEPS = (TRAIN_BASE, TEST_NEW, TEST_TARGET, TRAIN_ALL)
+STEPS = (TRAIN_BASE, TEST_NEW, TEST_TARGET, TRAIN_ALL, VALIDATE)
 PLACES = [(step, _pattern(step.folder, r"[^/]+")) for step in STEPS]
 UNTRAINED_PLACE = _pattern(UNTRAINED_FOLDER, "|".join(UNTRAINED))
 
@@ -282,7 +283,8 @@ def find(outputs: Sequence[str]) -> tuple[list[Found], list[str], int]:
                     skipped.append(str(error))
                     continue
                 same = kept.setdefault(digest(run.settings), run.settings)
-                runs.append(replace(run, settings=same))
+                if run.step is not VALIDATE:
+                    runs.append(replace(run, settings=same))
             elif "config.yaml" in files:
                 unfinished += 1
         skipped += [f"{error.filename}: {error.strerror}" for error in unread]

@@ -26,6 +26,7 @@ from experiments.protocols import (
 from experiments.runs import Run
 
 SHARED = ("backbone", "precision", "split")  # in the caption if all runs agree
+SAID = ("MODEL.BACKBONE.NAME", "DATALOADER.VIEWS")  # keys that names say in other words
 
 
 class Names:
@@ -58,7 +59,7 @@ class Names:
             tags.append(text)
         for key in self._differing[_family(run)]:
             pair = f"{key}={run.settings.get(key, 'default')}"
-            if key != "DATALOADER.VIEWS" and pair.rpartition(".")[2] not in known:
+            if key not in SAID and pair.rpartition(".")[2] not in known:
                 tags.append(pair)
         return f"{run.trainer} ({', '.join(tags)})" if tags else run.trainer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import t
 
-from experiments import found, rows, table
+from experiments import found, rows, table, views
 from experiments.intervals import half_width_of_counts, propagated
 from experiments.protocols import (
     BASE2NEW,
@@ -120,7 +120,7 @@ SETTINGS = [
     ({"precision": "bf16"}, {}, "CoOp (bf16)"),
     ({"precision": None}, {}, "CoOp (unknown precision)"),
     ({"split": "val"}, {}, "CoOp (split val)"),
-    ({"MODEL__BACKBONE__NAME": "ViT-B/16"}, {}, "CoOp (ViT-B/16, MODEL.BACKBONE.NAME=ViT-B/16)"),
+    ({"MODEL__BACKBONE__NAME": "ViT-B/16"}, {}, "CoOp (ViT-B/16)"),
     ({}, {"config": "vit_b16"}, "CoOp (vit_b16)"),
     ({}, {"overrides": ["OPTIM.MAX_EPOCH", "2"]}, "CoOp (MAX_EPOCH=2)"),
     ({}, {"load_epoch": "5"}, "CoOp (epoch 5)"),
@@ -208,6 +208,14 @@ def test_results_of_another_version_or_run_are_skipped(tmp_path, capsys, changes
     _, cells, errors = printed(capsys, tmp_path, code=1)
     assert cells[1][3] == "-" and said in errors[0]
     assert errors[1:] == ["skipped: 1 of 2 results"]
+
+
+def test_runs_of_the_command_views_are_known_and_in_no_table(tmp_path, capsys):
+    train, _ = pair(tmp_path)
+    leave_results(train, 80)
+    leave_results(replace(train, step=views.VALIDATE), 70, split="val")
+    _, cells, errors = printed(capsys, tmp_path)
+    assert len(cells) == 2 and cells[1][:2] == ["digits", "CoOp"] and errors == []
 
 
 def test_results_outside_the_scheme_and_unfinished_runs_are_named(tmp_path, capsys):
