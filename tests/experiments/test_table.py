@@ -244,6 +244,22 @@ def test_cross_dataset_has_a_column_for_each_target_and_their_average(
     assert errors == "skipped: 0 damaged and 1 missing of 2 results\n"
 
 
+def test_each_source_of_a_transfer_has_a_table_with_its_own_average(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    for source in ("imagenet", "emoji"):
+        for run in runs_of(DOMAIN_GENERALIZATION, "MMA", source, output_dir=tmp_path):
+            leave(run, 60.0)
+    where = ("--output-dir", tmp_path, "--datasets", "imagenet", "emoji", "--methods", "MMA")
+    protocol = ("--seeds", 1, "--protocol", "domain_generalization", "--format", "csv")
+    assert table.main(["--no-run", *map(str, (*where, *protocol))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "Average" in line] == [
+        f"domain_generalization,{source},MMA,16,Average,60.0,,1,,"
+        for source in ("imagenet", "emoji")
+    ]
+    assert len(lines) == 1 + 2 * 6
+
+
 @pytest.mark.parametrize(
     "damage",
     [
