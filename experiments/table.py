@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from dassl.command import Parser, say
-from dassl.errors import UserError
+from dassl.errors import UserError, escaped
 from experiments import cells
 from experiments.cells import Cell, Entry, Table, Titled
 from experiments.configs import CONFIGS, EMBEDDED_SOURCE
@@ -220,6 +220,8 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                 option = name.replace("_", "-")
                 parser.error(f"--{option}: expected no OUTPUT, whose runs are only read")
         return arguments
+    if arguments.format != FORMATS[0] and not arguments.no_run:
+        parser.error(f"--format {arguments.format}: expected OUTPUT or --no-run")
     arguments.protocol = arguments.protocol or BASE2NEW.name
     arguments.datasets = arguments.datasets or [EMBEDDED_SOURCE]
     arguments.methods = arguments.methods or methods
@@ -250,11 +252,11 @@ def show_found(arguments: argparse.Namespace) -> int:
     tables, twice = tables_of(chosen)
     tables = [one for one in tables if arguments.protocol in (None, one.protocol.name)]
     for line in (skipped := [*skipped, *twice]):
-        print(f"skipped: {line}", file=sys.stderr)
+        print(f"skipped: {escaped(line)}", file=sys.stderr)
     if skipped:
         print(f"skipped: {len(skipped)} of {n_results} results", file=sys.stderr)
     if unfinished:
-        print(f"unfinished: {unfinished} runs have no results yet", file=sys.stderr)
+        print(f"unfinished runs, without results: {unfinished}", file=sys.stderr)
     if not tables:
         where = ", ".join(arguments.outputs)
         raise UserError(f"OUTPUT: expected finished runs of a protocol, got none in {where}")
@@ -297,8 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code != 0:
             return code
         minutes, seconds = divmod(round(time.monotonic() - start), 60)
-        if arguments.format == FORMATS[0]:
-            say(f"\nDone in {minutes} min {seconds} s. ", end="")
+        say(f"\nDone in {minutes} min {seconds} s. ", end="")
     protocol, scores = PROTOCOLS[arguments.protocol], Scores()
     groups = {"": jobs}
     if protocol.transfers:  # another source has other targets

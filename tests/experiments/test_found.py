@@ -230,7 +230,7 @@ def test_results_outside_the_scheme_and_unfinished_runs_are_named(tmp_path, caps
     assert errors == [
         f"skipped: {elsewhere}: expected a folder of a protocol's run, as docs/experiments.md says",
         "skipped: 1 of 2 results",
-        "unfinished: 1 runs have no results yet",
+        "unfinished runs, without results: 1",
     ]
 
 
@@ -335,6 +335,9 @@ def test_options_of_a_sweep_are_refused_with_outputs(tmp_path, capsys):
             table.main([str(tmp_path), *option])
         assert stop.value.code == 2
         assert f"error: {option[0]}: expected no OUTPUT" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # progress would stand in front of it
+        table.main(["--format", "csv"])
+    assert "error: --format csv: expected OUTPUT or --no-run" in capsys.readouterr().err
 
 
 def test_no_folder_and_an_empty_one_are_one_line(tmp_path, capsys):
