@@ -180,6 +180,8 @@ def write_card(path: str, options: Sequence[str], arguments: argparse.Namespace)
     from experiments.protocols import PROTOCOLS
     from experiments.rows import SHARED, Names
 
+    if not Path(path).parent.is_dir() or Path(path).is_dir():
+        raise UserError(f"CARD: expected a file in a folder that exists, got '{path}'")
     planned = plan_of(options, arguments.root, arguments.output_dir)
     is_known = not any(run.is_finished for run in planned.runs.values())
     if code := execute(list(planned.runs.values()), arguments.threads or 1):

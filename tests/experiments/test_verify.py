@@ -122,6 +122,15 @@ def test_damaged_cards_are_one_line(card, capsys, changes, said):
     assert line.startswith("error: ") and said in line and str(card) in line
 
 
+def test_a_card_that_cannot_be_written_is_one_line_before_any_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "execute", lambda *arguments: pytest.fail("something was run"))
+    for path in (tmp_path, tmp_path / "missing" / "card.json"):
+        options = ["--methods", "CoOp", "--root", str(tmp_path), "--output-dir", str(tmp_path)]
+        assert verify.main([str(path), "--write", *options]) == 2
+        error = f"error: CARD: expected a file in a folder that exists, got '{path}'\n"
+        assert capsys.readouterr().err == error
+
+
 def test_cards_of_the_embedded_benchmark_can_be_read():
     assert len(CARDS) > 1
     for path in CARDS:
