@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from typing import Any
 
 from dassl.errors import UserError
 from experiments.executors import Command, Executor, execute
 
+OWN_ADDRESSES = ("auto", "local")  # Ray looks for these by itself
+CONNECTION_S = 10
 INTERRUPTION_S = 30  # until what is told to stop is left to the end of the connection
 
 
@@ -33,6 +36,7 @@ class Ray(Executor):
             raise UserError(
                 "--executor ray: expected the package ray; pip install -e '.[ray]'"
             ) from error
+        check_reachable(address)
         self._ray: Any = ray
         self.slots = jobs or math.inf
         folder = os.getcwd()
@@ -75,6 +79,23 @@ class Ray(Executor):
             running, self._running = list(self._running), {}
             self._ray.wait(running, num_returns=len(running), timeout=INTERRUPTION_S)
         self._ray.shutdown()
+
+
+def check_reachable(address: str) -> None:
+    """Check that somebody listens at HOST:PORT; Ray itself tries for a quarter of an hour.
+
+    Raises:
+        UserError: nobody does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not address or address in OWN_ADDRESSES:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECTION_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--address: expected HOST:PORT of a Ray cluster, got '{address}' ({error})"
+        ) from error
 
 
 def _work(command: Command, folder: str) -> int:

@@ -47,9 +47,8 @@ class Slurm(Executor):
             self._executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
         except RuntimeError as error:
             raise UserError("--executor slurm: expected a machine with Slurm's srun") from error
-        self._executor.update_parameters(
-            name="train", timeout_min=TIME_LIMIT_MIN, gpus_per_node=int(gpus_per_run)
-        )
+        gpus = {"gpus_per_node": 1} if gpus_per_run else {}
+        self._executor.update_parameters(name="train", timeout_min=TIME_LIMIT_MIN, **gpus)
         self._running: dict[Any, Command] = {}
 
     def start(self, command: Command) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from dassl.errors import UserError
 from experiments.executors import Command, execute, local
-from experiments.executors.ray import Ray
+from experiments.executors.ray import Ray, check_reachable
 from experiments.executors.slurm import Slurm
 
 REPOSITORY = Path(__file__).parents[2]
@@ -165,6 +165,12 @@ def test_an_extra_that_is_not_installed_is_one_line_that_names_it(monkeypatch, p
     assert str(error.value) == (
         f"--executor {name}: expected the package {package}; pip install -e '.[{name}]'"
     )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", "127.0.0.1:x"])
+def test_an_address_where_nobody_listens_is_one_line_at_once(address):
+    with pytest.raises(UserError, match=f"--address: expected HOST:PORT .*, got '{address}' "):
+        check_reachable(address)
 
 
 @pytest.mark.parametrize("share", [0.5, 2])
