@@ -30,8 +30,8 @@ from experiments.table import (
     known_datasets,
     known_methods,
     number_above_0,
-    render,
 )
+from experiments.writing import render
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

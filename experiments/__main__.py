@@ -12,8 +12,9 @@ from dassl.errors import UserError
 COMMANDS = {
     "plan": "say what memory and time a training run will take",
     "run": "execute the runs of protocols for methods, datasets, seeds and shots",
-    "table": "train and test methods under one protocol and print a table",
+    "table": "print tables of finished runs, or train and test methods first",
     "compare": "compare methods on the same test images: differences, intervals, tests",
+    "verify": "check a result card against finished runs, run it again, or write one",
     "ablations": "repeat the tables of the HiCroPL, HISF and ProMPT papers",
     "views": "compare trainings on fixed views of the images with the published recipe",
     "features": "list the image features that runs keep on disk, or remove them",

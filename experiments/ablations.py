@@ -18,19 +18,15 @@ from collections.abc import Sequence
 
 from dassl.command import Parser, say
 from dassl.errors import UserError
+from experiments.cells import cell
 from experiments.configs import EMBEDDED_SOURCE, is_embedded
 from experiments.paper_rows import PAPER_COLUMNS, TABLES, Row, Table, hisf
 from experiments.protocols import BASE2NEW, Protocol
 from experiments.runs import Job, Run, runs_of
+from experiments.scores import Scores
 from experiments.sweep import check_folders, run_all
-from experiments.table import (
-    Scores,
-    add_run_arguments,
-    cell,
-    check_config_files,
-    known_datasets,
-    render,
-)
+from experiments.table import add_run_arguments, check_config_files, known_datasets
+from experiments.writing import brief, render
 
 MEASURED = (  # in docs/ablations.md
     *("hicropl_update", "hicropl4", "hicropl6", "hicropl7"),
@@ -84,9 +80,9 @@ def ablation_table(table: Table, arguments: argparse.Namespace, scores: Scores) 
         columns: dict[str, list[Run]] = {}
         for run in (run for job in jobs for run in job.runs):
             columns.setdefault(run.column, []).append(run)
-        cells = [cell(scores.accuracies(runs)) for runs in columns.values()]
+        cells = [brief(cell(scores.accuracies(runs))) for runs in columns.values()]
         if summary:
-            cells.append(cell([mean for job in jobs for mean in scores.summary(job)]))
+            cells.append(brief(cell([mean for job in jobs for mean in scores.summary(job)])))
         header = ("Variant", *columns, *summary)
         lines.append((row.label, *cells, *(row.paper or ("-",) * len(figures))))
     return render((*header, *(f"Paper: {figure}" for figure in figures)), lines)
@@ -102,7 +98,7 @@ def search_table(arguments: argparse.Namespace, scores: Scores) -> str:
     best = max(found, key=lambda label: statistics.fmean(found[label] or [-1.0]))
     header = ("lambda_1 \\ lambda_2", *map(str, LAMBDAS_SA))
     lines = [
-        (str(first), *(cell(found[f"{first} {second}"]) for second in LAMBDAS_SA))
+        (str(first), *(brief(cell(found[f"{first} {second}"])) for second in LAMBDAS_SA))
         for first in LAMBDAS_LE
     ]
     return f"{render(header, lines)}\n\nBest lambda_1 and lambda_2: {best}"

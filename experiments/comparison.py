@@ -26,7 +26,7 @@ from experiments.significance import (
     shown,
     signed_rank_p,
 )
-from experiments.table import render
+from experiments.writing import render
 
 RANDOM_SEED = 1  # of the resampled images
 AVERAGE = "average"

@@ -19,6 +19,7 @@ EMBEDDED_SOURCE = "emoji"  # what ImageNet is to the public datasets
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
 # Can predict only the classes that they were trained on.
 CLOSED_SET = ("LinearProbe", "TipAdapter", "TipAdapterF", "LPpp")
+TRANSDUCTIVE: tuple[str, ...] = ()  # learn from images of the test set, too, without their labels
 
 
 class Rule(NamedTuple):

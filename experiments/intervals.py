@@ -1,4 +1,4 @@
-"""95 % intervals of accuracies that come from a finite test set.
+"""95 % intervals of accuracies that come from a finite test set, and from few seeds.
 
 All seeds are tested on the same pictures, so averaging over seeds does not make them narrower.
 """
@@ -6,6 +6,7 @@ All seeds are tested on the same pictures, so averaging over seeds does not make
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 NORMAL_95 = 1.96  # standard errors
@@ -33,6 +34,33 @@ def mean_and_half_width(values: Collection[float]) -> tuple[float, float]:
         return 100 * mean, math.inf
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     return 100 * mean, 100 * NORMAL_95 * math.sqrt(variance / n)
+
+
+def half_width_of_counts(counts: Sequence[tuple[int, int]]) -> float | None:
+    """Return the half-width of the mean over seeds, from how many pictures each is right about.
+
+    It is that of seeds that are right about the same pictures, the widest there is with these
+    counts; ``mean_and_half_width`` of the pictures' shares is narrower where seeds differ.
+
+    Args:
+        counts: pictures that each seed is right about, and all pictures. Seeds of test sets that
+            differ in size have no common one: None.
+    """
+    totals = {total for _, total in counts}
+    if len(totals) != 1 or (n := totals.pop()) < 2:
+        return None
+    share = math.fsum(correct for correct, _ in counts) / (n * len(counts))
+    return 100 * NORMAL_95 * math.sqrt(share * (1 - share) / (n - 1))
+
+
+def half_width_over_seeds(values: Sequence[float]) -> float:
+    """Return the half-width of the mean of several seeds by Student's t; 0 for one seed."""
+    n = len(values)
+    if n < 2:
+        return 0.0
+    from scipy.special import stdtrit  # takes a while
+
+    return float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n)
 
 
 def half_width_of_mean(half_widths: Sequence[float | None]) -> float | None:

@@ -1,6 +1,7 @@
-"""Every row of the tables and figures of the HiCroPL, HISF and ProMPT papers, as data.
+"""Every row of the tables and figures of the HiCroPL, HISF and ProMPT papers, as settings.
 
-A row is a method with some of its settings, run under the protocol of its table. The list of all
+A row is a method with some of its settings, run under the protocol of its table; the figures that
+the papers print for it are in experiments/data. The list of all
 rows in docs/ablations.md is made from it:
 
     python -m experiments.paper_rows
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.cells import AVERAGE
 from experiments.configs import PAPERS
 from experiments.protocols import (
     BASE2NEW,
@@ -21,7 +23,7 @@ from experiments.protocols import (
     FEW_SHOT,
     Protocol,
 )
-from experiments.published import AVERAGES
+from experiments.published import ABSENT, printed
 
 
 class Row(NamedTuple):
@@ -61,6 +63,14 @@ PAPER_COLUMNS = {
     CROSS_DATASET: ("ImageNet", "average"),
     DOMAIN_GENERALIZATION: ("ImageNet", "average"),
 }
+# Where ``published`` has them: dataset of the row, and columns.
+_OF_SOURCE = ("imagenet", ("imagenet", "Average"))
+PRINTED_COLUMNS = {
+    BASE2NEW: (AVERAGE, ("Base", "Novel", "Harmonic mean")),
+    FEW_SHOT: (AVERAGE, PAPER_COLUMNS[FEW_SHOT]),
+    CROSS_DATASET: _OF_SOURCE,
+    DOMAIN_GENERALIZATION: _OF_SOURCE,
+}
 # The papers' names of trainers, where they differ.
 LABELS = {"ZeroshotCLIP": "CLIP", "LinearProbe": "Linear probe CLIP"}
 
@@ -82,17 +92,9 @@ def promp(label: str, paper: str = "", **keys: object) -> Row:
     return row_of("ProMPT", "PROMPT", label, paper, keys)
 
 
-def averages(*methods: str) -> list[Row]:
-    """List methods under the base-to-novel protocol."""
-    return [
-        Row(LABELS.get(method, method), method, (), tuple(f"{x:.2f}" for x in AVERAGES[method]))
-        for method in methods
-    ]
-
-
-def compared(**methods: str) -> list[Row]:
-    """List methods with the paper's figures for them."""
-    return [Row(LABELS.get(m, m), m, (), tuple(paper.split())) for m, paper in methods.items()]
+def methods(*names: str) -> list[Row]:
+    """List methods that a paper compares."""
+    return [Row(LABELS.get(name, name), name) for name in names]
 
 
 OF_HICROPL, OF_HISF, OF_PROMP = "85.89 77.99 81.75", "85.39 76.12 80.75", "80.94 74.89 77.80"
@@ -101,115 +103,94 @@ OF_HICROPL, OF_HISF, OF_PROMP = "85.89 77.99 81.75", "85.39 76.12 80.75", "80.94
 TABLES: dict[str, Table] = {
     "hicropl1": Table(
         "HiCroPL, Table 1: methods, base to novel",
-        averages(
+        methods(
             *("ZeroshotCLIP", "CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC"),
             *("TCP", "MMA", "CoPrompt", "HiCroPL"),
         ),
     ),
     "hicropl2": Table(
         "HiCroPL, Table 2: methods, cross-dataset",
-        compared(
-            CoOp="71.51 63.88",
-            CoCoOp="71.02 65.74",
-            MaPLe="70.72 66.30",
-            MMA="71.00 66.61",
-            CoPrompt="70.80 67.00",
-            HiCroPL="70.84 67.68",
-        ),
+        methods("CoOp", "CoCoOp", "MaPLe", "MMA", "CoPrompt", "HiCroPL"),
         CROSS_DATASET,
     ),
     "hicropl3": Table(
         "HiCroPL, Table 3: methods, domain generalization",
-        compared(
-            CoOp="71.51 59.28",
-            CoCoOp="71.02 59.91",
-            MaPLe="70.72 60.27",
-            MMA="71.00 60.48",
-            CoPrompt="70.80 60.42",
-            HiCroPL="71.22 60.44",
-        ),
+        methods("CoOp", "CoCoOp", "MaPLe", "MMA", "CoPrompt", "HiCroPL"),
         DOMAIN_GENERALIZATION,
     ),
     "hicropl4": Table(
         "HiCroPL, Table 4: directions of the knowledge flow",
         [
             hicropl("none (Table 11)", "82.09 76.02 78.94", FLOW="none"),
-            hicropl("I → T", "83.39 75.24 79.10", FLOW="i2t"),
-            hicropl("T → I", "84.08 76.47 80.10", FLOW="t2i"),
-            hicropl("I → T, then T → I", "85.44 76.23 80.58", FLOW="i2t_t2i"),
-            hicropl("T → I, then I → T", OF_HICROPL),
+            hicropl("I → T", FLOW="i2t"),
+            hicropl("T → I", FLOW="t2i"),
+            hicropl("I → T, then T → I", FLOW="i2t_t2i"),
+            hicropl("T → I, then I → T"),
         ],
     ),
     "hicropl5": Table(
         "HiCroPL, Table 5: layer boundary k",
         [
-            hicropl("2", "85.76 77.41 81.37", CROSS_LAYER=2),
-            hicropl("4", "85.82 77.55 81.48", CROSS_LAYER=4),
-            hicropl("6", OF_HICROPL),
-            hicropl("8", "85.49 77.79 81.46", CROSS_LAYER=8),
-            hicropl("10", "85.19 77.75 81.30", CROSS_LAYER=10),
+            hicropl("2", CROSS_LAYER=2),
+            hicropl("4", CROSS_LAYER=4),
+            hicropl("6"),
+            hicropl("8", CROSS_LAYER=8),
+            hicropl("10", CROSS_LAYER=10),
         ],
     ),
     "hicropl6": Table(
         "HiCroPL, Table 6: mappers of T → I and I → T",
         [
-            hicropl("single-scale, single-scale", "85.26 76.95 80.89", MAPPER_SCALE="single"),
-            hicropl("single-scale, multi-scale", "85.67 77.27 81.25", MAPPER_SCALE="single_multi"),
-            hicropl("multi-scale, multi-scale", OF_HICROPL),
+            hicropl("single-scale, single-scale", MAPPER_SCALE="single"),
+            hicropl("single-scale, multi-scale", MAPPER_SCALE="single_multi"),
+            hicropl("multi-scale, multi-scale"),
         ],
     ),
     "hicropl7": Table(
         "HiCroPL, Table 7: compression of a layer's prompts",
         [
-            hicropl("averaging", "85.63 77.39 81.30", COMPRESSION="mean"),
-            hicropl("MLP", "85.06 77.68 81.20", COMPRESSION="mlp"),
-            hicropl("LKP", OF_HICROPL),
+            hicropl("averaging", COMPRESSION="mean"),
+            hicropl("MLP", COMPRESSION="mlp"),
+            hicropl("LKP"),
         ],
     ),
     "hicropl8": Table(
         "HiCroPL, Table 8: cost",
         [
-            Row("MaPLe", "MaPLe", (), ("-", "-", "78.55")),
-            hicropl("HiCroPL*, without LKP", "- - 81.63", COMPRESSION="none"),
-            hicropl("HiCroPL", "- - 81.75"),
+            Row("MaPLe", "MaPLe"),
+            hicropl("HiCroPL*, without LKP", COMPRESSION="none"),
+            hicropl("HiCroPL"),
         ],
     ),
     "hicropl11": Table(
         "HiCroPL, Table 11: knowledge flow (BKF) and consistency loss",
         [
-            hicropl("neither", "82.15 74.07 77.90", FLOW="none", LAMBD=0.0),
-            hicropl("L_cons", "82.09 76.02 78.94", FLOW="none"),
-            hicropl("BKF", "85.96 74.65 79.91", LAMBD=0.0),
-            hicropl("BKF + L_cons", OF_HICROPL),
+            hicropl("neither", FLOW="none", LAMBD=0.0),
+            hicropl("L_cons", FLOW="none"),
+            hicropl("BKF", LAMBD=0.0),
+            hicropl("BKF + L_cons"),
         ],
     ),
     "hicropl12": Table(
         "HiCroPL, Table 12: frozen prompts",
         [
-            hicropl('"a photo of a {}"', "84.92 75.99 80.21", FROZEN_TEXT="photo"),
-            hicropl("ImageNet's templates", "85.14 75.23 79.88", FROZEN_TEXT="imagenet_templates"),
-            hicropl("a random description", "85.33 76.41 80.63", FROZEN_TEXT="random"),
-            hicropl("all descriptions", OF_HICROPL),
+            hicropl('"a photo of a {}"', FROZEN_TEXT="photo"),
+            hicropl("ImageNet's templates", FROZEN_TEXT="imagenet_templates"),
+            hicropl("a random description", FROZEN_TEXT="random"),
+            hicropl("all descriptions"),
         ],
     ),
     "hicropl13": Table(
         "HiCroPL, Table 13: consistency criterion",
         [
-            hicropl("MSE", "85.11 74.39 79.39", CRITERION="mse"),
-            hicropl("L1", "85.79 77.2 81.27", CRITERION="l1"),
-            hicropl("Cosine", OF_HICROPL),
+            hicropl("MSE", CRITERION="mse"),
+            hicropl("L1", CRITERION="l1"),
+            hicropl("Cosine"),
         ],
     ),
     "hicropl14": Table(
         "HiCroPL, Table 14 and Fig. 3: methods, few-shot",
-        compared(
-            LinearProbe="45.83 57.98 68.01 74.47 78.79",
-            CoOp="67.56 70.65 74.02 76.98 79.89",
-            CoCoOp="66.79 67.65 71.21 72.96 74.90",
-            MaPLe="69.27 72.58 75.37 78.89 81.79",
-            PromptSRC="72.32 75.29 78.35 80.69 82.87",
-            HiCroPL="74.67 76.67 79.01 80.96 83.30",
-        ),
+        methods("LinearProbe", "CoOp", "CoCoOp", "MaPLe", "PromptSRC", "HiCroPL"),
         FEW_SHOT,
     ),
     "hicropl_fig4_depth": Table(
@@ -234,45 +215,30 @@ TABLES: dict[str, Table] = {
     ),
     "hisf1": Table(
         "HISF, Table 1: methods, base to novel",
-        averages(
+        methods(
             *("ZeroshotCLIP", "CoOp", "CoCoOp", "ProDA", "KgCoOp", "MaPLe", "PromptSRC"),
             *("ProVP", "MetaPrompt", "TCP", "MMA", "HISF"),
         ),
     ),
     "hisf2": Table(
         "HISF, Table 2: methods, cross-dataset",
-        compared(
-            CoOp="71.51 -",
-            CoCoOp="71.02 -",
-            MaPLe="70.72 -",
-            PromptSRC="71.27 -",
-            TCP="71.40 -",
-            MMA="71.00 -",
-            HISF="72.20 -",
-        ),
+        methods("CoOp", "CoCoOp", "MaPLe", "PromptSRC", "TCP", "MMA", "HISF"),
         CROSS_DATASET,
     ),
     "hisf3": Table(
         "HISF, Table 3: methods, domain generalization",
-        compared(
-            ZeroshotCLIP="66.73 -",
-            CoOp="71.51 -",
-            CoCoOp="71.02 -",
-            MaPLe="70.72 -",
-            PromptSRC="71.27 -",
-            HISF="72.20 -",
-        ),
+        methods("ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC", "HISF"),
         DOMAIN_GENERALIZATION,
     ),
     "hisf4": Table(
         "HISF, Table 4: modules",
         [
             # "HISF (Maple setting)" has the figures of MaPLe's paper; HISF trains ten times as long
-            Row("MaPLe setting", "MaPLe", (), ("82.28", "75.14", "78.55")),
+            Row("MaPLe setting", "MaPLe"),
             Row("MaPLe, HISF's steps", "MaPLe", ("OPTIM.MAX_EPOCH", "50")),
-            hisf("w/o PI", "83.76 75.57 79.66", PROMPT_INIT=False),
-            hisf("w/o SF", "82.45 74.96 78.71", SEMANTIC_FUSION=False),
-            hisf("PI + SF", OF_HISF),
+            hisf("w/o PI", PROMPT_INIT=False),
+            hisf("w/o SF", SEMANTIC_FUSION=False),
+            hisf("PI + SF"),
         ],
     ),
     # The table's columns L_CE, L_S and L_LP are not defined in the paper. L_LP is on in every row
@@ -281,10 +247,10 @@ TABLES: dict[str, Table] = {
     "hisf5": Table(
         "HISF, Table 5: loss terms",
         [
-            hisf("L_cls", "- - 79.41", LAMBDA_LE=0.0, LAMBDA_SA=0.0),
-            hisf("L_cls + L_le + L_sa", "- - 80.75"),
-            hisf("L_cls + L_sa", "- - 80.67", LAMBDA_LE=0.0),
-            hisf("L_cls + L_le", "- - 80.35", LAMBDA_SA=0.0),
+            hisf("L_cls", LAMBDA_LE=0.0, LAMBDA_SA=0.0),
+            hisf("L_cls + L_le + L_sa"),
+            hisf("L_cls + L_sa", LAMBDA_LE=0.0),
+            hisf("L_cls + L_le", LAMBDA_SA=0.0),
             hisf("L_le", "- - 79.41", LOSS_CLS=False, LAMBDA_SA=0.0),
             hisf("L_le + L_sa", "- - 80.67", LOSS_CLS=False),
         ],
@@ -309,40 +275,35 @@ TABLES: dict[str, Table] = {
     ),
     "promp1": Table(
         "ProMPT, Table 1 and Fig. 5: methods, base to novel",
-        averages("ZeroshotCLIP", "CoOp", "CoCoOp", "ProMPT"),
+        methods("ZeroshotCLIP", "CoOp", "CoCoOp", "ProMPT"),
     ),
     "promp2": Table(
         "ProMPT, Table 2: methods, cross-dataset",
-        compared(CoOp="71.51 63.88", CoCoOp="71.02 65.74", ProMPT="70.47 66.25"),
+        methods("CoOp", "CoCoOp", "ProMPT"),
         CROSS_DATASET,
     ),
     "promp3": Table(
         "ProMPT, Table 3: methods, domain generalization",
-        compared(
-            ZeroshotCLIP="66.73 57.18",
-            CoOp="71.51 59.28",
-            CoCoOp="71.02 59.91",
-            ProMPT="70.47 60.25",
-        ),
+        methods("ZeroshotCLIP", "CoOp", "CoCoOp", "ProMPT"),
         DOMAIN_GENERALIZATION,
     ),
     "promp4": Table(
         "ProMPT, Table 4: iterations N",
         [
-            promp("0", "69.34 74.77 71.95", ITERATIONS=0),
-            promp("1", "79.69 74.01 76.74", ITERATIONS=1),
-            promp("2", OF_PROMP),
+            promp("0", ITERATIONS=0),
+            promp("1", ITERATIONS=1),
+            promp("2"),
         ],
     ),
     "promp5": Table(
         "ProMPT, Table 5: components",
         [
-            promp("ProMPT", OF_PROMP),
-            promp("-Iter", "69.34 74.22 71.70", ITERATIONS=0),
-            promp("-G_V", "80.47 73.12 76.62", VISION_GENERATOR=False),
-            promp("-G_T", "79.20 70.68 74.70", TEXT_GENERATOR=False),
-            promp("-G", "78.92 70.93 74.71", VISION_GENERATOR=False, TEXT_GENERATOR=False),
-            promp("-F", "78.70 72.52 75.48", FEATURE_FILTER=False),
+            promp("ProMPT"),
+            promp("-Iter", ITERATIONS=0),
+            promp("-G_V", VISION_GENERATOR=False),
+            promp("-G_T", TEXT_GENERATOR=False),
+            promp("-G", VISION_GENERATOR=False, TEXT_GENERATOR=False),
+            promp("-F", FEATURE_FILTER=False),
         ],
     ),
     "promp_fig8a": Table(
@@ -377,6 +338,23 @@ TABLES: dict[str, Table] = {
         ],
     ),
 }
+
+
+def figures(name: str, table: Table) -> Table:
+    """Add the paper's figures to the rows that have none of their own."""
+    if name not in printed():
+        return table
+    known = printed()[name]
+    dataset, columns = PRINTED_COLUMNS[table.protocol]
+    rows = []
+    for row in table.rows:
+        own = known.figures.get((dataset, row.label if known.about else row.method), {})
+        paper = tuple(own.get(column, ABSENT) for column in columns) if own else ()
+        rows.append(row if row.paper else row._replace(paper=paper))
+    return table._replace(rows=rows)
+
+
+TABLES = {name: figures(name, table) for name, table in TABLES.items()}
 
 PAGE = Path("docs/ablations.md")
 HEADING = "## Every row\n"

@@ -1,8 +1,19 @@
-"""Published base-to-novel averages over 11 datasets, ViT-B/16 with 16 shots, in percent."""
+"""The figures that the papers print, from experiments/data: a file for each paper."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from experiments.cells import AVERAGE, Cell, Table, Titled
+from experiments.configs import PUBLIC
+
+DATA = Path(__file__).parent / "data"
+ABSENT = "-"
 
 
 class Accuracies(NamedTuple):
@@ -13,28 +24,90 @@ class Accuracies(NamedTuple):
     harmonic_mean: float
 
 
-# By trainer. Three harmonic means are as printed; they are not those of the two averages, which are
-# 80.49 for HISF, 79.36 for MetaPrompt and 76.17 for ProGrad.
-AVERAGES = {
-    # HiCroPL, Table 1 (a)
-    "ZeroshotCLIP": Accuracies(69.34, 74.22, 71.70),
-    "CoOp": Accuracies(82.69, 63.22, 71.66),
-    "CoCoOp": Accuracies(80.47, 71.69, 75.83),
-    "KgCoOp": Accuracies(80.73, 73.60, 77.00),
-    "MaPLe": Accuracies(82.28, 75.14, 78.55),
-    "PromptSRC": Accuracies(84.26, 76.10, 79.97),
-    "TCP": Accuracies(84.13, 75.36, 79.50),
-    "MMA": Accuracies(83.20, 76.80, 79.87),
-    "CoPrompt": Accuracies(84.00, 77.23, 80.47),
-    "HiCroPL": Accuracies(85.89, 77.99, 81.75),
-    # HISF, Table 1
-    "ProDA": Accuracies(81.56, 72.30, 76.65),
-    "ProVP": Accuracies(85.20, 73.22, 78.76),
-    "MetaPrompt": Accuracies(83.65, 75.48, 79.09),
-    "HISF": Accuracies(85.39, 76.12, 80.75),
-    # MMRL, Table 1, and for ProGrad TCP, Table 1
-    "ProGrad": Accuracies(82.48, 70.75, 76.16),
-    "MMRL": Accuracies(85.68, 77.16, 81.20),
-    # ProMPT, Table 1 (a)
-    "ProMPT": Accuracies(80.94, 74.89, 77.80),
-}
+class Printed(NamedTuple):
+    """A table as printed.
+
+    Attributes:
+        source: paper, number of the table and backbone; or where else it is listed.
+        about: what its rows vary; "" for methods.
+        protocol: its name.
+        shots: images per class, for protocols that have no columns for them.
+        figures: {(dataset, row): {column: text}}; ``ABSENT`` where there is none.
+    """
+
+    source: str
+    about: str
+    protocol: str
+    shots: int
+    figures: Mapping[tuple[str, str], Mapping[str, str]]
+
+
+@functools.cache
+def printed() -> dict[str, Printed]:
+    """Return all tables, by the name of the file and the number, such as "hicropl14"."""
+    found = {}
+    for path in sorted(DATA.glob("*.yaml")):
+        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for number, table in content["tables"].items():
+            n, figures = len(table["columns"]), {}
+            for row, text in table["rows"].items():
+                values = text.split()
+                for i, dataset in enumerate(table["datasets"]):
+                    own = values[i * n : (i + 1) * n]
+                    figures[(dataset, row)] = dict(zip(table["columns"], own, strict=True))
+            source = f"{content['name']}, Table {number}, {content['backbone']}"
+            source = table.get("source", source)
+            about, shots = table.get("about", ""), content["shots"]
+            found[f"{path.stem}{number}"] = Printed(
+                source, about, table["protocol"], shots, figures
+            )
+    return found
+
+
+def averages() -> dict[str, Accuracies]:
+    """Return the base-to-novel averages over 11 datasets by trainer; the first paper's count."""
+    found: dict[str, Accuracies] = {}
+    for table in printed().values():
+        if table.protocol == "base2new" and not table.about:
+            for (dataset, row), figures in table.figures.items():
+                if dataset == AVERAGE:
+                    found.setdefault(row, Accuracies(*map(float, figures.values())))
+    return found
+
+
+AVERAGES = averages()
+
+
+def with_published(shown: Titled) -> Table:
+    """Add rows with the papers' figures below those of the same dataset and method.
+
+    Equal figures of several papers are one row. Averages are there if the table has the papers'
+    datasets.
+    """
+    _, protocol, shots, table = shown
+    n_heads = len(table.rows[0][0]) if table.rows else 2
+    headings = table.header[n_heads:]
+    has_average = {head[0] for head, _ in table.rows} - {AVERAGE} == set(PUBLIC)
+    rows = []
+    for i, (head, cells) in enumerate(table.rows):
+        rows.append((head, cells))
+        dataset, trainer = head[0], head[1].partition(" ")[0]
+        following = table.rows[i + 1][0] if i + 1 < len(table.rows) else ("", "")
+        if following[:1] == head[:1] and following[1].partition(" ")[0] == trainer:
+            continue  # behind the last row of the method
+        sources: dict[tuple[float | None, ...], list[str]] = {}
+        for one in printed().values():
+            figures = one.figures.get((dataset, trainer))
+            is_fit = one.protocol == protocol.name and shots in (0, one.shots) and not one.about
+            if figures and is_fit and (dataset != AVERAGE or has_average):
+                texts = (figures.get(heading, ABSENT) for heading in headings)
+                values = tuple(None if text == ABSENT else float(text) for text in texts)
+                sources.setdefault(values, []).append(one.source)
+        for values, names in sources.items():
+            if any(value is not None for value in values):
+                of_paper = [
+                    None if value is None else Cell(value, None, 0, None) for value in values
+                ]
+                label = f"{trainer}, published: {'; '.join(names)}"
+                rows.append(((dataset, label, *[""] * (n_heads - 2)), of_paper))
+    return table._replace(rows=rows)

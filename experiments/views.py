@@ -16,18 +16,18 @@ from collections.abc import Sequence
 
 from dassl.command import Parser, number, say
 from dassl.errors import UserError
+from experiments.cells import cell
 from experiments.protocols import BASE2NEW, TEST_NEW, TRAIN_BASE, Protocol, Step
 from experiments.runs import Job, runs_of
+from experiments.scores import Scores
 from experiments.sweep import check_folders, run_all
 from experiments.table import (
-    Scores,
     add_run_arguments,
-    cell,
     check_config_files,
     known_datasets,
     known_methods,
-    render,
 )
+from experiments.writing import brief, render
 
 METHODS = ("CoOp", "KgCoOp", "TCP", "LAMM", "ProDA", "HiCroPL")
 VALIDATE = Step(
@@ -60,8 +60,8 @@ def table(rows: dict[tuple[str, str, int], list[Job]], scores: Scores) -> str:
     lines = []
     for (dataset, method, views), jobs in rows.items():
         steps = zip(*(job.runs for job in jobs), strict=True)
-        cells = [cell(scores.accuracies(runs)) for runs in steps]
-        harmonic = cell([value for job in jobs for value in scores.summary(job)])
+        cells = [brief(cell(scores.accuracies(runs))) for runs in steps]
+        harmonic = brief(cell([value for job in jobs for value in scores.summary(job)]))
         lines.append((dataset, method, str(views), *cells, harmonic))
     columns = [step.column for step in PROTOCOL.steps]
     return render(("Dataset", "Method", "VIEWS", *columns, "Harmonic mean"), lines)

@@ -26,15 +26,10 @@ from experiments.intervals import mean_and_half_width, mean_difference
 from experiments.protocols import BASE2NEW
 from experiments.published import AVERAGES, Accuracies
 from experiments.runs import Job, Run, runs_of
+from experiments.scores import Scores
 from experiments.sweep import check_folders, run_all
-from experiments.table import (
-    Scores,
-    add_run_arguments,
-    known_datasets,
-    known_methods,
-    render,
-    tabulate,
-)
+from experiments.table import add_run_arguments, known_datasets, known_methods, tabulate
+from experiments.writing import brief, markdown, render
 
 if TYPE_CHECKING:
     from clip import CLIP
@@ -405,7 +400,7 @@ def main(
     if code != 0:
         return code
     scores = Scores()
-    table = render(*tabulate(every, BASE2NEW, scores, intervals=True))
+    table = markdown(tabulate(every, BASE2NEW, scores, intervals=True), brief)
     gates = [
         (dataset, each)
         for dataset in jobs

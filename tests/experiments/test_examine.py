@@ -17,7 +17,7 @@ from clip.tokens import tokenizer
 from dassl.errors import UserError
 from dassl.evaluation import read_predictions
 from experiments.published import AVERAGES, Accuracies
-from experiments.table import Scores
+from experiments.scores import Scores
 from tests.experiments.finished import leave
 from tests.trainers.tiny import tiny_clip
 

@@ -9,6 +9,8 @@ import pytest
 from dassl.evaluation.predictions import PREDICTIONS_FILE
 from experiments import table
 from experiments.intervals import (
+    half_width_of_counts,
+    half_width_over_seeds,
     mean_and_half_width,
     mean_difference,
     propagated,
@@ -84,6 +86,21 @@ def test_intervals_cover_the_truth_in_19_of_20_test_sets():
         covered["mean"] += abs(harmonic_mean(base, novel) - true_mean) <= mean
     for count in covered.values():
         assert 0.93 < count / n_sets < 0.97
+
+
+@pytest.mark.parametrize(("n_seeds", "spread"), [(1, 0.0), (3, 0.0), (3, 0.02), (3, 0.08)])
+def test_intervals_of_counts_and_seeds_cover_the_truth(n_seeds, spread):
+    random = np.random.default_rng(2)
+    covered, n_sets, truth, n = 0, 1000, 0.6, 400
+    for _ in range(n_sets):
+        # images that are easy or hard for all seeds, and seeds that are better or worse
+        chance = random.choice([0.9, 0.3], size=n)
+        seeds = np.clip(chance + spread * random.standard_normal((n_seeds, 1)), 0, 1)
+        right = (random.random((n_seeds, n)) < seeds).sum(axis=1)
+        images = half_width_of_counts([(int(count), n) for count in right])
+        half = math.hypot(images, half_width_over_seeds((100 * right / n).tolist()))
+        covered += abs(right.mean() / n - truth) * 100 <= half
+    assert covered / n_sets > 0.94
 
 
 def printed(capsys, folder: Path, *arguments: str) -> tuple[int, list[list[str]], list[str]]:

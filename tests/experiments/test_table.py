@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from experiments import ablations, sweep, table
+from experiments.cells import Cell
 from experiments.protocols import BASE2NEW, DOMAIN_GENERALIZATION, FEW_SHOT, harmonic_mean
 from experiments.runs import Job, Run, runs_of
+from experiments.scores import Scores
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -176,8 +178,9 @@ def test_a_closed_set_method_is_not_asked_for_novel_classes(tmp_path):
     runs = runs_of(BASE2NEW, "LinearProbe", "shapes", output_dir=tmp_path)
     assert [run.step.name for run in runs] == ["train_base"]
     leave(runs[0], 70.0)
-    _, rows = table.tabulate([Job(BASE2NEW, tuple(runs))], BASE2NEW, table.Scores())
-    assert rows == [("shapes", "LinearProbe", "70.0", "-", "-")]
+    found = table.tabulate([Job(BASE2NEW, tuple(runs))], BASE2NEW, Scores())
+    assert found.header == ("Dataset", "Method", "Base", "Novel", "Harmonic mean")
+    assert found.rows == [(("shapes", "LinearProbe"), [Cell(70.0, None, 1, None), None, None])]
 
 
 def leave(run: Run, accuracy: float, backbone: str = "ViT-B/16") -> None:
@@ -239,6 +242,22 @@ def test_cross_dataset_has_a_column_for_each_target_and_their_average(
     _, rows, errors = printed(capsys, *where, "--protocol", "cross_dataset", "--targets", "dtd")
     assert rows[1:] == [["imagenet", "MMA", "70.0", "-", "-"]]
     assert errors == "skipped: 0 damaged and 1 missing of 2 results\n"
+
+
+def test_each_source_of_a_transfer_has_a_table_with_its_own_average(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    for source in ("imagenet", "emoji"):
+        for run in runs_of(DOMAIN_GENERALIZATION, "MMA", source, output_dir=tmp_path):
+            leave(run, 60.0)
+    where = ("--output-dir", tmp_path, "--datasets", "imagenet", "emoji", "--methods", "MMA")
+    protocol = ("--seeds", 1, "--protocol", "domain_generalization", "--format", "csv")
+    assert table.main(["--no-run", *map(str, (*where, *protocol))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "Average" in line] == [
+        f"domain_generalization,{source},MMA,16,Average,60.0,,1,,"
+        for source in ("imagenet", "emoji")
+    ]
+    assert len(lines) == 1 + 2 * 6
 
 
 @pytest.mark.parametrize(
