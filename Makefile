@@ -34,7 +34,7 @@ help:
 	@echo 'make test-slow the slow tests: learning end to end, and all kinds of damaged files'
 	@echo 'make lint      ruff and mypy alone'
 	@echo 'make format    let ruff put the code in order'
-	@echo 'make lock      resolve requirements-lock.txt again (needs uv)'
+	@echo 'make lock      resolve the requirements-*lock.txt again (needs uv)'
 	@echo 'make clean     remove .venv and what the tools cached; data and output stay'
 
 install: $(STAMP)
@@ -87,6 +87,10 @@ lock:
 	   echo '# Made from setup.py by `make lock`; not edited by hand.'; \
 	   $(LOCK) --constraints requirements-test-lock.txt; \
 	} > requirements-lock.new && mv requirements-lock.new requirements-lock.txt
+	@{ echo '# The versions of what TRACKER names, which no other target installs:'; \
+	   echo '# pip install -r requirements-trackers-lock.txt. Made from setup.py by `make lock`.'; \
+	   $(LOCK) --extra mlflow --extra trackio --extra wandb --constraints requirements-test-lock.txt; \
+	} > requirements-lock.new && mv requirements-lock.new requirements-trackers-lock.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info build

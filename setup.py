@@ -21,6 +21,7 @@ EXTRAS = {
         for line in ("onnx>=1.23,<2", "onnxruntime>=1.32,<2", "onnxscript>=0.7.2,<1", "torch>=2.14")
     ],
     "ray": ["ray[default]>=2.50,<3"],
+    "report": ["jinja2>=3.1.6,<4"],
     "serve": [
         "fastapi>=0.115,<1",
         "fastapi-offline>=1.7,<2",
@@ -28,6 +29,12 @@ EXTRAS = {
         "uvicorn>=0.34,<1",
     ],
     "slurm": ["submitit>=1.5,<2"],
+}
+# What TRACKER names; the tests have stand-ins.
+TRACKERS = {
+    "mlflow": ["mlflow>=3.17,<4"],
+    "trackio": ["trackio>=0.43,<0.44"],
+    "wandb": ["wandb>=0.31,<0.32"],
 }
 # Their tests ask a service and look at a page in a browser.
 CLIENTS = ["httpx>=0.28,<1", "playwright>=1.60,<2"]
@@ -52,6 +59,7 @@ setup(
             "hypothesis>=6.140,<7",
         ],
         **EXTRAS,
+        **TRACKERS,
         "test": [line for extra in EXTRAS.values() for line in extra] + CLIENTS,
         # renders what ViT-Mini-2 is trained on; its optimizer came with PyTorch 2.9
         "vit_mini": ["resvg-py>=0.5,<1", "torch>=2.9"],

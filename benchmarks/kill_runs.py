@@ -148,7 +148,7 @@ def contents(folder: Path) -> dict[str, Any]:
             continue
         found[name] = path.read_bytes()
         if name == "results.json":
-            found[name] = {**json.loads(found[name]), "wall_time_s": None}
+            found[name] = {**json.loads(found[name]), "wall_time_s": None, "peak_memory_mb": None}
     return {**found, "tensorboard": curves(folder / "tensorboard")}
 
 

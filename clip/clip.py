@@ -32,6 +32,7 @@ __all__ = [
     "ClipError",
     "available_models",
     "build_model",
+    "is_here",
     "load",
     "load_model",
     "preprocess_of",
@@ -436,6 +437,13 @@ def _open_clip_preprocess(pair: str) -> Preprocess | None:
         return None
     trained = open_clip.get_pretrained_cfg(name, tag)
     return Preprocess(size, tuple(trained["mean"]), tuple(trained["std"]), trained["interpolation"])
+
+
+def is_here(name: str) -> bool:
+    """Tell whether ``load_model`` takes a name without a download; unknown pairs are not here."""
+    if name in OPENAI_MODELS:
+        return (_cache_folder() / _openai_url(name).rpartition("/")[2]).is_file()
+    return name in OF_DRAWINGS or os.path.isfile(name)
 
 
 def load(

@@ -18,6 +18,7 @@ COMMANDS = {
     "ablations": "repeat the tables of the HiCroPL, HISF and ProMPT papers",
     "views": "compare trainings on fixed views of the images with the published recipe",
     "features": "list the image features that runs keep on disk, or remove them",
+    "report": "write one HTML page about finished runs",
     "figures": "draw what ProMPT and HISF record in an evaluation",
     "script": "run by the shell scripts in scripts/",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.intervals import half_width_of_mean, half_width_over_seeds, propagated
@@ -57,11 +57,13 @@ class Table(NamedTuple):
         header: of the first columns, then of the cells.
         rows: what stands in the first columns, and the cells; None where a run is missing.
         notes: lines that say what the averages leave out.
+        entries: it was made from.
     """
 
     header: tuple[str, ...]
     rows: list[tuple[tuple[str, ...], list[Cell | None]]]
     notes: list[str]
+    entries: Sequence[Entry] = ()
 
 
 class Titled(NamedTuple):
@@ -109,7 +111,7 @@ def cell(
 
 
 def tabulate(
-    entries: Iterable[Entry],
+    entries: Sequence[Entry],
     rows: Sequence[tuple[str, ...]],
     columns: Mapping[str, str],
     protocol: Protocol,
@@ -170,7 +172,7 @@ def tabulate(
             )
         table.append((row, cells))
     first = ("Dataset", "Method", "Shots")[: len(rows[0])] if rows else ("Dataset", "Method")
-    return Table((*first, *headings), table, notes)
+    return Table((*first, *headings), table, notes, entries)
 
 
 def averaged(samples: Sequence[Sample | None]) -> Sample | None:

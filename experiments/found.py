@@ -69,8 +69,13 @@ class Found(Run):
     about: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
-    def place(self) -> Path:
+    def folder(self) -> Path:
         """The folder of the run."""
+        return self.at
+
+    @property
+    def place(self) -> Path:
+        """The same."""
         return self.at
 
     @property

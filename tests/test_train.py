@@ -85,7 +85,7 @@ def test_results_hold_figures_config_and_versions(finished, root):
     )
     assert results["trainer"] == "ToyTrainer" and results["dataset"] == "Toys"
     assert results["seed"] == 1 and results["epoch"] == 3 and results["split"] == "test"
-    assert results["wall_time_s"] > 0
+    assert results["wall_time_s"] > 0 and results["peak_memory_mb"] > 1
     assert results["config"]["OPTIM"]["LR"] == 0.02
     assert results["config"]["DATASET"]["ROOT"] == str(root)
     assert results["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]

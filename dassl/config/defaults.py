@@ -6,8 +6,8 @@ Ours, besides those of the public toolbox that concern supervised training, are
 ``DATALOADER.VIEWS``, ``DATALOADER.FEATURES_MB``, ``DATALOADER.FEATURES_DIR``,
 ``DATALOADER.TRAIN_X.DROP_LAST``, ``MODEL.RECOMPUTE``, ``MODEL.COMPILE``, ``MODEL.CUDA_GRAPH``,
 ``TEST.METRICS``, ``TEST.RECORD``, ``TEST.SAVE_LOGITS``, ``TEST.SUBSAMPLE_CLASSES``, ``OPTIM.EPS``,
-``OPTIM.ACCUMULATE`` and ``OPTIM.CLIP_NORM``. The keys of a trainer or dataset are in its own file
-and get here by ``register_defaults``. docs/config.md lists all of them.
+``OPTIM.ACCUMULATE``, ``OPTIM.CLIP_NORM`` and ``TRACKER``. The keys of a trainer or dataset are in
+its own file and get here by ``register_defaults``. docs/config.md lists all of them.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ _C: dict[str, Domain] = {
     "SEED": Int(-1, max=2**32 - 1, help="random seed; a negative one leaves everything random"),
     "USE_CUDA": Bool(True, help="compute on the GPU, if there is one"),
     "VERBOSE": Bool(True, help="print details of dataset, model and training"),
+    "TRACKER": Choice(
+        "",
+        *("", "wandb", "trackio", "mlflow"),
+        help='what gets the curves besides TensorBoard ("": nothing)',
+    ),
     # -------------------------------------------------------------------------------------- trainer
     "TRAINER.NAME": Choice("", source="dassl.engine:TRAINER_REGISTRY", help="the method"),
     # ---------------------------------------------------------------------------------------- input

@@ -12,6 +12,7 @@ from dassl.config.defaults import declared
 from dassl.config.domains import Int, List
 from dassl.data.datasets import DATASET_REGISTRY, check_dataset_cfg, other_test_classes
 from dassl.engine.recorders import chosen_recorders
+from dassl.engine.trackers import check_tracker
 from dassl.errors import UserError, shown
 from dassl.evaluation import check_metrics
 from dassl.utils.logger import log
@@ -81,6 +82,7 @@ def check_cfg(cfg: CfgNode) -> None:
                     f"got {value!r}"
                 )
     chosen_recorders(cfg, trainer)
+    check_tracker(cfg)
 
 
 def _does(trainer: type, what: str, cfg: CfgNode) -> bool:

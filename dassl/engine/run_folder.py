@@ -23,6 +23,7 @@ from dassl.evaluation.predictions import PREDICTIONS_FILE
 from dassl.metrics import BUILT_IN
 from dassl.utils import places
 from dassl.utils.logger import LOG_FILE, log
+from dassl.utils.memory import peak_memory_mb
 from dassl.utils.tools import atomic_write, mkdir_if_missing, package_versions, write_json
 
 try:
@@ -225,10 +226,9 @@ def write_results(
 ) -> None:
     """Write results.json: the figures and everything needed to identify their run.
 
-    A built-in metric that neither the evaluator's ``results`` (empty where TEST.NO_TEST left the
-    test out) nor its ``summary`` of further figures has is null there. ``split`` and ``epoch`` say
-    on what and after how many epochs the model was evaluated, and ``warnings`` what to bear in mind
-    when reading the figures.
+    A built-in metric that neither the evaluator's ``results`` (empty with TEST.NO_TEST) nor its
+    ``summary`` of further figures has is null there. ``split`` and ``epoch`` say on what and after
+    how many epochs the model was evaluated, ``warnings`` what to bear in mind with the figures.
     """
     figures = {("error" if k == "error_rate" else k): float(v) for k, v in results.items()}
     record = {
@@ -241,10 +241,10 @@ def write_results(
         "seed": config["SEED"],
         "epoch": epoch,
         "wall_time_s": round(wall_time_s, 3),
+        "peak_memory_mb": peak_memory_mb(),
         "warnings": list(warnings),
         "versions": package_versions(),
         "config": config,
     }
-    path = os.path.join(folder, RESULTS_FILE)
-    write_json(record, path)
+    write_json(record, path := os.path.join(folder, RESULTS_FILE))
     log.info(f"Results are saved to {path}")

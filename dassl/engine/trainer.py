@@ -19,7 +19,7 @@ from dassl.compat import __getattr__, data_attributes  # noqa: F401
 from dassl.config import to_dict
 from dassl.data import DataManager
 from dassl.data.datasets import check_training
-from dassl.engine import checkpoints, resume, run_folder, same_run
+from dassl.engine import checkpoints, resume, run_folder, same_run, trackers
 from dassl.engine.evaluate import evaluate
 from dassl.engine.optimize import device_of, optimizer_step
 from dassl.engine.progress import EpochProgress, loss_error
@@ -300,8 +300,8 @@ class SimpleTrainer(TrainerBase):
         run_folder.begin(self.output_dir, self._config, self._models)
         # an interrupted epoch has left points that this run draws again
         done = self.start_epoch * len(self.train_loader_x)
-        folder = os.path.join(self.output_dir, run_folder.TENSORBOARD_FOLDER)
-        self.init_writer(folder, done or None)
+        self.init_writer(os.path.join(self.output_dir, run_folder.TENSORBOARD_FOLDER), done or None)
+        self._writer = trackers.tracked(self._writer, self._config, self.output_dir)
 
     def after_train(self) -> None:
         distributed.wait_for_all()  # until all checkpoints are written

@@ -170,7 +170,7 @@ def _shown(value: Any) -> str:
 # What results.json has besides the metrics.
 _OTHER_KEYS = (
     *("total", "correct", "perclass_accuracy", "split", "trainer", "dataset", "seed"),
-    *("epoch", "wall_time_s", "warnings", "versions", "config"),
+    *("epoch", "wall_time_s", "peak_memory_mb", "warnings", "versions", "config"),
 )
 
 

@@ -10,7 +10,16 @@ from dassl.metrics.accuracy import (
     top5_accuracy,
 )
 from dassl.metrics.build import METRIC_REGISTRY
-from dassl.metrics.calibration import adaptive_ece, auroc, brier, confidences, ece, nll
+from dassl.metrics.calibration import (
+    BINS,
+    adaptive_ece,
+    auroc,
+    bins_of,
+    brier,
+    confidences,
+    ece,
+    nll,
+)
 from dassl.metrics.distance import (
     compute_distance_matrix,
     cosine_distance,
@@ -21,11 +30,13 @@ from dassl.metrics.distance import (
 BUILT_IN = tuple(METRIC_REGISTRY.registered_names())
 
 __all__ = [
+    "BINS",
     "BUILT_IN",
     "METRIC_REGISTRY",
     "accuracy",
     "adaptive_ece",
     "auroc",
+    "bins_of",
     "brier",
     "compute_accuracy",
     "compute_distance_matrix",

@@ -47,8 +47,7 @@ def ece(logits: Tensor, labels: Tensor) -> float:
     ((m-1)/15, m/15], m = 1..15. An empty bin adds nothing.
     """
     confidence, right = _judged(logits, labels)
-    bins = np.ceil(confidence * BINS).astype(np.int64) - 1
-    gaps = np.bincount(bins, weights=right - confidence)
+    gaps = np.bincount(bins_of(confidence), weights=right - confidence)
     return float(np.abs(gaps).sum() / len(right))
 
 
@@ -81,6 +80,11 @@ def auroc(logits: Tensor, labels: Tensor) -> float | None:
 
     confidence, right = _judged(logits, labels)
     return float(roc_auc_score(right, confidence)) if 0 < right.sum() < len(right) else None
+
+
+def bins_of(confidence: np.ndarray) -> np.ndarray:
+    """Return the bin of each confidence, from 0, as ``ece`` has them."""
+    return np.ceil(confidence * BINS).astype(np.int64) - 1
 
 
 def confidences(logits: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,21 @@ class PeakMemory(TorchDispatchMode):
 
     def _free(self, n_bytes: int) -> None:
         self.now -= n_bytes
+
+
+def peak_memory_mb() -> int | None:
+    """Return the most memory that this process has had, in MB; None where nobody says.
+
+    On a GPU it is that of tensors there, otherwise all that the process held.
+    """
+    if torch.cuda.is_available() and (on_gpu := torch.cuda.max_memory_allocated()):
+        return round(on_gpu / 1e6)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
 def free_bytes(device: torch.device) -> float:

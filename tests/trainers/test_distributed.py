@@ -73,7 +73,8 @@ def files(folder: Path) -> set[str]:
 
 def figures(folder: Path) -> dict:
     record = json.loads((folder / "results.json").read_text())
-    return {name: value for name, value in record.items() if name not in ("wall_time_s", "config")}
+    others = ("wall_time_s", "peak_memory_mb", "config")
+    return {name: value for name, value in record.items() if name not in others}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
