@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 from typing import Any
 
@@ -100,4 +101,6 @@ def check_reachable(address: str) -> None:
 
 def _work(command: Command, folder: str) -> int:
     os.chdir(folder)
+    # Ray's way to cancel, which does nothing where Ray was started with Ctrl-C ignored (nohup)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return execute(command)
