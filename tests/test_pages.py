@@ -48,6 +48,13 @@ def test_the_index_has_every_page():
     assert {page for page in PAGES if page.is_relative_to(index.parent)} - linked == {index}
 
 
+def test_the_site_has_every_page():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w/-]+\.md", text))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert named == pages
+
+
 def test_readme_is_short_and_its_methods_are_all_there_are():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 140
