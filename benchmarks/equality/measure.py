@@ -243,8 +243,8 @@ def tower_differences(name: str, precision: str) -> float:
             reference = open_clip.CLIP(24, vision, TEXT, quick_gelu=quick_gelu).eval()
             for module in reference.modules():  # fresh statistics would hide a wrong order
                 if isinstance(module, nn.BatchNorm2d):
-                    module.running_mean.normal_(0, 0.1)
-                    module.running_var.uniform_(0.5, 1.5)
+                    nn.init.normal_(module.get_buffer("running_mean"), 0, 0.1)
+                    nn.init.uniform_(module.get_buffer("running_var"), 0.5, 1.5)
             ours = from_open_clip(reference)
             image, text = reference.encode_image(images, True), reference.encode_text(ids, True)
             found += [

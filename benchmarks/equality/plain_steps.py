@@ -17,6 +17,8 @@ from torch import Tensor
 
 from benchmarks import plain
 from benchmarks.cost.measure import plain_method
+from clip import tokenize
+from dassl.json_file import read_json
 from tests.plain import image_feature, plain_logits, text_feature, unit
 from tests.trainers.tiny import NAMES, TEMPLATES, class_ids
 
@@ -132,7 +134,7 @@ class ProDA(Step):
         weights = known.plain_weights(self.clip, ctx, drawn)
         image, mu = self.images(images), weights.mean(0)
         bound = known.bound_of(mu, known.covariance(weights), image, labels, scale)
-        ids = class_ids("X X X", NAMES[:1])[0]
+        ids = class_ids("X X X.", NAMES[:1])[0]
         nameless = [unit(text_feature(self.clip, ids, [1, 2, 3], [own])) for own in ctx]
         cosines = [abs(a @ b) for i, a in enumerate(nameless) for b in nameless[:i]]
         return scale * image @ mu.t(), bound + s.ALPHA * sum(cosines) / len(cosines)
@@ -189,7 +191,7 @@ class MetaPrompt(Step):
         mine = [i for i, label in enumerate(labels.tolist()) if label in half]
         texts = functions("metaprompt").plain_texts(self.clip, text, [NAMES[k] for k in half])
         logits = self.clip.logit_scale.exp() * self.images(images[mine]) @ texts.t()
-        targets = torch.tensor([half.index(labels[i].item()) for i in mine])
+        targets = torch.tensor([half.index(int(labels[i])) for i in mine])
         if len(half) == 1:
             return torch.zeros_like(text)  # of a cross-entropy over one class
         return torch.autograd.grad(F.cross_entropy(logits, targets), text)[0]
@@ -209,8 +211,10 @@ class CoPrompt(Step):
     def compute(self, images: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
         image, text = functions("coprompt").plain_features(self.clip, self.p, images[0])
         logits = self.clip.logit_scale.exp() * image @ text.t()
-        sentences = ["A {} is seen.", "You look at some {} here, one of many."]
-        frozen = unit(self.texts(sentences[torch.randint(len(sentences), ())]))
+        sentences = read_json(self.method.description_file)
+        drawn = torch.randint(2, ())
+        ids = tokenize([sentences[name.replace("_", " ")][drawn] for name in NAMES])
+        frozen = unit(torch.stack([text_feature(self.clip, each, [], []) for each in ids]))
         apart = [1 - (image * self.images(images[1])).sum(1), 1 - (text * frozen).sum(1)]
         loss = sum(each.mean() for each in apart)
         return logits, F.cross_entropy(logits, labels) + self.method.weight * loss
@@ -240,7 +244,9 @@ class MMRL(Step):
         first, second, texts = functions("mmrl").plain_features(self.clip, self.p, images)
         one, two = scale * first @ texts.t(), scale * second @ texts.t()
         frozen = unit(self.texts(TEMPLATES[0]))
-        apart = (1 - (first * self.images(images)).sum(1)).mean() + 1 - (texts * frozen).sum(1).mean()
+        apart = (
+            (1 - (first * self.images(images)).sum(1)).mean() + 1 - (texts * frozen).sum(1).mean()
+        )
         shares = s.ALPHA, 1 - s.ALPHA
         losses = [F.cross_entropy(each, labels) for each in (one, two)]
         loss = shares[0] * losses[0] + shares[1] * losses[1] + s.REG_WEIGHT * apart
