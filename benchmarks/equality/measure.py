@@ -47,7 +47,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "ProVP": {"N_CTX": 5},
     "CoPrompt": {"PROMPT_DEPTH": 3, "N_CTX": 2},
     "HISF": {"N_CTX": 2, "FUSION_LAYERS": (1, 3)},
-    "MMA": {"TEXT_CTX_INIT": "a photo of a", "ADAPTER_START": 3, "ADAPTER_END": 4},
+    "MMA": {
+        "TEXT_CTX_INIT": "a photo of a",
+        "ADAPTER_START": 3,
+        "ADAPTER_END": 4,
+        "ADAPTER_SCALE": 0.05,
+    },
     "MMRL": {"REP_LAYERS": (2, 4), "REP_DIM": 10, "N_REP_TOKENS": 3},
     "CLIPLoRA": {"N_ITERS": EPOCHS * BATCHES, "DROPOUT_RATE": 0.0},
 }
