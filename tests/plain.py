@@ -27,7 +27,7 @@ def adapters_of(entry: Any) -> Layer:
 
 def prompts_of(entry: Any, before: Tensor | None) -> Tensor | None:
     """Return the prompts (m, width) of an entry; a function is applied to those ``before`` it."""
-    prompts = entry.prompts if isinstance(entry, Layer) else entry
+    prompts: Any = entry.prompts if isinstance(entry, Layer) else entry
     return prompts if prompts is None or isinstance(prompts, Tensor) else prompts(before)
 
 
