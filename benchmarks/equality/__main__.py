@@ -1,6 +1,6 @@
 """Measure how far methods, towers and schedules are from plain computations of the same.
 
-    python -m benchmarks.equality                 all methods, into docs/equality.md
+    python -m benchmarks.equality                 all methods, into docs/equality.md: a minute
     python -m benchmarks.equality --methods CoOp  only print the rows of some
 
 Each method is built around a tiny random CLIP with the paper's settings, and so is the plain
