@@ -15,7 +15,7 @@ from torch import Tensor
 from clip import CLIP, Layer
 
 
-def norm(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+def norm(state: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     weight = state[f"{name}.weight"]
     return F.layer_norm(x, weight.shape, weight, state[f"{name}.bias"])
 
@@ -27,12 +27,12 @@ def adapters_of(entry: Any) -> Layer:
 
 def prompts_of(entry: Any, before: Tensor | None) -> Tensor | None:
     """Return the prompts (m, width) of an entry; a function is applied to those ``before`` it."""
-    prompts = entry.prompts if isinstance(entry, Layer) else entry
+    prompts: Any = entry.prompts if isinstance(entry, Layer) else entry
     return prompts if prompts is None or isinstance(prompts, Tensor) else prompts(before)
 
 
 def block(
-    state: dict[str, Tensor],
+    state: Mapping[str, Tensor],
     name: str,
     x: Tensor,
     heads: int,
@@ -110,7 +110,7 @@ def image_parts(
     assert patch is not None and isinstance(config.vision_layers, int)
     kernel = state["conv1.weight"].reshape(width, -1)
     grid = config.image_resolution // patch
-    tokens = [state["class_embedding"]]
+    tokens: list[Tensor] = [state["class_embedding"]]
     for row in range(grid):
         for column in range(grid):
             piece = image[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]

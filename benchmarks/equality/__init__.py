@@ -1,0 +1,1 @@
+"""How far the methods are from plain computations of the same, in steps and whole trainings."""
