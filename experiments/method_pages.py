@@ -110,16 +110,20 @@ def backbone() -> CLIP:
 
 def build(name: str) -> Method:
     """Build a method for ViT-B/16 and K classes, with its paper's base-to-novel settings."""
-    cfg = get_cfg_default(name)
-    merge_from_file(cfg, str(config_file(name)))
     class_names = [str(k) for k in range(K)]
     sentences = {each: [f"A photo of a {each}."] for each in class_names}
     method = TRAINER_REGISTRY.get(name).method
-    return method(cfg, backbone(), class_names, ["a photo of a {}."], sentences)
+    return method(config(name), backbone(), class_names, ["a photo of a {}."], sentences)
 
 
 def config_file(name: str) -> Path:
     return ROOT / CONFIGS / "trainers" / name / f"{config_of(name, BASE2NEW, '', 16)}.yaml"
+
+
+def config(name: str) -> Any:
+    cfg = get_cfg_default(name)
+    merge_from_file(cfg, str(config_file(name)))
+    return cfg
 
 
 def tensors(name: str) -> str:
@@ -225,9 +229,7 @@ def cost(names: Sequence[str]) -> str:
     for path in COSTS:
         results = read_json(str(path))
         for record in results["records"]:
-            cell = record["cell"]
-            wanted = {"classes": COST_CLASSES, "path": "ours", "batch": 0, "row": 0, "prompts": 0}
-            if cell["method"] in names and all(cell[key] == v for key, v in wanted.items()):
+            if record["cell"]["method"] in names and is_as_published(record["cell"]):
                 rows.append(cost_row(record, results["machine"]))
     if not rows:
         page = "[performance.md](../performance.md)"
@@ -238,6 +240,17 @@ def cost(names: Sequence[str]) -> str:
         "[performance.md](../performance.md) explains the columns."
     )
     return f"{about}\n\n{rows_as_table(header, rows)}"
+
+
+def is_as_published(cell: Mapping[str, Any]) -> bool:
+    """Return whether a measurement is of the method with its paper's config file."""
+    batches = 0, config(cell["method"]).DATALOADER.TRAIN_X.BATCH_SIZE
+    plain = {"classes": COST_CLASSES, "path": "ours", "prompts": 0, "views": False, "row": 0}
+    return (
+        cell["batch"] in batches
+        and not cell["options"]
+        and all(cell[key] == value for key, value in plain.items())
+    )
 
 
 def cost_row(record: Any, machine: Any) -> tuple[str, ...]:
