@@ -25,7 +25,7 @@ INSTALL_TEST := -e ".[dev,test]"
 endif
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help install demo test test-slow lint format lock clean
+.PHONY: help install demo test test-slow lint format docs lock clean
 
 help:
 	@echo 'make install   make .venv and install into it (the other targets do so by themselves)'
@@ -34,6 +34,7 @@ help:
 	@echo 'make test-slow the slow tests: learning end to end, and all kinds of damaged files'
 	@echo 'make lint      ruff and mypy alone'
 	@echo 'make format    let ruff put the code in order'
+	@echo 'make docs      the pages of docs/ as a site in build/site'
 	@echo 'make lock      resolve the requirements-*lock.txt again (needs uv)'
 	@echo 'make clean     remove .venv and what the tools cached; data and output stay'
 
@@ -74,6 +75,10 @@ lint: $(STAMP)
 format: $(STAMP)
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+docs: $(STAMP)
+	$(PIP) -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 LOCK := uv pip compile setup.py --extra dev --universal --python-version 3.10 --upgrade --quiet \
   --no-header --no-annotate --no-emit-index-url --no-emit-find-links

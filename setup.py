@@ -58,6 +58,7 @@ setup(
             "torchmetrics>=1.5,<2",
             "hypothesis>=6.140,<7",
         ],
+        "docs": ["mkdocs-material>=9.6,<10"],
         **EXTRAS,
         **TRACKERS,
         "test": [line for extra in EXTRAS.values() for line in extra] + CLIENTS,

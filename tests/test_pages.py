@@ -53,6 +53,13 @@ def test_an_index_has_every_page_of_its_folder_and_every_index_below(index):
     }
 
 
+def test_the_site_has_every_page():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w/-]+\.md", text))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert named == pages
+
+
 def test_readme_is_short_and_its_methods_are_all_there_are():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 140
