@@ -29,6 +29,7 @@ EXTRAS = {
         "uvicorn>=0.34,<1",
     ],
     "slurm": ["submitit>=1.5,<2"],
+    "tune": ["optuna>=5,<6"],
 }
 # What TRACKER names; the tests have stand-ins.
 TRACKERS = {
@@ -48,6 +49,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=[*ROOMS, *(f"{room}.*" for room in ROOMS)]),
+    py_modules=["train"],  # Classifier.fit, wherever Python was started
     install_requires=[line for line in lines if line and not line.startswith("#")],
     extras_require={
         "dev": [

@@ -12,6 +12,7 @@ from dassl.errors import UserError
 COMMANDS = {
     "plan": "say what memory and time a training run will take",
     "run": "execute the runs of protocols for methods, datasets, seeds and shots",
+    "tune": "choose settings of a method by its accuracy on validation images",
     "table": "print tables of finished runs, or train and test methods first",
     "compare": "compare methods on the same test images: differences, intervals, tests",
     "verify": "check a result card against finished runs, run it again, or write one",

@@ -3,16 +3,12 @@
     python -m experiments ablations --tables hicropl4 hisf4 promp4 --seeds 1 2 3
 
 ``experiments/paper_rows.py`` has the tables; every row is a config. The runs use the same folders
-as ``experiments.table``, so neither command repeats what the other has finished. ``hisf_lambdas``
-is the search that chose HISF's lambdas by accuracy on the validation images of the base classes,
-without novel classes or test images.
+as ``experiments.table``, so neither command repeats what the other has finished.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import statistics
 import sys
 from collections.abc import Sequence
 
@@ -20,8 +16,8 @@ from dassl.command import Parser, say
 from dassl.errors import UserError
 from experiments.cells import cell
 from experiments.configs import EMBEDDED_SOURCE, is_embedded
-from experiments.paper_rows import PAPER_COLUMNS, TABLES, Row, Table, hisf
-from experiments.protocols import BASE2NEW, Protocol
+from experiments.paper_rows import PAPER_COLUMNS, TABLES, Row, Table
+from experiments.protocols import Protocol
 from experiments.runs import Job, Run, runs_of
 from experiments.scores import Scores
 from experiments.sweep import check_folders, run_all
@@ -32,9 +28,6 @@ MEASURED = (  # in docs/ablations.md
     *("hicropl_update", "hicropl4", "hicropl6", "hicropl7"),
     *("hisf4", "hisf5", "hisf_readings", "promp4", "promp5"),
 )
-SEARCH = "hisf_lambdas"
-LAMBDAS_LE = (0.1,)
-LAMBDAS_SA = (0.1, 1.0, 10.0)
 
 
 def jobs_of(row: Row, protocol: Protocol, arguments: argparse.Namespace) -> list[Job]:
@@ -52,21 +45,6 @@ def jobs_of(row: Row, protocol: Protocol, arguments: argparse.Namespace) -> list
         for seed in arguments.seeds
     ]
     return list(dict.fromkeys(jobs))  # what is not trained depends on neither
-
-
-def search_jobs_of(row: Row, arguments: argparse.Namespace) -> list[Job]:
-    """List the jobs that train on base classes and test on their validation images."""
-    on_validation = row._replace(options=(*row.options, "TEST.SPLIT", "val"))
-    jobs = jobs_of(on_validation, BASE2NEW, arguments)
-    return [Job(BASE2NEW, job.runs[:1]) for job in jobs]
-
-
-def search_rows() -> list[Row]:
-    """List the rows of HISF with each pair of lambda_1 and lambda_2."""
-    return [
-        hisf(f"{first} {second}", LAMBDA_LE=first, LAMBDA_SA=second)
-        for first, second in itertools.product(LAMBDAS_LE, LAMBDAS_SA)
-    ]
 
 
 def ablation_table(table: Table, arguments: argparse.Namespace, scores: Scores) -> str:
@@ -88,22 +66,6 @@ def ablation_table(table: Table, arguments: argparse.Namespace, scores: Scores) 
     return render((*header, *(f"Paper: {figure}" for figure in figures)), lines)
 
 
-def search_table(arguments: argparse.Namespace, scores: Scores) -> str:
-    """Render validation accuracies, lambda_1 by row and lambda_2 by column, and the best pair."""
-    found = {
-        row.label: scores.accuracies(job.runs[0] for job in search_jobs_of(row, arguments))
-        for row in search_rows()
-    }
-    # the smaller pair if equal
-    best = max(found, key=lambda label: statistics.fmean(found[label] or [-1.0]))
-    header = ("lambda_1 \\ lambda_2", *map(str, LAMBDAS_SA))
-    lines = [
-        (str(first), *(brief(cell(found[f"{first} {second}"])) for second in LAMBDAS_SA))
-        for first in LAMBDAS_LE
-    ]
-    return f"{render(header, lines)}\n\nBest lambda_1 and lambda_2: {best}"
-
-
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m experiments ablations",
@@ -113,9 +75,9 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--tables",
         nargs="+",
         default=list(MEASURED),
-        choices=[*TABLES, SEARCH],
+        choices=TABLES,
         metavar="TABLE",
-        help=f"among {', '.join([*TABLES, SEARCH])} (default: those of docs/ablations.md)",
+        help=f"among {', '.join(TABLES)} (default: those of docs/ablations.md)",
     )
     parser.add_argument(
         "--dataset",
@@ -133,11 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_folders(arguments.root, arguments.output_dir)
         for name in arguments.tables:
-            if name == SEARCH:
-                jobs += [job for row in search_rows() for job in search_jobs_of(row, arguments)]
-            else:
-                rows, protocol = TABLES[name].rows, TABLES[name].protocol
-                jobs += [job for row in rows for job in jobs_of(row, protocol, arguments)]
+            rows, protocol = TABLES[name].rows, TABLES[name].protocol
+            jobs += [job for row in rows for job in jobs_of(row, protocol, arguments)]
         check_config_files(jobs)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -147,13 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code != 0:
         return code
     scores = Scores()
-    parts = []
-    for name in arguments.tables:
-        if name == SEARCH:
-            title, text = "HISF's lambdas, validation accuracy", search_table(arguments, scores)
-        else:
-            title, text = TABLES[name].title, ablation_table(TABLES[name], arguments, scores)
-        parts.append(f"## {title}\n\n{text}")
+    parts = [
+        f"## {TABLES[name].title}\n\n{ablation_table(TABLES[name], arguments, scores)}"
+        for name in arguments.tables
+    ]
     seeds = " ".join(map(str, arguments.seeds))
     caption = [
         "Accuracy in percent",

@@ -245,13 +245,13 @@ def digest(value: Any) -> str:
 
 def of_same_images(runs: Sequence[Found]) -> tuple[list[Found], list[str]]:
     """Return the runs, and a line for each that was not tested on as many images as most others."""
-    sizes: dict[tuple[str, str], Counter[int]] = {}
+    sizes: dict[tuple[str, ...], Counter[int]] = {}
     for run in runs:
         if run.counts is not None:
-            sizes.setdefault((run.target, run.step.test), Counter())[run.counts[1]] += 1
+            sizes.setdefault(_images_of(run), Counter())[run.counts[1]] += 1
     kept, odd = [], []
     for run in runs:
-        usual = sizes.get((run.target, run.step.test), Counter()).most_common(1)
+        usual = sizes.get(_images_of(run), Counter()).most_common(1)
         if run.counts is None or run.counts[1] == usual[0][0]:
             kept.append(run)
         else:
@@ -260,6 +260,11 @@ def of_same_images(runs: Sequence[Found]) -> tuple[list[Found], list[str]]:
                 f"got {run.counts[1]}"
             )
     return kept, odd
+
+
+def _images_of(run: Found) -> tuple[str, ...]:
+    """Name the images that a run was tested on: dataset, classes and split."""
+    return run.target, run.step.test, run.about.get("split", "")
 
 
 def find(outputs: Sequence[str]) -> tuple[list[Found], list[str], int]:

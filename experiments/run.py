@@ -66,6 +66,16 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_setting_arguments(parser)
     add_place_arguments(parser)
+    add_executor_arguments(parser)
+    add("--dry-run", action="store_true", help="only print the commands of the unfinished runs")
+    arguments = parser.parse_args(argv)
+    check_executor(parser, arguments)
+    return arguments
+
+
+def add_executor_arguments(parser: Parser) -> None:
+    """Add the options for where and how often runs are executed."""
+    add = parser.add_argument
     add("--executor", default=EXECUTORS[0], choices=EXECUTORS)
     add("--address", default="", help="of the Ray cluster (default: this machine)")
     add(
@@ -89,11 +99,12 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=RETRIES,
         help=f"how often a run that fails is begun again (default: {RETRIES})",
     )
-    add("--dry-run", action="store_true", help="only print the commands of the unfinished runs")
-    arguments = parser.parse_args(argv)
+
+
+def check_executor(parser: Parser, arguments: argparse.Namespace) -> None:
+    """Report an option that the executor does not read in one line, and exit with code 2."""
     if arguments.address and arguments.executor != "ray":
         parser.error("--address requires --executor ray")
-    return arguments
 
 
 def sources(names: Sequence[str], protocol: Protocol) -> list[str]:

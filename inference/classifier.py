@@ -24,6 +24,7 @@ from dassl.engine.same_run import settings_in
 from dassl.errors import UserError, writing
 from dassl.utils import log
 from dassl.utils.tools import ImageError
+from inference import fit
 from inference.build import build, load_checkpoint_of, part_of, settings_of
 from inference.calibration import read_calibration, set_sizes
 from inference.card import model_card
@@ -76,7 +77,7 @@ class Prediction:
 
 
 class Classifier(ModelHubMixin):
-    """Classifies pictures; made by ``from_run`` or ``from_pretrained``.
+    """Classifies pictures; made by ``fit``, ``from_run`` or ``from_pretrained``.
 
     All methods may be called from several threads at once. Each call uses the class names that
     were set when it began.
@@ -104,6 +105,45 @@ class Classifier(ModelHubMixin):
     def labels(self) -> list[str]:
         """The class names, in the order of the logits."""
         return list(self.record.labels)
+
+    # Training ----------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        data: str | os.PathLike[str],
+        method: str = "CoOp",
+        *,
+        output_dir: str | os.PathLike[str],
+        shots: int = 16,
+        seed: int = 1,
+        backbone: str | os.PathLike[str] = "",
+        root: str | os.PathLike[str] = "data",
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Classifier:
+        """Train a method on all classes and return what ``from_run(output_dir)`` does.
+
+        It is the run that ``train.py`` makes of the method's few-shot config file: it resumes
+        where it was stopped, is not repeated where it has finished, prints what that prints, and
+        sets the random state of the process.
+
+        Args:
+            data: a folder of ``<class>/*``, or the name of a dataset.
+            method: one with config files; one that learns nothing is evaluated.
+            output_dir: folder of the run.
+            shots: training pictures of each class; -1 for all.
+            seed: of the run.
+            backbone: name or weights file of the CLIP; "" for that of the config file.
+            root: folder of the datasets, for a ``data`` that is a name.
+            overrides: config keys and their values.
+
+        Raises:
+            UserError: an argument, a setting or the data is not usable, or ``output_dir`` has
+                another run.
+        """
+        given = {} if overrides is None else overrides
+        fit.run(fit.arguments_for(data, method, output_dir, shots, seed, backbone, root, given))
+        return cls.from_run(output_dir)
 
     # Loading -----------------------------------------------------------------------------------
 

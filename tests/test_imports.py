@@ -16,7 +16,11 @@ ALLOWED = {
     "datasets": ("dassl",),
     "trainers": ("dassl", "clip"),
     "train": ("dassl", "trainers", "datasets"),
-    "inference": ("dassl", "clip", "trainers", "datasets"),
+    # which config file a method runs with is data, of one run as of several
+    "inference": (
+        *("dassl", "clip", "trainers", "datasets", "train"),
+        *("experiments.configs", "experiments.protocols"),
+    ),
     "predict": ("dassl", "inference"),
     "experiments": ("dassl", "clip", "trainers", "datasets", "train"),
     "benchmarks": ("dassl", "clip", "trainers", "datasets", "train", "experiments", "inference"),

@@ -246,6 +246,16 @@ def test_runs_on_other_test_images_are_skipped(tmp_path, capsys):
     ]
 
 
+def test_runs_on_validation_images_do_not_say_how_many_test_images_there_are(tmp_path, capsys):
+    leave_results(pair(tmp_path)[0], 80)
+    for rate in ("0.2", "0.02"):
+        tuned = pair(tmp_path, overrides=("OPTIM.LR", rate, "TEST.SPLIT", "val"))[0]
+        leave_results(tuned, 8, 10, split="val", OPTIM__LR=float(rate), TEST__SPLIT="val")
+    _, cells, errors = printed(capsys, tmp_path)
+    assert errors == [] and len(cells) == 4
+    assert [row[2] for row in cells if "split test" in row[1]] == ["80.0 (1) [72.1, 87.9]"]
+
+
 def test_results_without_counts_have_no_interval(tmp_path, capsys):
     for seed in (1, 2):
         path = leave_results(pair(tmp_path, seed=seed)[0], 80) / "results.json"

@@ -159,7 +159,7 @@ def test_all_datasets_are_the_papers_eleven_and_for_transfer_their_source(monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "error: COMMAND: expected plan, run, table, "),
+        ((), "error: COMMAND: expected plan, run, tune, table, "),
         (("tabel",), "got 'tabel'"),
         (("run", "--protocol", "few_shot", "--trainer", "CoOp"), "--dataset"),
         (
