@@ -13,6 +13,7 @@ from trainers.trainer import MethodTrainer
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+INDEXES = sorted((ROOT / "docs").rglob("index.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -39,13 +40,17 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(place), target
 
 
-def test_the_index_has_every_page():
-    index = ROOT / "docs" / "index.md"
+@pytest.mark.parametrize("index", INDEXES, ids=lambda index: index.parent.name)
+def test_an_index_has_every_page_of_its_folder_and_every_index_below(index):
     linked = {
         (index.parent / target.partition("#")[0]).resolve()
         for target in re.findall(r"\]\(([^)]+)\)", prose(index))
     }
-    assert {page for page in PAGES if page.is_relative_to(index.parent)} - linked == {index}
+    expected = {*index.parent.glob("*.md"), *index.parent.glob("*/index.md")} - {index}
+    assert expected <= linked
+    assert {path.parent for path in index.parent.glob("*/*.md")} == {
+        path.parent for path in index.parent.glob("*/index.md")
+    }
 
 
 def test_the_site_has_every_page():
@@ -73,5 +78,5 @@ def test_readme_is_short_and_its_methods_are_all_there_are():
         if issubclass(TRAINER_REGISTRY.get(name), MethodTrainer)
     }
     assert methods - named == {"StandardizedCLIP"}  # a control, and no method of the field
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
     assert methods <= set(re.findall(r"`(\w+)`", page))
