@@ -98,11 +98,13 @@ class DePT(Method):
                 f"TRAINER.DEPT.BASE: expected a method of layers that is trained in ordinary "
                 f"steps, one of {', '.join(known)}, got {shown(name)}"
             )
-        return wrapped(cls, name, known[name])
+        return wrapped(cls, name)  # type: ignore[arg-type]
 
     def __new__(cls, cfg: Any = None, *args: Any, **kwargs: Any) -> DePT:
         """Make one of DePT and the base; a copy, which gets no config, is of its own class."""
-        return super().__new__(cls if cls.wraps else cls.of_config(cfg))
+        kind: Any = cls if cls.wraps else cls.of_config(cfg)
+        made: DePT = super().__new__(kind)
+        return made
 
     def build(self, cfg: Any, class_names: Sequence[str]) -> None:
         super().build(cfg, class_names)
@@ -198,8 +200,9 @@ class DePT(Method):
 
 
 @cache
-def wrapped(wrapper: type[DePT], name: str, base: type[Method]) -> type[DePT]:
+def wrapped(wrapper: Any, name: str) -> type[DePT]:
     """Return the class of a wrapper around a base; its checkpoints are of the whole method."""
+    base = TRAINER_REGISTRY.get(name).method
     attributes = {
         "wraps": (name,),
         "config_node": base.config_node,

@@ -109,8 +109,9 @@ def method_of(cfg: Any) -> type[Method] | None:
     """Return the method that serves a config; None for an unknown name or another trainer's."""
     name = cfg.TRAINER.NAME
     trainer = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
-    is_ours = trainer is not None and issubclass(trainer, MethodTrainer)
-    return trainer.method.of_config(cfg) if is_ours else None
+    if trainer is None or not issubclass(trainer, MethodTrainer):
+        return None
+    return trainer.method.of_config(cfg)
 
 
 def follow_wrapped(cfg: Any) -> None:
