@@ -71,9 +71,10 @@ def pairs_of(method: str, arguments: argparse.Namespace) -> list[tuple[Job, Job]
 def precision_of(one: Run) -> str:
     """Return what a finished run computed in; runs of earlier versions have only the setting."""
     results = one.results()
+    if "precision" in results:
+        return str(results["precision"])
     method = TRAINER_REGISTRY.get(one.trainer).method.of_config(results["config"])
-    node = results["config"]["TRAINER"][method.config_node]
-    return str(results.get("precision") or node["PREC"])
+    return str(results["config"]["TRAINER"][method.config_node]["PREC"])
 
 
 def compared(method: str, pairs: Sequence[tuple[Job, Job]]) -> list[tuple[str, ...]]:
