@@ -516,9 +516,8 @@ class MethodTrainer(TrainerX):
 
     def compare_settings(self, directory: str) -> None:
         """Warn where the run in a folder had another backbone, or other settings of the method."""
-        names = (self.cfg.TRAINER.NAME, *self.method.wraps)
-        nodes = [TRAINER_REGISTRY.get(name).method.config_node for name in names]
-        found = model_difference(directory, self._config, *nodes)
+        own, wrapped = type(self).method.config_node, self.method.config_node  # the same, mostly
+        found = model_difference(directory, self._config, own, wrapped)
         if found is not None:
             key, before, now = found
             log.warning(f"{key}: the run in '{directory}' had {before!r}, got {now!r}")
