@@ -85,7 +85,7 @@ def setup_cfg(args: argparse.Namespace) -> Any:
     import datasets  # noqa: F401
     import trainers  # noqa: F401
     from dassl.config import get_cfg_default, merge_from_file, merge_from_list, set_key
-    from trainers.trainer import follow_backbone, resolve_precision
+    from trainers.trainer import follow_backbone, follow_wrapped, resolve_precision
 
     cfg = get_cfg_default(chosen_trainer(args))
     for path in (args.dataset_config_file, args.config_file):
@@ -107,6 +107,7 @@ def setup_cfg(args: argparse.Namespace) -> Any:
         if value not in (None, ""):
             set_key(cfg, key, value)
     merge_from_list(cfg, args.opts)
+    follow_wrapped(cfg)
     follow_backbone(cfg)
     cfg.freeze()
     return resolve_precision(cfg)
@@ -115,12 +116,14 @@ def setup_cfg(args: argparse.Namespace) -> Any:
 def check_options(args: argparse.Namespace, cfg: Any) -> None:
     """Raise ``UserError`` for options without effect, and folders to read that do not exist."""
     from dassl.config.defaults import declared, trainers_with_keys
+    from dassl.engine.build import wrapped_by
 
     name = cfg.TRAINER.NAME
+    known = {key for owner in (name, *wrapped_by(cfg)) for key in declared(owner)}
     for key, value in zip(args.opts[::2], args.opts[1::2], strict=True):
         # files may set what several methods read, each its own
         is_trainers = key.startswith("TRAINER.") and name in trainers_with_keys()
-        if is_trainers and key not in declared(name):
+        if is_trainers and key not in known:
             raise UserError(f"{key}: expected no value, as {name} does not read it, got {value}")
     for name, folder in (("--resume", cfg.RESUME), ("--model-dir", args.model_dir)):
         if folder and not os.path.isdir(folder):

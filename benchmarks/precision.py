@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import trainers  # noqa: F401  (registers the methods)
 from dassl.command import Parser, run, say
+from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.optimize import PRECISIONS
 from dassl.errors import UserError
@@ -52,7 +53,8 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def pairs_of(method: str, arguments: argparse.Namespace) -> list[tuple[Job, Job]]:
     """List the jobs of a method in fp32 and in the other precision, for each dataset and seed."""
-    key = f"TRAINER.{TRAINER_REGISTRY.get(method).method.config_node}.PREC"
+    kind = TRAINER_REGISTRY.get(method).method.of_config(get_cfg_default(method))
+    key = f"TRAINER.{kind.config_node}.PREC"
     pairs = []
     for dataset in arguments.datasets:
         for seed in arguments.seeds:
@@ -69,8 +71,10 @@ def pairs_of(method: str, arguments: argparse.Namespace) -> list[tuple[Job, Job]
 def precision_of(one: Run) -> str:
     """Return what a finished run computed in; runs of earlier versions have only the setting."""
     results = one.results()
-    node = TRAINER_REGISTRY.get(one.trainer).method.config_node
-    return str(results.get("precision") or results["config"]["TRAINER"][node]["PREC"])
+    if "precision" in results:
+        return str(results["precision"])
+    method = TRAINER_REGISTRY.get(one.trainer).method.of_config(results["config"])
+    return str(results["config"]["TRAINER"][method.config_node]["PREC"])
 
 
 def compared(method: str, pairs: Sequence[tuple[Job, Job]]) -> list[tuple[str, ...]]:

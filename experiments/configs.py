@@ -116,6 +116,7 @@ PAPERS: dict[str, tuple[Rule, ...]] = {
         Rule("vit_b16"),
     ),
     "CLIPLoRA": (Rule("vit_b16"),),
+    "DePT": (Rule("vit_b16_c2_ep10_batch4_2ctx"),),
     "CoPrompt": (
         *(Rule(f"vit_b16_randaug_{dataset}", datasets=(dataset,)) for dataset in PUBLIC),
         Rule("vit_b16_c2_ep5_batch4_2ctx_randaug"),

@@ -38,7 +38,7 @@ def method_of(config: Mapping[str, Any], place: str) -> type[Method]:
     trainer = TRAINER_REGISTRY.get(name)
     if not issubclass(trainer, MethodTrainer):
         raise UserError(f"TRAINER.NAME in '{place}': expected a method of ours, got '{name}'")
-    return trainer.method
+    return trainer.method.of_config(config)
 
 
 def part_of(config: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -49,7 +49,8 @@ def part_of(config: Mapping[str, Any], place: str) -> dict[str, Any]:
     """
     method = method_of(config, place)
     sections: dict[str, set[str]] = {"TRAINER": {"NAME"}, "MODEL": {"BACKBONE"}}
-    for key in declared(method.__name__).keys() - declared().keys():
+    owners = (method.__name__, *method.wraps)
+    for key in {key for owner in owners for key in declared(owner)} - declared().keys():
         section, name, *_ = key.split(".")
         sections.setdefault(section, set()).add(name)
     sections |= {"DATASET": set(OF_DATASET), "INPUT": set(), "OPTIM": set()}  # the last two whole
@@ -72,8 +73,9 @@ def settings_of(part: dict[str, Any], place: str) -> Any:
     name = method.__name__
     cfg = get_cfg_default(name)
     merge_from_dict(cfg, part, place)
-    for section in (f"TRAINER.{method.config_node}.", "INPUT.", "MODEL."):
-        check_domains(cfg, name, section)
+    for owner in (name, *method.wraps):
+        for section in ("TRAINER.", "INPUT.", "MODEL."):
+            check_domains(cfg, owner, section)
     cfg.VERBOSE = False
     cfg.freeze()
     return cfg

@@ -32,6 +32,7 @@ FREE_TEXT = {
     "DATALOADER.FEATURES_DIR",
     *("MODEL.BACKBONE.NAME", "TEACHER_NAME", "DESCRIPTIONS"),  # names, or files
     *("CTX_INIT", "TEXT_CTX_INIT"),  # words
+    "BASE",  # a method, which is known once all are registered
     # what only public files read
     *("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS", "DATASET.CIFAR_C_TYPE"),
     *("MODEL.HEAD.NAME", "MODEL.HEAD.ACTIVATION", "OPTIM.NEW_LAYERS"),

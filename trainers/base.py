@@ -86,6 +86,7 @@ class Method(nn.Module):
         fit: what replaces the epochs where there are none: ``fit(train, val)`` gets loaders of the
             training images and of the validation images (or None), both in the test transform.
         fits_augmented: the training images of ``fit`` are augmented, anew in each pass over them.
+        wraps: names of other methods whose config keys it reads, too.
     """
 
     config_node: str
@@ -100,6 +101,7 @@ class Method(nn.Module):
     public_files: tuple[str, ...] = ()
     fit: Callable[..., None] | None = None
     fits_augmented = False
+    wraps: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -124,6 +126,11 @@ class Method(nn.Module):
         self.set_classes(class_names)
 
     # What a method defines ---------------------------------------------------------------------
+
+    @classmethod
+    def of_config(cls, config: Any) -> type[Method]:
+        """Return the class that serves a config, of which a wrapper's base may depend on it."""
+        return cls
 
     @classmethod
     def check_settings(cls, settings: Any, clip_model: CLIP) -> None:

@@ -6,6 +6,9 @@ import math
 import os.path as osp
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from functools import reduce
+from operator import getitem
 from typing import Any, TypeVar
 
 import torch
@@ -48,13 +51,14 @@ TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
 
 
 def register_method(
-    node: str, PREC: str = "fp16", **defaults: Any
+    node: str, PREC: str | None = "fp16", **defaults: Any
 ) -> Callable[[AnyMethod], AnyMethod]:
     """Register a ``Method`` as the trainer of its name; a decorator.
 
     Args:
         node: its settings are ``TRAINER.<node>``, a node that several methods may share.
-        PREC: default of that key, the type that the method computes in.
+        PREC: default of that key, the type that the method computes in; None: there is no such
+            key, as the method that it wraps has one.
         defaults: its other keys, with their domains (``dassl.config.domains``) or plain defaults.
     """
 
@@ -62,8 +66,8 @@ def register_method(
         method.config_node = node
         name = method.__name__
         about = "type to compute in; amp: autocast to fp16; auto: bf16, fp16 or fp32, by the device"
-        types = Choice(PREC, *PRECISIONS, help=about)
-        register_defaults(f"TRAINER.{node}", {"PREC": types, **defaults}, trainer=name)
+        types = {} if PREC is None else {"PREC": Choice(PREC, *PRECISIONS, help=about)}
+        register_defaults(f"TRAINER.{node}", {**types, **defaults}, trainer=name)
         attributes = {"method": method, "__doc__": method.__doc__, "__module__": method.__module__}
         TRAINER_REGISTRY.register(type(name, (MethodTrainer,), attributes))
         return method
@@ -102,10 +106,21 @@ def input_of(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def method_of(cfg: Any) -> type[Method] | None:
-    """Return the method that a config names; None for an unknown name or another trainer's."""
+    """Return the method that serves a config; None for an unknown name or another trainer's."""
     name = cfg.TRAINER.NAME
     trainer = TRAINER_REGISTRY.get(name) if name in TRAINER_REGISTRY.registered_names() else None
-    return trainer.method if trainer and issubclass(trainer, MethodTrainer) else None
+    if trainer is None or not issubclass(trainer, MethodTrainer):
+        return None
+    return trainer.method.of_config(cfg)
+
+
+def follow_wrapped(cfg: Any) -> None:
+    """Let the keys of a wrapped method that nobody set have its own defaults, in place."""
+    method = method_of(cfg)
+    for name in method.wraps if method is not None else ():
+        for key in declared(name).keys() - declared().keys() - set_keys(cfg):
+            *nodes, leaf = key.split(".")
+            reduce(getitem, nodes, cfg)[leaf] = deepcopy(declared(name)[key].default)
 
 
 def follow_backbone(cfg: Any) -> None:
@@ -160,17 +175,25 @@ class MethodTrainer(TrainerX):
     step_graph: StepGraph | None = None
 
     def __init__(self, cfg: Any) -> None:
+        self.method = self.method.of_config(cfg)
         super().__init__(resolve_precision(cfg))
 
     @classmethod
     def tests_other_classes(cls, cfg: Any) -> bool:
         """Return whether TEST.SUBSAMPLE_CLASSES may differ from DATASET.SUBSAMPLE_CLASSES."""
-        return not cls.method.bound_to_classes(cfg.TRAINER[cls.method.config_node])
+        method = cls.method.of_config(cfg)
+        return not method.bound_to_classes(cfg.TRAINER[method.config_node])
 
     @classmethod
     def splits_batches(cls, cfg: Any) -> bool:
         """Return whether OPTIM.ACCUMULATE may be above 1."""
-        return cls.method.fit is None and not cls.method.needs_whole_batch(cfg)
+        method = cls.method.of_config(cfg)
+        return method.fit is None and not method.needs_whole_batch(cfg)
+
+    @classmethod
+    def wraps(cls, cfg: Any) -> tuple[str, ...]:
+        """Name other trainers whose config keys are read, too."""
+        return cls.method.of_config(cfg).wraps
 
     def check_cfg(self, cfg: Any) -> None:
         """Find everything that can be found wrong before any data is touched."""
@@ -493,7 +516,8 @@ class MethodTrainer(TrainerX):
 
     def compare_settings(self, directory: str) -> None:
         """Warn where the run in a folder had another backbone, or other settings of the method."""
-        found = model_difference(directory, self._config, self.method.config_node)
+        own, wrapped = type(self).method.config_node, self.method.config_node  # the same, mostly
+        found = model_difference(directory, self._config, own, wrapped)
         if found is not None:
             key, before, now = found
             log.warning(f"{key}: the run in '{directory}' had {before!r}, got {now!r}")

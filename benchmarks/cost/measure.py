@@ -114,7 +114,8 @@ def left_out(cell: Cell) -> list[str]:
 
 def settings_of(cfg: Any) -> Any:
     """Return the settings of the config's own method."""
-    return cfg.TRAINER[TRAINER_REGISTRY.get(cfg.TRAINER.NAME).method.config_node]
+    method = TRAINER_REGISTRY.get(cfg.TRAINER.NAME).method.of_config(cfg)
+    return cfg.TRAINER[method.config_node]
 
 
 def prompt_keys(settings: Any) -> list[str]:

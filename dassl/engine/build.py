@@ -29,6 +29,8 @@ def check_cfg(cfg: CfgNode) -> None:
     """
     check_domains(cfg, cfg.TRAINER.NAME)
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    for name in wrapped_by(cfg):
+        check_domains(cfg, name, "TRAINER.")
     if distributed.count() > 1 and not getattr(trainer, "in_processes", False):
         raise UserError(
             f"TRAINER.NAME: expected a method that trains in several processes, got "
@@ -83,6 +85,12 @@ def check_cfg(cfg: CfgNode) -> None:
                 )
     chosen_recorders(cfg, trainer)
     check_tracker(cfg)
+
+
+def wrapped_by(cfg: CfgNode) -> tuple[str, ...]:
+    """Name the trainers that a config's trainer wraps, whose config keys are read, too."""
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    return trainer.wraps(cfg) if hasattr(trainer, "wraps") else ()
 
 
 def _does(trainer: type, what: str, cfg: CfgNode) -> bool:

@@ -171,14 +171,14 @@ def _difference_in(
 
 
 def model_difference(
-    folder: str, config: dict[str, Any], method: str
+    folder: str, config: dict[str, Any], *nodes: str
 ) -> tuple[str, Any, Any] | None:
     """Find in what a model that is loaded from a run's folder had other settings there.
 
     Args:
         folder: of the run; nothing is found in one without a whole config.yaml.
         config: the present one, as nested plain dicts.
-        method: name of the node of TRAINER with the method's settings.
+        nodes: names of the nodes of TRAINER with the method's settings.
 
     Returns:
         The key of the trainer, the backbone or a setting, with its old and its new value, or None.
@@ -187,7 +187,8 @@ def model_difference(
         kept = read_config(folder) or {}
     except UserError:
         return None
-    parts = (("TRAINER", "NAME"), ("MODEL", "BACKBONE"), ("TRAINER", method))
+    settings = (("TRAINER", node) for node in nodes)
+    parts = (("TRAINER", "NAME"), ("MODEL", "BACKBONE"), *settings)
     return _difference_in(parts, kept, config)
 
 

@@ -117,7 +117,7 @@ def test_no_file_is_another_s_copy_and_together_they_are_short():
     texts = [path.read_text(encoding="utf-8") for path in TRAINERS.rglob("*.yaml")]
     assert len(set(texts)) == len(FILES)
     lines = [line.strip() for text in texts for line in text.splitlines()]
-    assert len([line for line in lines if line and not line.startswith("#")]) <= 1000
+    assert len([line for line in lines if line and not line.startswith("#")]) <= 1050
 
 
 def test_every_file_is_stored():

@@ -117,7 +117,10 @@ def points(folder) -> list[tuple[int, float]]:
     return [(x.step, x.value) for x in EventAccumulator(str(folder)).Reload().Scalars("loss")]
 
 
-def test_curves_are_on_the_disk_at_once_and_cut_where_a_run_resumes(tmp_path):
+def test_curves_are_on_the_disk_at_once_and_cut_where_a_run_resumes(tmp_path, monkeypatch):
+    # files of one second are read in the order of their numbers as text, in which 10 precedes 9
+    numbers = "tensorboard.summary.writer.event_file_writer._global_uid.get"
+    monkeypatch.setattr(numbers, iter((1, 2)).__next__)
     writer = run_folder.open_tensorboard(str(tmp_path), None)
     for step in range(3):
         writer.add_scalar("loss", step / 2, step)

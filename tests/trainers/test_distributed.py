@@ -39,7 +39,7 @@ SLOW = [
     "PromptSRC",
 ]
 SLOW += ["CoPrompt", "MMA", "CLIPLoRA", "HiCroPL", "HISF", "ProMPT", "LinearProbe"]
-SLOW += ["TipAdapter", "TipAdapterF", "CLIPAdapter", "TaskRes", "LPpp", "ProGrad", "MMRL"]
+SLOW += ["TipAdapter", "TipAdapterF", "CLIPAdapter", "TaskRes", "LPpp", "ProGrad", "MMRL", "DePT"]
 METHODS += [pytest.param(method, marks=pytest.mark.slow) for method in SLOW]
 # As their own config files have it: Adam with the usual epsilon makes whole steps of rounding where
 # a gradient is zero otherwise, as those of HiCroPL's key biases are.

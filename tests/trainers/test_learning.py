@@ -14,7 +14,7 @@ SHOTS_AND_EPOCHS = {"KgCoOp": (16, 20), "ProMPT": (4, 3)}
 METHODS = ["CoOp", "HiCroPL"]
 # These take longest; `make test` runs only the two above.
 SLOW = ["CoCoOp", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "ProMPT", "HISF"]
-SLOW += ["MetaPrompt", "ProDA", "CLIPAdapter", "TaskRes", "ProGrad", "MMRL"]
+SLOW += ["MetaPrompt", "ProDA", "CLIPAdapter", "TaskRes", "ProGrad", "MMRL", "DePT"]
 METHODS += [pytest.param(method, marks=pytest.mark.slow) for method in SLOW]
 
 

@@ -53,6 +53,7 @@ OPTIONS = {
         *("TRAINER.CoPrompt.DESCRIPTIONS", str(Path(__file__).with_name("toy_descriptions.json"))),
     ],
     "MaPLe": ["TRAINER.MAPLE.PROMPT_DEPTH", "3"],
+    "DePT": ["TRAINER.MAPLE.PROMPT_DEPTH", "3"],
     "IVLP": ["TRAINER.IVLP.PROMPT_DEPTH_VISION", "3", "TRAINER.IVLP.PROMPT_DEPTH_TEXT", "3"],
     "ProMPT": ["TRAINER.PROMPT.PROMPT_DEPTH_VISION", "3", "TRAINER.PROMPT.N_CTX_VISION", "2"],
     "HISF": ["TRAINER.HISF.FUSION_LAYERS", "(1, 3)"],
@@ -91,6 +92,7 @@ NODES = {
     "TCP": "COOP",
     "MMA": "MMADAPTER",
     "CoPrompt": "CoPrompt",
+    "DePT": "MAPLE",
     "ProVP": "COOP",
 }  # config nodes with a name other than the trainer's
 CHECKPOINT = {
@@ -102,6 +104,7 @@ CHECKPOINT = {
     "LAMM": "prompt_learner",
     "VPT": "prompt_learner",
     "MaPLe": "MultiModalPromptLearner",
+    "DePT": "MultiModalPromptLearner",
     "IVLP": "VLPromptLearner",
     "PromptSRC": "VLPromptLearner",
     "HiCroPL": "VLPromptLearner",

@@ -1,0 +1,4 @@
+#!/bin/sh
+# DePT, base-to-novel: test on the novel classes. Arguments: DATASET SEED
+# Environment variables (DATA, CFG, SHOTS and others): see experiments/script.py.
+CDPATH= cd "$(dirname "$0")/../.." && exec "${PYTHON:-$(PATH=.venv/bin:$PATH; command -v python || command -v python3)}" -m experiments script DePT test_new "$0" "$OLDPWD" "$@"
