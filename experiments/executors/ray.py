@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -45,7 +46,7 @@ class Ray(Executor):
             ray.init(
                 address=address or None,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 runtime_env={"env_vars": {"PYTHONPATH": folder}},
             )
         except (ConnectionError, ValueError) as error:
