@@ -29,7 +29,7 @@ class _EventFile:
         mkdir_if_missing(folder)
         # TensorBoard reads the files of a folder in the order of their names
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}"
-        self.path = os.path.join(folder, f"{name}.{os.getpid()}.{next(_numbers)}")
+        self.path = os.path.join(folder, f"{name}.{os.getpid()}.{next(_numbers):06d}")
         with writing(f"'{self.path}'"):
             self._file = open(self.path, "wb")
         self._records = RecordWriter(self._file)

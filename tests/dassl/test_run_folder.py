@@ -1,4 +1,5 @@
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from dassl.engine import run_folder, same_run
+from dassl.engine import curves, run_folder, same_run
 from dassl.errors import UserError
 
 needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
@@ -118,9 +119,7 @@ def points(folder) -> list[tuple[int, float]]:
 
 
 def test_curves_are_on_the_disk_at_once_and_cut_where_a_run_resumes(tmp_path, monkeypatch):
-    # files of one second are read in the order of their numbers as text, in which 10 precedes 9
-    numbers = "tensorboard.summary.writer.event_file_writer._global_uid.get"
-    monkeypatch.setattr(numbers, iter((1, 2)).__next__)
+    monkeypatch.setattr(curves, "_numbers", itertools.count(9))  # names are compared as text
     writer = run_folder.open_tensorboard(str(tmp_path), None)
     for step in range(3):
         writer.add_scalar("loss", step / 2, step)
