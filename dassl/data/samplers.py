@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSam
 from dassl import distributed
 from dassl.data.datasets import Datum
 from dassl.errors import UserError, check_choice
+from dassl.utils.tools import keep_random
 
 SAMPLERS = (
     "RandomSampler",
@@ -42,9 +43,8 @@ class _DrawnSampler(Sampler[int]):
 
     def count(self) -> None:
         """Set the length; the draws do not disturb the caller's."""
-        state = random.getstate()
-        self.length = len(self.draw())
-        random.setstate(state)
+        with keep_random():
+            self.length = len(self.draw())
 
     def __iter__(self) -> Iterator[int]:
         order = self.draw()

@@ -13,6 +13,7 @@ from dassl.engine.progress import shows_bar
 from dassl.engine.recorders import Recorder
 from dassl.evaluation import EvaluatorBase, check_logits
 from dassl.utils.logger import log
+from dassl.utils.tools import keep_random
 
 Outputs = Iterator[tuple[Any, Tensor, Tensor]]  # batches, their labels (n,) and model outputs
 
@@ -55,7 +56,8 @@ def evaluate(
         evaluator.process(output, label)
         for recorder in recorders:
             recorder.batch(batch, output)
-    return distributed.from_first(evaluator.evaluate)
+    with keep_random():  # metrics import scikit-learn
+        return distributed.from_first(evaluator.evaluate)
 
 
 def _outputs(

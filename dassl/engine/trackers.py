@@ -11,12 +11,14 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from yacs.config import CfgNode
 
 from dassl.errors import UserError
 from dassl.utils.logger import log
+from dassl.utils.tools import keep_random
 
 PROJECT = "clip-prompt-learning"  # unless a variable of the tracker's names another
 # Else the packages report their use or their faults to their makers.
@@ -135,12 +137,11 @@ def package_of(tracker: str) -> Any:
     Raises:
         UserError: it is not installed.
     """
+    package = None
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
-    try:
+    with suppress(ImportError), keep_random():
         package = importlib.import_module(tracker)
-    except ImportError:
-        package = None
     if getattr(package, "__file__", None) is None:  # a folder of that name is no package
         hint = f"pip install -e '.[{tracker}]'"
         raise UserError(f"TRACKER: expected the package {tracker} ({hint}), got none")
@@ -217,7 +218,8 @@ def tracked(writer: Any, config: dict[str, Any], folder: str) -> Any:
     number = hashlib.sha256(first.encode()).hexdigest()[:8]
     name = f"{config['TRAINER']['NAME']}-{config['DATASET']['NAME']}-seed{config['SEED']}-{number}"
     try:
-        tracker = TRACKERS[chosen](package_of(chosen), name, config, folder)
+        with keep_random():
+            tracker = TRACKERS[chosen](package_of(chosen), name, config, folder)
     except Exception as error:  # each package has its own
         writer.close()
         raise UserError(

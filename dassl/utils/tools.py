@@ -165,6 +165,16 @@ def set_random_seed(seed: int) -> None:
     torch.cuda.manual_seed_all(seed)
 
 
+@contextmanager
+def keep_random() -> Iterator[None]:
+    """Restore the state of Python's generator afterward: a package may draw when it is imported."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 class ImageError(UserError):
     """An image that cannot be read, or that is not to be read."""
 

@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.errors import UserError
 from dassl.utils import log
+from dassl.utils.tools import keep_random
 
 from ..common import SPLITS, Splits, read_split, save_split
 from .drawing import Look, Picture, Random, Sprite, paint, random_state
@@ -56,7 +57,8 @@ class EmbeddedDataset(DatasetBase):
         self.image_dir = os.path.join(self.dataset_dir, "images")
         self.split_path = os.path.join(self.dataset_dir, self._split_name())
         if not os.path.isdir(self.dataset_dir):
-            self._draw(root)
+            with keep_random():  # few-shot samples are the same whether it was drawn before or not
+                self._draw(root)
         train, val, test = self._read_split()
         super().__init__(train_x=train or None, val=val, test=test, cfg=cfg)
 

@@ -155,6 +155,19 @@ def test_same_pixels_in_two_roots(
         ]
 
 
+def test_drawing_does_not_disturb_what_is_sampled_behind_it(tmp_path: Path, monkeypatch) -> None:
+    """Expect it even where a package draws a random number when it is first imported."""
+    examples = ThreeColours.examples
+    drawing = staticmethod(lambda: [random.random(), *examples()][1:])
+    monkeypatch.setattr(ThreeColours, "examples", drawing)
+    found = []
+    for _ in range(2):
+        set_random_seed(1)
+        build_dataset(config("ThreeColours", tmp_path))
+        found.append(random.getstate())
+    assert found[0] == found[1]
+
+
 def test_pictures_of_a_class_differ(root: Path) -> None:
     for name in ("Shapes", "Glyphs"):
         dataset = build_dataset(config(name, root))
