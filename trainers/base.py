@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -353,6 +354,7 @@ class Method(nn.Module):
         """
         self.class_names = [name.replace("_", " ") for name in class_names]
         self.kept = None
+        self.__dict__.pop("frozen_text", None)  # that of other classes
         try:
             tokens = self.tokenize_classes(self.class_names)
         except UserError:
@@ -444,6 +446,18 @@ class Method(nn.Module):
         return self.frozen_text_features(
             [[template.format(name) for template in templates] for name in self.class_names]
         )
+
+    def compute_frozen_text(self) -> Tensor:
+        """Return what ``frozen_text`` is; by default features of the dataset's first template."""
+        return self.template_features(self.templates[:1])
+
+    @cached_property
+    def frozen_text(self) -> Tensor:
+        """Unit features (K, d) of the classes by the frozen tower, computed when first asked for.
+
+        Only training asks in most methods, so an evaluation does not compute them.
+        """
+        return self.compute_frozen_text()
 
     @torch.no_grad()
     def ensemble_features(self) -> Tensor:

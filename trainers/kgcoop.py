@@ -3,8 +3,6 @@ CVPR 2023)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from dassl.config.domains import Float
@@ -22,17 +20,6 @@ class KgCoOp(CoOp):
 
     Settings are CoOp's and ``W``, as in the public code.
     """
-
-    def set_classes(self, class_names: Sequence[str]) -> None:
-        super().set_classes(class_names)
-        self._frozen_text: Tensor | None = None
-
-    @property
-    def frozen_text(self) -> Tensor:
-        """Unit features (K, d) of the first template, computed when training first asks."""
-        if self._frozen_text is None:
-            self._frozen_text = self.template_features(self.templates[:1])
-        return self._frozen_text
 
     def losses(self, features: Features, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return cross-entropy and W times the mean of 1 - cos(learned, frozen) over the classes.

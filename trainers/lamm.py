@@ -87,7 +87,6 @@ class LAMM(Method):
     def set_classes(self, class_names: Sequence[str]) -> None:
         index = trained_rows(class_names, self.trained_names).to(self.device)
         self.trained, self.rows = index.unbind(dim=1)  # classes, and their rows
-        self._frozen_text: Tensor | None = None
         super().set_classes(class_names)
 
     def tokenize_classes(self, class_names: Sequence[str]) -> list[PromptTokens]:
@@ -140,13 +139,10 @@ class LAMM(Method):
 
     # What is computed ----------------------------------------------------------------------------
 
-    @property
-    def frozen_text(self) -> Tensor:
-        """Unit features (K, d) of the class names in the words, computed when first asked for."""
-        if self._frozen_text is None:
-            with torch.no_grad():
-                self._frozen_text = self.encode_text((), self.tokens[0])
-        return self._frozen_text
+    @torch.no_grad()
+    def compute_frozen_text(self) -> Tensor:
+        """Return unit features (K, d) of the class names in the words."""
+        return self.encode_text((), self.tokens[0])
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         return Towers(text=[self.prompt_learner.token_classes[self.rows]])

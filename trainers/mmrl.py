@@ -96,17 +96,9 @@ class MMRL(Method):
 
     def set_classes(self, class_names: Sequence[str]) -> None:
         super().set_classes(class_names)
-        self._frozen_text: Tensor | None = None
         trained = trained_rows(class_names, self.trained_names)[:, 0]
         share = torch.zeros(len(class_names)).index_fill(0, trained, 1 - self.settings.ALPHA)
         self.second_share = share.to(self.device)  # of f_r in the logits (K,)
-
-    @property
-    def frozen_text(self) -> Tensor:
-        """Unit features (K, d) of the first template, computed when training first asks."""
-        if self._frozen_text is None:
-            self._frozen_text = self.template_features(self.templates[:1])
-        return self._frozen_text
 
     def layers(self, condition: Tensor | None = None) -> Towers:
         learner, layers = self.representation_learner, self.settings.REP_LAYERS

@@ -77,17 +77,9 @@ class ProGrad(CoOp):
         whole = " ".join([*["X"] * missing, words])
         return Context(whole, n_prompts, F.pad(init, (0, 0, missing, 0)))
 
-    def set_classes(self, class_names: Sequence[str]) -> None:
-        super().set_classes(class_names)
-        self._frozen_text: Tensor | None = None
-
-    @property
-    def frozen_text(self) -> Tensor:
-        """Unit features (K, d) of the template's words before the class, when first asked for."""
-        if self._frozen_text is None:
-            words = words_of(self.templates[0])
-            self._frozen_text = self.template_features([f"{words} {{}}.".lstrip()])
-        return self._frozen_text
+    def compute_frozen_text(self) -> Tensor:
+        """Return unit features (K, d) of the template's words before the class."""
+        return self.template_features([f"{words_of(self.templates[0])} {{}}.".lstrip()])
 
     def losses(self, features: Features, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the cross-entropy and the distance, which ``step`` treats one by one."""

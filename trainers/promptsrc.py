@@ -42,16 +42,9 @@ class PromptSRC(IVLP):
         super().build(cfg, class_names)
         self.aggregate: dict[str, Tensor] = {}
 
-    def set_classes(self, class_names: Sequence[str]) -> None:
-        super().set_classes(class_names)
-        self._frozen_text: Tensor | None = None
-
-    @property
-    def frozen_text(self) -> Tensor:
-        """Unit features (K, d), computed when training first asks: 60 texts for each class."""
-        if self._frozen_text is None:
-            self._frozen_text = self.ensemble_features()
-        return self._frozen_text
+    def compute_frozen_text(self) -> Tensor:
+        """Return unit features (K, d) of 60 texts for each class."""
+        return self.ensemble_features()
 
     def image_features(self, batch: Batch, towers: Towers) -> Features:
         """Add ``frozen_image``, plain CLIP's features of the same view, in training."""

@@ -43,22 +43,12 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import machine_fault
 from dassl.optim import build_optimizer
 from experiments.configs import CONFIGS, config_of
+from experiments.method_pages import VIT_B16
 from experiments.protocols import BASE2NEW
 from trainers.base import Method
 from trainers.features import Images, View, unit_features
 
 ROOT = Path(__file__).parents[2]
-VIT_B16 = CLIPConfig(
-    embed_dim=512,
-    image_resolution=224,
-    vision_layers=12,
-    vision_width=768,
-    vision_patch_size=16,
-    context_length=77,
-    vocab_size=49408,
-    text_width=512,
-    text_layers=12,
-)
 SMALL = replace(
     VIT_B16, embed_dim=64, image_resolution=32, vision_width=64, text_width=64, head_width=16
 )
