@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-ROOMS = ("dassl", "clip", "trainers", "datasets", "experiments", "inference")
+ROOMS = ("configs", "dassl", "clip", "trainers", "datasets", "experiments", "inference")
 
 # What some commands of inference/ and experiments/ need, and nothing else does; only the locked
 # versions have been tried.

@@ -16,13 +16,13 @@ import sys
 from collections.abc import Sequence
 
 import trainers  # noqa: F401  (registers the methods)
+from configs.choice import EMBEDDED_SOURCE
+from configs.protocols import BASE2NEW, CROSS_DATASET
 from dassl.command import Parser, run, say
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.optimize import PRECISIONS
 from dassl.errors import UserError
-from experiments.configs import EMBEDDED_SOURCE
-from experiments.protocols import BASE2NEW, CROSS_DATASET
 from experiments.runs import Job, Run, runs_of
 from experiments.sweep import check_folders, run_all
 from experiments.table import (

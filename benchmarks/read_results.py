@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.choice import PUBLIC
+from configs.protocols import PROTOCOLS
 from dassl.command import Parser, number, run, say
-from experiments.configs import PUBLIC
 from experiments.found import dataset_names
-from experiments.protocols import PROTOCOLS
 from experiments.runs import Run, runs_of
 from experiments.table import known_methods
 

@@ -44,8 +44,8 @@ def make_checkout(folder: Path) -> None:
 
 def measured(count: int, jobs: int) -> tuple[str, ...]:
     """Return the row of a sweep of so many runs."""
+    from configs.protocols import BASE2NEW
     from experiments.executors.local import Local
-    from experiments.protocols import BASE2NEW
     from experiments.runs import runs_of
     from experiments.sweep import sweep
 

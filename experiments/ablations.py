@@ -12,12 +12,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from configs.choice import EMBEDDED_SOURCE, is_embedded
+from configs.protocols import Protocol
 from dassl.command import Parser, say
 from dassl.errors import UserError
 from experiments.cells import cell
-from experiments.configs import EMBEDDED_SOURCE, is_embedded
 from experiments.paper_rows import PAPER_COLUMNS, TABLES, Row, Table
-from experiments.protocols import Protocol
 from experiments.runs import Job, Run, runs_of
 from experiments.scores import Scores
 from experiments.sweep import check_folders, run_all

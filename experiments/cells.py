@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from configs.protocols import Protocol
 from experiments.intervals import half_width_of_mean, half_width_over_seeds, propagated
-from experiments.protocols import Protocol
 from experiments.runs import Run
 
 AVERAGE = "average"

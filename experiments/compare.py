@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from configs.choice import EMBEDDED_SOURCE
+from configs.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS
 from dassl.command import Parser, say
 from dassl.errors import UserError, nearest
-from experiments.configs import EMBEDDED_SOURCE
-from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS
 from experiments.runs import Job, Run, runs_of
 from experiments.sweep import check_folders
 from experiments.table import (

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from configs.protocols import Protocol
 from dassl.errors import UserError
 from experiments.bootstrap import Interval, interval_over_seeds, resampled_accuracies
 from experiments.compare import Method, Planned
 from experiments.outcomes import Outcome, Outcomes, check_comparable, check_same_settings
-from experiments.protocols import Protocol
 from experiments.rank_diagram import Panel
 from experiments.runs import Run
 from experiments.significance import (

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from configs.choice import CONFIGS, EMBEDDED_SOURCE, UNTRAINED, is_embedded
+from configs.protocols import TEST_NEW, TEST_TARGET, TRAIN_ALL, TRAIN_BASE
 from dassl.errors import UserError, shown
-from experiments.configs import CONFIGS, EMBEDDED_SOURCE, UNTRAINED, is_embedded
-from experiments.protocols import TEST_NEW, TEST_TARGET, TRAIN_ALL, TRAIN_BASE
 from experiments.runs import RESULTS_FILE, UNTRAINED_FOLDER, Run
 from experiments.views import VALIDATE  # of no protocol's tables, but no foreign run
 

@@ -21,6 +21,8 @@ from torch import Tensor
 import datasets
 import trainers
 from clip import CLIP, CLIPConfig, PromptTokens
+from configs.choice import CONFIGS, config_of
+from configs.protocols import BASE2NEW, PROTOCOLS
 from dassl.command import run
 from dassl.config import get_cfg_default, merge_from_file
 from dassl.config.defaults import declared
@@ -30,8 +32,6 @@ from dassl.json_file import read_json
 from dassl.utils.tools import atomic_write
 from experiments.cells import AVERAGE
 from experiments.config_reference import table as table_of_keys
-from experiments.configs import CONFIGS, config_of
-from experiments.protocols import BASE2NEW, PROTOCOLS
 from experiments.published import ABSENT, printed
 from trainers.base import Method
 from trainers.trainer import MethodTrainer

@@ -14,15 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.cells import AVERAGE
-from experiments.configs import PAPERS
-from experiments.protocols import (
+from configs.choice import PAPERS
+from configs.protocols import (
     BASE2NEW,
     CROSS_DATASET,
     DOMAIN_GENERALIZATION,
     FEW_SHOT,
     Protocol,
 )
+from experiments.cells import AVERAGE
 from experiments.published import ABSENT, printed
 
 

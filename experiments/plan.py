@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+from configs.protocols import BASE2NEW, PROTOCOLS
 from dassl.command import Parser
 from dassl.errors import UserError
-from experiments.protocols import BASE2NEW, PROTOCOLS
 from experiments.runs import runs_of
 from experiments.table import (
     add_setting_arguments,

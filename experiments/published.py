@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from configs.choice import PUBLIC
 from experiments.cells import AVERAGE, Cell, Table, Titled
-from experiments.configs import PUBLIC
 
 DATA = Path(__file__).parent / "data"
 ABSENT = "-"

@@ -8,12 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dassl.errors import UserError
-from experiments.cells import Entry, Titled, tabulate
-from experiments.configs import EMBEDDED, MINI, PAPERS, PUBLIC, TRANSDUCTIVE, config_of
-from experiments.found import Found
-from experiments.intervals import half_width_of_counts
-from experiments.protocols import (
+from configs.choice import EMBEDDED, MINI, PAPERS, PUBLIC, TRANSDUCTIVE, config_of
+from configs.protocols import (
     BASE2NEW,
     CROSS_DATASET,
     DOMAIN_GENERALIZATION,
@@ -23,6 +19,10 @@ from experiments.protocols import (
     TRAIN_ALL,
     Protocol,
 )
+from dassl.errors import UserError
+from experiments.cells import Entry, Titled, tabulate
+from experiments.found import Found
+from experiments.intervals import half_width_of_counts
 from experiments.runs import Run
 
 SHARED = ("backbone", "precision", "split")  # in the caption if all runs agree

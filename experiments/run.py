@@ -17,11 +17,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.choice import PUBLIC
+from configs.protocols import BASE2NEW, PROTOCOLS, Protocol
 from dassl.command import Parser, number, say
 from dassl.errors import UserError
-from experiments.configs import PUBLIC
 from experiments.executors import Executor
-from experiments.protocols import BASE2NEW, PROTOCOLS, Protocol
 from experiments.runs import Job, Run, runs_of
 from experiments.scheduler import command_of
 from experiments.sweep import RETRIES, check_folders, sweep

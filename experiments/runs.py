@@ -12,10 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dassl.config.domains import Float
-from dassl.errors import UserError, shown
-from dassl.json_file import read_json
-from experiments.configs import (
+from configs.choice import (
     CLOSED_SET,
     CONFIGS,
     EMBEDDED_SOURCE,
@@ -23,7 +20,10 @@ from experiments.configs import (
     config_of,
     is_embedded,
 )
-from experiments.protocols import NOVEL_CLASSES, Protocol, Step
+from configs.protocols import NOVEL_CLASSES, Protocol, Step
+from dassl.config.domains import Float
+from dassl.errors import UserError, shown
+from dassl.json_file import read_json
 
 # As in dassl.engine.run_folder, which imports torch: skipping a finished run must not take seconds.
 RESULTS_FILE = "results.json"

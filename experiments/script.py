@@ -27,10 +27,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from configs.choice import EMBEDDED_SOURCE, is_embedded
+from configs.protocols import BASE2NEW, CROSS_DATASET, FEW_SHOT, Protocol
 from dassl.command import say
 from dassl.errors import UserError, escaped
-from experiments.configs import EMBEDDED_SOURCE, is_embedded
-from experiments.protocols import BASE2NEW, CROSS_DATASET, FEW_SHOT, Protocol
 from experiments.runs import Run, runs_of
 
 ZEROSHOT = "zeroshot"

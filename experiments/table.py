@@ -20,12 +20,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from configs.choice import CONFIGS, EMBEDDED_SOURCE
+from configs.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
 from dassl.command import Parser, say
 from dassl.errors import UserError, escaped
 from experiments import cells
 from experiments.cells import Cell, Entry, Table, Titled
-from experiments.configs import CONFIGS, EMBEDDED_SOURCE
-from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS, Protocol
 from experiments.runs import Job, runs_of
 from experiments.scores import Scores
 from experiments.sweep import check_folders, run_all

@@ -27,12 +27,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from configs.choice import UNTRAINED
+from configs.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS
 from dassl.command import Parser, say
 from dassl.errors import UserError, shown
 from dassl.json_file import read_json
 from experiments.cells import Cell, cell
-from experiments.configs import UNTRAINED
-from experiments.protocols import BASE2NEW, FEW_SHOT, PROTOCOLS
 from experiments.run import add_executor_arguments, check_executor, executor_of
 from experiments.runs import Job, Run, check_overrides, runs_of
 from experiments.scores import Scores

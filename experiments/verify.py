@@ -175,9 +175,9 @@ def write_card(path: str, options: Sequence[str], arguments: argparse.Namespace)
     Raises:
         UserError: an option is wrong, or the card cannot be written.
     """
+    from configs.protocols import PROTOCOLS
     from dassl.utils.tools import write_json
     from experiments.found import read_found
-    from experiments.protocols import PROTOCOLS
     from experiments.rows import SHARED, Names
 
     if not Path(path).parent.is_dir() or Path(path).is_dir():

@@ -14,10 +14,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from configs.protocols import BASE2NEW, TEST_NEW, TRAIN_BASE, Protocol, Step
 from dassl.command import Parser, number, say
 from dassl.errors import UserError
 from experiments.cells import cell
-from experiments.protocols import BASE2NEW, TEST_NEW, TRAIN_BASE, Protocol, Step
 from experiments.runs import Job, runs_of
 from experiments.scores import Scores
 from experiments.sweep import check_folders, run_all

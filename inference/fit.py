@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import train
+from configs.choice import CONFIGS, PAPERS, UNTRAINED, config_of
+from configs.protocols import FEW_SHOT
 from dassl.errors import UserError, check_choice, shown
-from experiments.configs import CONFIGS, PAPERS, UNTRAINED, config_of
-from experiments.protocols import FEW_SHOT
 
 HERE = Path(__file__).parents[1] / CONFIGS  # a notebook may be anywhere
 FOLDER = "image_folder"  # dataset of any folder

@@ -12,18 +12,18 @@ ROOT = Path(__file__).parents[1]
 # Each folder, and which of the others it may import.
 ALLOWED = {
     "dassl": (),
+    "configs": ("dassl",),
     "clip": ("dassl.utils",),
     "datasets": ("dassl",),
     "trainers": ("dassl", "clip"),
     "train": ("dassl", "trainers", "datasets"),
-    # which config file a method runs with is data, of one run as of several
-    "inference": (
-        *("dassl", "clip", "trainers", "datasets", "train"),
-        *("experiments.configs", "experiments.protocols"),
-    ),
+    "inference": ("dassl", "clip", "trainers", "datasets", "train", "configs"),
     "predict": ("dassl", "inference"),
-    "experiments": ("dassl", "clip", "trainers", "datasets", "train"),
-    "benchmarks": ("dassl", "clip", "trainers", "datasets", "train", "experiments", "inference"),
+    "experiments": ("dassl", "clip", "trainers", "datasets", "train", "configs"),
+    "benchmarks": (
+        *("dassl", "clip", "trainers", "datasets", "train"),
+        *("configs", "experiments", "inference"),
+    ),
 }
 
 

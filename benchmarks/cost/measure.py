@@ -37,14 +37,14 @@ import trainers.trainer
 from benchmarks import plain
 from benchmarks.cost.cells import MODELS, TEST_BATCH, Cell
 from clip import CLIP, CLIPConfig, tokenize
+from configs.choice import CONFIGS, config_of
+from configs.protocols import BASE2NEW
 from dassl.config import get_cfg_default, merge_from_file, merge_from_list
 from dassl.config.defaults import declared
 from dassl.engine import TRAINER_REGISTRY
 from dassl.errors import machine_fault
 from dassl.optim import build_optimizer
-from experiments.configs import CONFIGS, config_of
 from experiments.method_pages import VIT_B16
-from experiments.protocols import BASE2NEW
 from trainers.base import Method
 from trainers.features import Images, View, unit_features
 

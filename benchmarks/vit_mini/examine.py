@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from configs.protocols import BASE2NEW
 from dassl.command import Parser, run, say
 from dassl.errors import UserError
 from experiments.intervals import mean_and_half_width, mean_difference
-from experiments.protocols import BASE2NEW
 from experiments.published import AVERAGES, Accuracies
 from experiments.runs import Job, Run, runs_of
 from experiments.scores import Scores

@@ -12,6 +12,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
+from configs.protocols import BASE2NEW, FEW_SHOT
 from dassl.engine.run_folder import TENSORBOARD_FOLDER
 from dassl.errors import UserError
 from dassl.evaluation import Predictions, read_predictions
@@ -23,7 +24,6 @@ from experiments.compare import ACCURACY, Method, Planned
 from experiments.comparison import Comparison, ranks_of
 from experiments.found import Found
 from experiments.outcomes import Outcomes
-from experiments.protocols import BASE2NEW, FEW_SHOT
 from experiments.report import figures
 from experiments.report.blocks import Block, Figures, Section, Table
 from experiments.rows import caption

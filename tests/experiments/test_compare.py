@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.protocols import BASE2NEW, DOMAIN_GENERALIZATION, FEW_SHOT, harmonic_mean
 from dassl.evaluation.predictions import PREDICTIONS_FILE, write_predictions
 from experiments import compare
-from experiments.protocols import BASE2NEW, DOMAIN_GENERALIZATION, FEW_SHOT, harmonic_mean
 from experiments.runs import Run, runs_of
 from tests.experiments.finished import leave
 

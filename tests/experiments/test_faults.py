@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from configs.protocols import BASE2NEW
 from dassl.engine.run_folder import holder
 from experiments import table
-from experiments.protocols import BASE2NEW
 from experiments.runs import runs_of
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from configs.protocols import BASE2NEW
 from dassl.data.feature_store import FeatureStore
 from experiments import features, table, views
-from experiments.protocols import BASE2NEW
 from experiments.runs import runs_of
 from tests.experiments.finished import leave
 

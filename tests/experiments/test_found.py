@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from scipy.stats import t
 
-from experiments import found, rows, table, views
-from experiments.intervals import half_width_of_counts, propagated
-from experiments.protocols import (
+from configs.protocols import (
     BASE2NEW,
     CROSS_DATASET,
     DOMAIN_GENERALIZATION,
     FEW_SHOT,
     harmonic_mean,
 )
+from experiments import found, rows, table, views
+from experiments.intervals import half_width_of_counts, propagated
 from experiments.runs import runs_of
 from tests.experiments.finished import leave_results
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.protocols import BASE2NEW, base_and_novel, harmonic_mean, mean_of_targets
 from dassl.evaluation.predictions import PREDICTIONS_FILE
 from experiments import table
 from experiments.intervals import (
@@ -16,7 +17,6 @@ from experiments.intervals import (
     propagated,
     shares_right,
 )
-from experiments.protocols import BASE2NEW, base_and_novel, harmonic_mean, mean_of_targets
 from experiments.runs import runs_of
 from tests.experiments.finished import leave
 

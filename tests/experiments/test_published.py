@@ -5,16 +5,16 @@ from statistics import fmean
 
 import pytest
 
-from experiments import table
-from experiments.cells import AVERAGE
-from experiments.configs import PUBLIC
-from experiments.protocols import (
+from configs.choice import PUBLIC
+from configs.protocols import (
     BASE2NEW,
     DOMAIN_GENERALIZATION,
     FEW_SHOT,
     PROTOCOLS,
     harmonic_mean,
 )
+from experiments import table
+from experiments.cells import AVERAGE
 from experiments.published import ABSENT, AVERAGES, printed
 from experiments.runs import runs_of
 from tests.experiments.finished import leave_results

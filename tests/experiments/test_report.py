@@ -20,11 +20,11 @@ from PIL import Image
 import clip
 import train
 from clip.tokens import tokenizer
+from configs.protocols import BASE2NEW, CROSS_DATASET, FEW_SHOT
 from dassl.engine.run_folder import open_tensorboard
 from dassl.evaluation.predictions import write_predictions
 from dassl.metrics import ece
 from experiments.found import find
-from experiments.protocols import BASE2NEW, CROSS_DATASET, FEW_SHOT
 from experiments.report import main
 from experiments.report.examples import Judged, mistakes_of, nearest_words, text_context
 from experiments.report.origins import command_in

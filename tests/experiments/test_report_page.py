@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.protocols import BASE2NEW
 from dassl.evaluation.predictions import write_predictions
-from experiments.protocols import BASE2NEW
 from experiments.report import main
 from experiments.runs import runs_of
 from tests.experiments.finished import leave_results

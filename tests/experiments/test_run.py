@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.choice import PUBLIC
+from configs.protocols import BASE2NEW, CROSS_DATASET
 from experiments import run
-from experiments.configs import PUBLIC
-from experiments.protocols import BASE2NEW, CROSS_DATASET
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -10,20 +10,20 @@ import pytest
 
 import datasets  # noqa: F401  (registers the datasets)
 import trainers  # noqa: F401
-from dassl.config.defaults import declared, trainers_with_keys
-from dassl.data.datasets import DATASET_REGISTRY
-from dassl.engine import run_folder
-from dassl.errors import UserError
-from datasets.embedded import EmbeddedDataset
-from experiments import runs
-from experiments.configs import EMBEDDED, EMBEDDED_SOURCE, MINI, PAPERS, config_of
-from experiments.protocols import (
+from configs.choice import EMBEDDED, EMBEDDED_SOURCE, MINI, PAPERS, config_of
+from configs.protocols import (
     BASE2NEW,
     CROSS_DATASET,
     DOMAIN_GENERALIZATION,
     FEW_SHOT,
     PROTOCOLS,
 )
+from dassl.config.defaults import declared, trainers_with_keys
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import run_folder
+from dassl.errors import UserError
+from datasets.embedded import EmbeddedDataset
+from experiments import runs
 from experiments.runs import Run, runs_of
 
 REPOSITORY = Path(__file__).parents[2]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from configs.protocols import BASE2NEW, CROSS_DATASET
 from dassl.engine.progress import EpochProgress
 from dassl.engine.run_folder import locked
 from experiments import live, scheduler, sweep
 from experiments.executors import Command, Executor
-from experiments.protocols import BASE2NEW, CROSS_DATASET
 from experiments.runs import Run, runs_of
 from experiments.scheduler import Scheduler
 

@@ -40,7 +40,8 @@ class Checkout:
         self.root = folder / "a checkout"
         for name in ("scripts", "experiments"):
             shutil.copytree(REPOSITORY / name, self.root / name)
-        (self.root / "dassl").symlink_to(REPOSITORY / "dassl")
+        for name in ("configs", "dassl"):
+            (self.root / name).symlink_to(REPOSITORY / name)
         (self.root / "train.py").write_text(STUB)
 
     def sh(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.protocols import BASE2NEW, DOMAIN_GENERALIZATION, FEW_SHOT, harmonic_mean
 from experiments import ablations, sweep, table
 from experiments.cells import Cell
-from experiments.protocols import BASE2NEW, DOMAIN_GENERALIZATION, FEW_SHOT, harmonic_mean
 from experiments.runs import Job, Run, runs_of
 from experiments.scores import Scores
 
@@ -43,6 +43,9 @@ def main(arguments):
 def checkout(tmp_path: Path) -> Path:
     for name in ("experiments", "benchmarks"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
+    (tmp_path / "configs").mkdir()
+    for module in (REPOSITORY / "configs").glob("*.py"):
+        shutil.copy(module, tmp_path / "configs")
     (tmp_path / "dassl").symlink_to(REPOSITORY / "dassl")
     (tmp_path / "train.py").write_text(STUB)
     # The real one takes seconds to import, in each worker process.
@@ -144,6 +147,7 @@ def main(arguments):
         [*command, "--methods", "HiCroPL"], cwd=checkout, stderr=subprocess.PIPE, text=True
     )
     while not calls(checkout):
+        assert process.poll() is None
         time.sleep(0.1)
     process.terminate()
     _, errors = process.communicate(timeout=30)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.protocols import BASE2NEW
 from experiments import verify
-from experiments.protocols import BASE2NEW
 from experiments.runs import runs_of
 from tests.experiments.finished import leave, leave_results
 

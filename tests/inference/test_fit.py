@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 import train
+from configs.choice import PAPERS, UNTRAINED
 from dassl.errors import UserError
-from experiments.configs import PAPERS, UNTRAINED
 from inference import Classifier, fit
 from tests.trainers import toy
 

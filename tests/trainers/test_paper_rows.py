@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from configs.choice import config_of
+from configs.protocols import BASE2NEW, Protocol
 from dassl.config import get_cfg_default, merge_from_file, merge_from_list
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.optimize import Update
-from experiments.configs import config_of
 from experiments.paper_rows import HEADING, PAGE, PAPER_COLUMNS, TABLES, Row, section
-from experiments.protocols import BASE2NEW, Protocol
 from tests.trainers.tiny import check, tiny_clip
 
 ROOT = Path(__file__).parents[2]

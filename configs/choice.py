@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from configs.protocols import CROSS_DATASET, Protocol
 from dassl.errors import UserError
-from experiments.protocols import CROSS_DATASET, Protocol
 
 CONFIGS = Path("configs")
 MINI = "ViT-Mini-2"
@@ -163,5 +163,5 @@ def config_of(
             return rule.config
     raise UserError(
         f"config: expected a name (--config, CFG) from {CONFIGS / 'trainers' / trainer}, got none; "
-        f"experiments/configs.py has no default for {trainer}"
+        f"configs/choice.py has no default for {trainer}"
     )
