@@ -8,13 +8,13 @@ same names and the same bytes, apart from the wall time, the logs and the cuts b
 files, whose points of training and validation must be the same. Epochs that were trained again are
 counted.
 
-Processes are forked from this one, so that each begins with its imports done. Linux only.
+Processes are forked from one that has only imported, so that each begins with its imports done.
+Linux only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,6 +37,7 @@ import train
 from dassl.command import Parser
 from dassl.engine import resume
 from dassl.utils import tools
+from experiments.executors.local import context_of_runs
 
 REPOSITORY = Path(train.__file__).parent
 EPOCHS = 2
@@ -58,26 +60,35 @@ def command(root: Path) -> list[str]:
     ]
 
 
-def start(arguments: Sequence[str], folder: Path, prepare: Callable[[], Any]) -> int:
-    """Fork a process that runs a command line in a folder; return its id."""
+def start(
+    arguments: Sequence[str], folder: Path, prepare: Callable[[], Any] | None = None
+) -> BaseProcess:
+    """Start a process that prepares itself and runs a command line in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.chdir(folder)
-            with open("printed", "a") as file, contextlib.redirect_stdout(file):
-                with contextlib.redirect_stderr(file):
-                    prepare()
-                    code = train.main(list(arguments))
-        finally:
-            os._exit(code)
-    return pid
+    process = context_of_runs().Process(target=_run, args=(arguments, folder, prepare))
+    process.start()
+    return process
 
 
-def end(pid: int) -> int:
+def _run(arguments: Sequence[str], folder: Path, prepare: Callable[[], Any] | None) -> None:
+    torch.set_num_threads(1)  # as all processes here have: sums depend on the number
+    os.chdir(folder)
+    with open("printed", "a") as file, contextlib.redirect_stdout(file):
+        with contextlib.redirect_stderr(file):
+            if prepare:
+                prepare()
+            sys.exit(train.main(list(arguments)))
+
+
+def end(process: BaseProcess) -> int | None:
     """Wait for a process; return its exit code, or the negative number of its signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    process.join()
+    return process.exitcode
+
+
+def save_every_epoch() -> None:
+    """Write the resume file after every epoch, however short."""
+    resume.SAVE_INTERVAL = 0.0
 
 
 class Operations:
@@ -95,7 +106,7 @@ class Operations:
         """Begin to count; the file COUNT has the number so far."""
         self.pid = os.getpid()
         self.report = os.open(COUNT, os.O_WRONLY | os.O_CREAT)
-        resume.SAVE_INTERVAL = 0.0  # the resume file is written after every epoch
+        save_every_epoch()
         fsync, write = os.fsync, tools._Target.write
 
         def counted_fsync(descriptor: int) -> None:
@@ -170,14 +181,9 @@ class Trials:
         self.kills = self.repeated = self.most = self.different = 0
         self.failures: list[str] = []
         self.command = command(self.root)
-        # a first run draws Digits, in this process, so that all that a run imports is imported
-        here = os.getcwd()
-        os.chdir(work)
-        with contextlib.redirect_stdout(io.StringIO()):
-            assert train.main(self.command) == 0
-        os.chdir(here)
+        assert end(start(self.command, work)) == 0  # draws Digits
         begin = time.monotonic()
-        assert end(start(self.command, work / "whole", lambda: None)) == 0
+        assert end(start(self.command, work / "whole")) == 0
         self.duration = time.monotonic() - begin
         self.expected = contents(work / "whole" / RUN)
         self.forget_samples()
@@ -193,17 +199,17 @@ class Trials:
         self.forget_samples()
         folder = self.work / f"operation-{number}"
         self.killed(end(start(self.command, folder, Operations(number).watch)), folder)
-        self.finish(folder, lambda: setattr(resume, "SAVE_INTERVAL", 0.0))
+        self.finish(folder, save_every_epoch)
 
     def at_moment(self, moment: float, folder: Path) -> bool:
         """Kill the run in a folder after so many seconds; return whether it was still running."""
         self.forget_samples()
-        pid = start(self.command, folder, lambda: None)
+        process = start(self.command, folder)
         time.sleep(moment)
-        os.kill(pid, signal.SIGKILL)
-        return self.killed(end(pid), folder)
+        process.kill()
+        return self.killed(end(process), folder)
 
-    def killed(self, code: int, folder: Path) -> bool:
+    def killed(self, code: int | None, folder: Path) -> bool:
         self.kills += code == -signal.SIGKILL
         if code not in (-signal.SIGKILL, 0):
             self.fail(f"{folder.name}: exit code {code} instead of a kill")
@@ -213,7 +219,7 @@ class Trials:
         self.different += 1
         self.failures.append(what)
 
-    def finish(self, folder: Path, prepare: Callable[[], Any] = lambda: None) -> None:
+    def finish(self, folder: Path, prepare: Callable[[], Any] | None = None) -> None:
         """Give the command again, undisturbed, and compare what the run leaves."""
         code = end(start(self.command, folder, prepare))
         if code != 0:

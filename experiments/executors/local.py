@@ -16,6 +16,19 @@ from experiments.executors import Command, Executor, execute
 DEFAULT_JOBS = 4  # at most, on a CPU
 
 
+def context_of_runs() -> Any:
+    """Return the context of multiprocessing whose processes begin with a run's imports done.
+
+    They are forked from one that has only imported: one that has used OpenMP, autograd or CUDA
+    cannot be forked, nor, outside Linux, many another.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.executors.imports", __name__])
+    return context
+
+
 class Local(Executor):
     """Executes at most ``jobs`` commands at a time.
 
@@ -34,12 +47,7 @@ class Local(Executor):
         slots = min(jobs or most, most)
         self.slots = slots
         self._threads = max(1, cores // slots)
-        # The runs' processes are forked from one that has only imported: one that has used OpenMP
-        # or CUDA cannot be forked, nor, outside Linux, many another.
-        kind = "forkserver" if sys.platform == "linux" else "spawn"
-        self._context: Any = multiprocessing.get_context(kind)
-        if kind == "forkserver":
-            self._context.set_forkserver_preload(["experiments.executors.imports", __name__])
+        self._context = context_of_runs()
         self._running: dict[int, tuple[Any, Command, str]] = {}  # by the process's sentinel
 
     def start(self, command: Command) -> None:

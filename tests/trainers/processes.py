@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import train
+from experiments.executors.local import context_of_runs
 
 WAIT_S = 600.0
 
@@ -24,8 +24,7 @@ def start(count: int, folder: Path, *runs: Sequence[str]) -> list[Any]:
     """
     stores = [dist.TCPStore("127.0.0.1", 0, wait_for_workers=False, is_master=True) for _ in runs]
     ports = [store.port for store in stores]
-    # who has no GPU can be forked, which saves the imports
-    context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    context = context_of_runs()
     processes = [
         context.Process(target=_main, args=(rank, count, ports, str(folder), runs))
         for rank in range(count)
