@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 import train
 from experiments.executors.local import context_of_runs
+from tests.trainers import toy  # noqa: F401 - the processes need what it registers
 
 WAIT_S = 600.0
 
