@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,19 @@ from tests.trainers import toy  # noqa: F401 - the processes need what it regist
 WAIT_S = 600.0
 
 
-def start(count: int, folder: Path, *runs: Sequence[str]) -> list[Any]:
+def start(
+    count: int, folder: Path, *runs: Sequence[str], prepare: Callable[[], None] | None = None
+) -> list[Any]:
     """Start processes that call ``train.main`` with the arguments of one run after the other.
 
-    Each leaves what it prints in ``folder`` / <number>.txt, and exits with the last code.
+    Each first calls ``prepare``, a function of a module; it leaves what it prints in ``folder`` /
+    <number>.txt, and exits with the last code.
     """
     stores = [dist.TCPStore("127.0.0.1", 0, wait_for_workers=False, is_master=True) for _ in runs]
     ports = [store.port for store in stores]
     context = context_of_runs()
     processes = [
-        context.Process(target=_main, args=(rank, count, ports, str(folder), runs))
+        context.Process(target=_main, args=(rank, count, ports, str(folder), runs, prepare))
         for rank in range(count)
     ]
     for process in processes:
@@ -51,9 +54,16 @@ def printed(folder: Path, rank: int) -> str:
 
 
 def _main(
-    rank: int, count: int, ports: Sequence[int], folder: str, runs: Sequence[Sequence[str]]
+    rank: int,
+    count: int,
+    ports: Sequence[int],
+    folder: str,
+    runs: Sequence[Sequence[str]],
+    prepare: Callable[[], None] | None,
 ) -> None:
     torch.set_num_threads(1)
+    if prepare:
+        prepare()
     with open(os.path.join(folder, f"{rank}.txt"), "w", encoding="utf-8") as file:
         sys.stdout = sys.stderr = file
         code = 0

@@ -41,9 +41,10 @@ SLOW = [
 SLOW += ["CoPrompt", "MMA", "CLIPLoRA", "HiCroPL", "HISF", "ProMPT", "LinearProbe"]
 SLOW += ["TipAdapter", "TipAdapterF", "CLIPAdapter", "TaskRes", "LPpp", "ProGrad", "MMRL", "DePT"]
 METHODS += [pytest.param(method, marks=pytest.mark.slow) for method in SLOW]
-# As their own config files have it: Adam with the usual epsilon makes whole steps of rounding where
-# a gradient is zero otherwise, as those of HiCroPL's key biases are.
+# Adam with the usual epsilon makes whole steps of rounding where a gradient is zero otherwise, as
+# those of HiCroPL's key biases and one of MMRL's are; the first two as in their own config files.
 OPTIONS = {"HiCroPL": ("OPTIM.EPS", "1e-3"), "HISF": ("OPTIM.NAME", "sgd")}
+OPTIONS["MMRL"] = ("OPTIM.EPS", "1e-6")
 # 15 images, whose last batch of 3 two processes cannot divide
 UNEVEN = ("DATALOADER.ON_ERROR", "skip", "DATALOADER.TRAIN_X.DROP_LAST", "False")
 UNEVEN += ("DATALOADER.TRAIN_X.BATCH_SIZE", "6", "DATALOADER.TEST.BATCH_SIZE", "5")
@@ -173,15 +174,20 @@ class Unreadable(dict):
         raise ImageError(f"cannot read '{path}'")
 
 
-@pytest.mark.slow
-def test_an_image_that_one_process_cannot_read_stops_all(command, tmp_path, monkeypatch):
-    def lose_the_images(self):
-        if distributed.rank() == 1:
-            self.train_loader_x.dataset._images = Unreadable()
+def lose_the_images(trainer):
+    if distributed.rank() == 1:
+        trainer.train_loader_x.dataset._images = Unreadable()
 
-    monkeypatch.setattr(MethodTrainer, "before_epoch", lose_the_images)
-    codes = processes.finish(processes.start(2, tmp_path, command("CoOp", "run")))
-    assert codes == [2, 2]
+
+def lose_the_images_of_one() -> None:
+    MethodTrainer.before_epoch = lose_the_images
+
+
+@pytest.mark.slow
+def test_an_image_that_one_process_cannot_read_stops_all(command, tmp_path):
+    line = command("CoOp", "run")
+    running = processes.start(2, tmp_path, line, prepare=lose_the_images_of_one)
+    assert processes.finish(running) == [2, 2]
     assert "error: " not in processes.printed(tmp_path, 0)
     (line,) = processes.printed(tmp_path, 1).splitlines()
     assert line.startswith("error: cannot read '") and line.endswith(".png'")
