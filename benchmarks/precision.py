@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = {method: pairs_of(method, arguments) for method in arguments.methods}
     jobs = [job for of_method in pairs.values() for pair in of_method for job in pair]
     check_config_files(jobs)
-    code = run_all(jobs, arguments.workers)
+    code = run_all(jobs, arguments.jobs)
     if code != 0:
         return code
     header = ("Method", "Classes", "In", "Pairs", "fp32", "other", "Difference", "SE", "Largest")

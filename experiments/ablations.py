@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # two tables may have a row in common
-    code = run_all(list(dict.fromkeys(jobs)), arguments.workers)
+    code = run_all(list(dict.fromkeys(jobs)), arguments.jobs)
     if code != 0:
         return code
     scores = Scores()

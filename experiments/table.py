@@ -145,7 +145,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     add_place_arguments(parser)
     parser.add_argument(
-        "--workers",
+        "--jobs",
         type=number_above_0,
         default=min(4, os.cpu_count() or 1),
         help="runs at a time, sharing the cores (default: one per core, at most 4)",
@@ -295,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # that no core is idle at the end.
         slowness = {method: number for number, method in enumerate(arguments.methods)}
         by_need = sorted(jobs, key=lambda job: -slowness[job.runs[0].trainer])
-        code = run_all(by_need, arguments.workers)
+        code = run_all(by_need, arguments.jobs)
         if code != 0:
             return code
         minutes, seconds = divmod(round(time.monotonic() - start), 60)

@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    code = run_all(list(dict.fromkeys(jobs)), arguments.workers)
+    code = run_all(list(dict.fromkeys(jobs)), arguments.jobs)
     if code != 0:
         return code
     scores = Scores()

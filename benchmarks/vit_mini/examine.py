@@ -396,7 +396,7 @@ def main(
         of_text[dataset], lines = gates_of_text(dataset, halves, synonyms.get(dataset, {}))
         words += lines
     every = [job for own in jobs.values() for method in own.values() for job in method]
-    code = run_all(every, arguments.workers)
+    code = run_all(every, arguments.jobs)
     if code != 0:
         return code
     scores = Scores()

@@ -48,7 +48,7 @@ def tables(checkout: Path, *names: str) -> list[list[str]]:
         "-m",
         "experiments",
         "ablations",
-        "--workers",
+        "--jobs",
         "1",
         "--tables",
         *names,

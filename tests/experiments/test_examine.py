@@ -190,7 +190,7 @@ def test_published_harmonic_means_follow_from_base_and_novel(method):
 @pytest.mark.slow
 def test_the_command_measures_a_dataset_and_repeats_no_run(tmp_path, capsys):
     where = ["--datasets", "digits", "--seeds", "1", "--output-dir", str(tmp_path / "out")]
-    where += ["--root", str(tmp_path / "data"), "--workers", "1"]
+    where += ["--root", str(tmp_path / "data"), "--jobs", "1"]
     for method in examine.METHODS[1:]:  # zero-shot CLIP alone runs
         for job in examine.jobs_of("digits", method, examine.read_arguments(where)):
             for run in job.runs:

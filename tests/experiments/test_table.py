@@ -61,7 +61,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def run(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "experiments", "table", *arguments, "--workers", "1"],
+        [sys.executable, "-m", "experiments", "table", *arguments, "--jobs", "1"],
         cwd=checkout,
         env={**os.environ, **environment},
         capture_output=True,
@@ -138,7 +138,7 @@ def main(arguments):
         "-m",
         "experiments",
         "table",
-        "--workers",
+        "--jobs",
         "1",
         "--datasets",
         "shapes",
