@@ -16,6 +16,7 @@ COMMANDS = {
     "table": "print tables of finished runs, or train and test methods first",
     "compare": "compare methods on the same test images: differences, intervals, tests",
     "verify": "check a result card against finished runs, run it again, or write one",
+    "evidence": "run what docs/results.md shows, keep the results as cards, write its tables",
     "ablations": "repeat the tables of the HiCroPL, HISF and ProMPT papers",
     "views": "compare trainings on fixed views of the images with the published recipe",
     "features": "list the image features that runs keep on disk, or remove them",

@@ -27,10 +27,12 @@ class Scores:
         """Return the accuracy in percent, None if there is none; report a damaged file."""
         folder = run.folder
         if folder not in self._accuracies:
-            self._accuracies[folder] = self._read(run) if run.is_finished else None
+            self._accuracies[folder] = self._read(run)
         return self._accuracies[folder]
 
     def _read(self, run: Run) -> float | None:
+        if not run.is_finished:
+            return None
         try:
             results = run.results()
         except UserError as error:

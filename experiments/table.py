@@ -144,6 +144,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command that executes jobs."""
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     add_place_arguments(parser)
+    add_jobs_argument(parser)
+
+
+def add_jobs_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option for the number of runs at a time on this machine."""
     parser.add_argument(
         "--jobs",
         type=number_above_0,

@@ -16,13 +16,16 @@ Exit codes: 0 verified or written, 1 a number differs or a run is missing, 2 bad
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from dassl.command import Parser, number, say
 from dassl.errors import UserError, shown
@@ -161,11 +164,15 @@ def measured(place: str, run: Run) -> dict[str, Any]:
         raise UserError(f"{run.place}: expected results with correct, total and nll, got less")
     predictions = read_predictions(str(run.place / PREDICTIONS_FILE))
     names = predictions.class_names[predictions.labels].tolist()
-    images = sorted(zip(predictions.paths.tolist(), names, strict=True))
+    images = list(zip(predictions.paths.tolist(), names, strict=True))
+    order = sorted(range(len(images)), key=images.__getitem__)
+    right = (predictions.top_indices[:, 0] == predictions.labels)[order]
     return {
         **{"run": place, "dataset": run.target, "step": run.step.name, "seed": run.seed},
-        **{"config": digest(found.settings), "split": digest(images)},
+        **{"config": digest(found.settings), "split": digest([images[i] for i in order])},
         **{name: results.get(name) for name in ("correct", "total", "accuracy", "nll")},
+        "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
+        "seconds": results.get("wall_time_s"),
     }
 
 
@@ -175,10 +182,7 @@ def write_card(path: str, options: Sequence[str], arguments: argparse.Namespace)
     Raises:
         UserError: an option is wrong, or the card cannot be written.
     """
-    from configs.protocols import PROTOCOLS
     from dassl.utils.tools import write_json
-    from experiments.found import read_found
-    from experiments.rows import SHARED, Names
 
     if not Path(path).parent.is_dir() or Path(path).is_dir():
         raise UserError(f"CARD: expected a file in a folder that exists, got '{path}'")
@@ -186,24 +190,45 @@ def write_card(path: str, options: Sequence[str], arguments: argparse.Namespace)
     is_known = not any(run.is_finished for run in planned.runs.values())
     if code := execute(list(planned.runs.values()), arguments.threads or 1):
         return code
+    # of runs that finished before nobody knows where
+    card = card_of(options, planned, arguments.tolerance, machine() if is_known else {})
+    write_json(card, path)
+    say(path)
+    return 0
+
+
+def card_of(
+    options: Sequence[str], planned: Plan, tolerance: int, machine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the card of finished runs.
+
+    Args:
+        options: of the command of ``table``.
+        planned: its runs.
+        tolerance: pictures of each test set that another machine may differ by.
+        machine: that they ran on; empty where nobody knows.
+
+    Raises:
+        UserError: results or predictions are missing or damaged.
+    """
+    from configs.protocols import PROTOCOLS
+    from experiments.found import read_found
+    from experiments.rows import SHARED, Names
+
     found = [read_found(run.place.absolute()) for run in planned.runs.values()]
     names = {Names(found).name(run, PROTOCOLS[planned.protocol]) for run in found}
     tags = [{run.about[name] for run in found} for name in SHARED]
-    card = {
+    return {
         "format": FORMAT,
         "command": COMMAND + shlex.join(options),
         "protocol": planned.protocol,
         "method": ", ".join(sorted(names)),
         "tag": ", ".join(tag for own in tags for tag in sorted(own)),
         "seeds": sorted({run.seed for run in found}),
-        "tolerance": arguments.tolerance,
-        # of runs that finished before nobody knows where
-        "machine": machine() if is_known else {},
+        "tolerance": tolerance,
+        "machine": dict(machine),
         "runs": [measured(place, run) for place, run in planned.runs.items()],
     }
-    write_json(card, path)
-    say(path)
-    return 0
 
 
 def verify(path: str, arguments: argparse.Namespace) -> int:

@@ -46,13 +46,13 @@ class Local(Executor):
         most = len(self._devices) or jobs or min(DEFAULT_JOBS, cores)
         slots = min(jobs or most, most)
         self.slots = slots
-        self._threads = max(1, cores // slots)
+        self.threads = max(1, cores // slots)
         self._context = context_of_runs()
         self._running: dict[int, tuple[Any, Command, str]] = {}  # by the process's sentinel
 
     def start(self, command: Command) -> None:
         device = self._devices.pop(0) if self._devices else ""
-        process = self._context.Process(target=_work, args=(command, self._threads, device))
+        process = self._context.Process(target=_work, args=(command, self.threads, device))
         process.start()
         self._running[process.sentinel] = (process, command, device)
 

@@ -1,0 +1,204 @@
+"""Run what docs/results.md shows, keep the results as cards, and write its tables.
+
+    python -m experiments evidence --jobs 2
+    python -m experiments evidence --parts few_shot --no-run
+
+A part is a protocol with its datasets, methods and seeds. Runs that a card in
+experiments/cards/results has are not repeated, whichever machine they ran on, nor are those that
+have finished below the output folder; interrupted, the same command goes on. Cards are written
+dataset by dataset, and the tables show what the cards have.
+
+Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.protocols import (
+    BASE2NEW,
+    CROSS_DATASET,
+    DOMAIN_GENERALIZATION,
+    FEW_SHOT,
+    TRAIN_SOURCE,
+)
+from dassl.command import Parser, say
+from dassl.errors import UserError
+from dassl.utils.tools import atomic_write
+from experiments import verify
+from experiments.cells import AVERAGE, Table
+from experiments.compare import ACCURACY, Planned, method
+from experiments.comparison import Comparison, cell
+from experiments.executors.local import Local
+from experiments.result_cards import CardOutcomes, CardScores, Part, Unit, keep, units_of
+from experiments.runs import Run
+from experiments.sweep import INTERRUPTED, check_folders, sweep
+from experiments.table import (
+    add_jobs_argument,
+    add_place_arguments,
+    known_methods,
+    tabulate,
+)
+from experiments.writing import brief, render
+
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+MAIN = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC", "ProMPT", "HISF", "HiCroPL")
+SETS = ("emoji", "food", "shapes")
+SOURCE = SETS[0]
+REFERENCE = MAIN[-1]  # method that the others are compared with
+
+
+def parts() -> dict[str, Part]:
+    """Return the parts by the names of their protocols."""
+    main = dict.fromkeys(MAIN, 3)
+    others = dict.fromkeys((name for name in known_methods() if name not in MAIN), 3)
+    found = [Part(BASE2NEW, SETS, {**others, **dict.fromkeys(MAIN, 5)})]
+    for protocol in (FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALIZATION):
+        found.append(Part(protocol, (SOURCE,), main))
+    return {part.protocol.name: part for part in found}
+
+
+def execute(units: Sequence[Unit], jobs: int) -> int:
+    """Execute what cards lack, and add all that has finished to them; return the exit code.
+
+    Raises:
+        UserError: a card, or what a run has left, is damaged.
+    """
+    runs = [run for unit in units for run in unit.lacking().values()]
+    executor = Local(jobs)
+    is_new = not any(run.is_finished for run in runs)
+    code = sweep(runs, executor) if runs else 0
+    machine = {**verify.machine(), "threads": executor.threads} if is_new else {}
+    for unit in units:
+        keep(unit, machine)
+    return code
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+def block_of(part: Part, units: Sequence[Unit]) -> str:
+    """Return the tables of a part as Markdown."""
+    scores = CardScores(units)
+    records = scores.records.values()
+    if not records:
+        return "No results yet."
+    table = tabulate([j for u in units for j in u.jobs], part.protocol, scores, intervals=True)
+    names = list(dict.fromkeys(head[0] for head, _ in table.rows))
+    first = AVERAGE if AVERAGE in names else names[0]
+    texts = [rows_of(table, first), *table.notes]
+    measured = {unit.method for unit in units if unit.card()}
+    if absent := [name for name in part.seeds if name not in measured]:
+        texts.append(f"No results yet: {', '.join(absent)}.")
+    texts.append(differences(part, units))
+    texts += [f"#### {name}\n\n{rows_of(table, name)}" for name in names if name != first]
+    hours = sum(record.get("seconds") or 0 for record in records) / 3600
+    texts.append(f"{len(records)} runs, {hours:.1f} hours of one process in all.")
+    return "\n\n".join(filter(None, texts))
+
+
+def rows_of(table: Table, dataset: str) -> str:
+    """Return what is known of a dataset, with the number of seeds."""
+    rows = []
+    for head, cells in table.rows:
+        if head[0] == dataset and any(cells):
+            seeds = max(cell.seeds for cell in cells if cell)
+            rows.append((*head[1:], str(seeds), *map(brief, cells)))
+    n_heads = len(table.header) - len(table.rows[0][1])
+    return render((*table.header[1:n_heads], "Seeds", *table.header[n_heads:]), rows)
+
+
+def differences(part: Part, units: Sequence[Unit]) -> str:
+    """Return how far ``REFERENCE`` is above the other main methods; "" without cards of it.
+
+    They are of the seeds that all cards of these methods have.
+    """
+    main = [unit for unit in units if unit.method in MAIN and unit.card()]
+    reference = method(REFERENCE)
+    if REFERENCE not in {unit.method for unit in main}:
+        return ""
+    seeds = set.intersection(*(set(unit.card()["seeds"]) for unit in main))
+    planned = [
+        Planned(method(unit.method), run.target, heading_of(run), run.seed, run)
+        for unit in main
+        for job in unit.jobs
+        for run in job.runs
+        if run.seed in seeds
+    ]
+    comparison = Comparison(planned, part.protocol, CardOutcomes(main))
+    averaged = comparison.averaged
+    row = AVERAGE if len(averaged) > 1 else averaged[0]
+    where = f"the average of {len(averaged)} datasets" if len(averaged) > 1 else row
+    rows = []
+    for other in comparison.methods:
+        if other != reference:
+            found = comparison.differences(reference, other)[row]
+            shown = (cell(found.get(column), len(seeds)) for column in comparison.columns)
+            rows.append((other.text, *shown))
+    title = f"{REFERENCE} minus each other method on {where}, in points, {len(seeds)} seeds"
+    table = render(("Method", *comparison.columns), rows)
+    return f"{title} [95 % interval over images and seeds]:\n\n{table}"
+
+
+def heading_of(run: Run) -> str:
+    """Return the heading of a run's column; targets of a transfer are rows."""
+    return ACCURACY if run.step.transfers or run.step is TRAIN_SOURCE else run.column
+
+
+def fill(text: str, name: str, block: str) -> str:
+    """Put a block into a page between its marks, in place of what is there.
+
+    Raises:
+        UserError: the page has no such marks.
+    """
+    begin, end = f"<!-- evidence: {name} -->", "<!-- end -->"
+    before, mark, rest = text.partition(begin)
+    _, end_mark, after = rest.partition(end)
+    if not mark or not end_mark:
+        raise UserError(f"{PAGE}: expected a line '{begin}' and below it '{end}', got none")
+    return f"{before}{begin}\n\n{block}\n\n{end}{after}"
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m experiments evidence",
+        description="Run what docs/results.md shows, keep the results as cards, write its tables.",
+    )
+    names = list(parts())
+    parser.add_argument("--parts", nargs="+", default=names, choices=names, help="(default: all)")
+    parser.add_argument("--no-run", action="store_true", help="only read what has finished")
+    add_place_arguments(parser)
+    add_jobs_argument(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = read_arguments(argv)
+    places = ["--root", arguments.root, "--output-dir", arguments.output_dir]
+    code = 0
+    try:
+        check_folders(arguments.root, arguments.output_dir, written=not arguments.no_run)
+        text = PAGE.read_text(encoding="utf-8")
+        for name in arguments.parts:
+            part, units = parts()[name], []
+            for dataset in part.datasets:
+                own = units_of(part, dataset, places)
+                units += own
+                if arguments.no_run:
+                    for unit in own:
+                        keep(unit, {})
+                elif code := max(code, execute(own, arguments.jobs)):
+                    if code == INTERRUPTED:
+                        return code
+            text = fill(text, name, block_of(part, units))
+            with atomic_write(str(PAGE)) as file:
+                file.write(text)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    say(str(PAGE))
+    return code

@@ -1,0 +1,190 @@
+"""Result cards of many runs: which seeds they lack, what they are extended by, and reading them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from configs.protocols import Protocol
+from dassl.errors import UserError
+from dassl.utils.tools import write_json
+from experiments import verify
+from experiments.outcomes import Outcome, Outcomes
+from experiments.runs import Job, Run
+from experiments.scores import Scores
+from experiments.table import plan
+from experiments.table import read_arguments as read_table_arguments
+
+CARDS = Path(__file__).parent / "cards" / "results"
+TOLERANCE = 3  # pictures of a test set that another machine may differ by
+
+
+class Part(NamedTuple):
+    """Runs of a protocol.
+
+    Attributes:
+        protocol: theirs.
+        datasets: trained on.
+        seeds: {method: number of seeds, the first of which is 1}.
+    """
+
+    protocol: Protocol
+    datasets: tuple[str, ...]
+    seeds: Mapping[str, int]
+
+
+class Unit(NamedTuple):
+    """The runs of one card.
+
+    Attributes:
+        part: they belong to.
+        dataset: trained on.
+        method: the method.
+        jobs: the runs, of all seeds and numbers of shots.
+    """
+
+    part: Part
+    dataset: str
+    method: str
+    jobs: list[Job]
+
+    @property
+    def path(self) -> Path:
+        """The card's."""
+        return CARDS / self.part.protocol.name / f"{self.dataset}-{self.method}.json"
+
+    def runs(self) -> dict[int, dict[str, Run]]:
+        """Return the runs of each seed by their folders."""
+        found: dict[int, dict[str, Run]] = {}
+        for run in (run for job in self.jobs for run in job.runs):
+            found.setdefault(run.seed, {})[place(run)] = run
+        return found
+
+    def options(self, seeds: Iterable[int]) -> list[str]:
+        """Return the options of ``table`` for the runs of some seeds."""
+        own = ["--protocol", self.part.protocol.name, "--datasets", self.dataset]
+        return [*own, "--methods", self.method, "--seeds", *map(str, seeds)]
+
+    def card(self) -> dict[str, Any]:
+        """Read the card; empty where there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return verify.read_card(str(self.path)) if self.path.exists() else {}
+
+    def lacking(self) -> dict[str, Run]:
+        """Return the runs of the seeds of which the card lacks one."""
+        known = {record["run"] for record in self.card().get("runs", [])}
+        by_seed = [runs for runs in self.runs().values() if not runs.keys() <= known]
+        return {folder: run for runs in by_seed for folder, run in runs.items()}
+
+
+def place(run: Run) -> str:
+    """Return a run's folder below the output folder."""
+    return run.folder.relative_to(run.output_dir).as_posix()
+
+
+def units_of(part: Part, dataset: str, places: Sequence[str]) -> list[Unit]:
+    """List the units of a dataset.
+
+    Args:
+        part: it belongs to.
+        dataset: trained on.
+        places: the options for the folders of data and runs.
+    """
+    units = []
+    for method, count in part.seeds.items():
+        unit = Unit(part, dataset, method, [])
+        options = unit.options(range(1, count + 1))
+        units.append(unit._replace(jobs=plan(read_table_arguments([*options, *places]))))
+    return units
+
+
+def keep(unit: Unit, machine: Mapping[str, Any]) -> None:
+    """Add finished runs to the unit's card, those of a seed together.
+
+    Args:
+        unit: its runs.
+        machine: that has executed what the card lacks; empty where nobody knows.
+
+    Raises:
+        UserError: the card, or what a run has left, is damaged.
+    """
+    lacking, old = unit.lacking(), unit.card()
+    unfinished = {run.seed for run in lacking.values() if not run.is_finished}
+    runs = {folder: run for folder, run in lacking.items() if run.seed not in unfinished}
+    if not runs:
+        return
+    new = sorted({run.seed for run in runs.values()})
+    planned = verify.Plan(unit.part.protocol.name, runs)
+    card = verify.card_of(unit.options(new), planned, TOLERANCE, machine)
+    if old:
+        odd = [name for name in ("method", "tag") if card[name] != old[name]]
+        if odd:
+            raise UserError(f"{unit.path}: expected {odd[0]} {card[odd[0]]}, got {old[odd[0]]}")
+        seeds = sorted({*old["seeds"], *new})
+        records = sorted([*old["runs"], *card["runs"]], key=lambda record: record["seed"])
+        card |= {"command": verify.COMMAND + " ".join(unit.options(seeds)), "seeds": seeds}
+        card |= {"runs": records, "machine": machine if old["machine"] == machine else {}}
+    unit.path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(card, str(unit.path))
+
+
+def right_in(record: Mapping[str, Any]) -> np.ndarray | None:
+    """Return whether a card's run was right about each test image, in the order of their paths.
+
+    None where the card does not say.
+
+    Raises:
+        UserError: it says something else than the number of images the run was right about.
+    """
+    if (text := record.get("right")) is None:
+        return None
+    total, correct = record["total"], record["correct"]
+    try:
+        bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    except (TypeError, ValueError):
+        bits = np.zeros(0, np.uint8)
+    right = np.unpackbits(bits).astype(bool)
+    if len(bits) != -(-total // 8) or right.sum() != correct or right[total:].any():
+        raise UserError(f"{record['run']}: right: expected bits of {correct} in {total} images")
+    return right[:total]
+
+
+class CardScores(Scores):
+    """What the cards of units have, in place of finished runs."""
+
+    def __init__(self, units: Iterable[Unit]) -> None:
+        super().__init__()
+        records = [record for unit in units for record in unit.card().get("runs", [])]
+        self.records = {record["run"]: record for record in records}
+
+    def _read(self, run: Run) -> float | None:
+        record = self.records.get(place(run))
+        return None if record is None else float(record["accuracy"])
+
+    def _read_predictions(self, run: Run) -> dict[str, bool] | None:
+        right = right_in(self.records[place(run)])
+        return None if right is None else {str(i): one for i, one in enumerate(right.tolist())}
+
+
+class CardOutcomes(Outcomes):
+    """What the cards of units say of each test image, in place of finished runs."""
+
+    def __init__(self, units: Iterable[Unit]) -> None:
+        super().__init__()
+        self._records = CardScores(units).records
+
+    def of(self, run: Run) -> Outcome | None:
+        """Return the outcome of a run, None where no card has it."""
+        record = self._records.get(place(run))
+        right = None if record is None else right_in(record)
+        if record is None or right is None:
+            return None
+        images = [(record["split"], str(i)) for i in range(len(right))]
+        return Outcome(run, images, right, {})
