@@ -1,11 +1,11 @@
-"""Run what docs/results.md shows, keep the results as cards, and write its tables.
+"""Run what docs/results.md and ablations.md show, keep the results as cards, write the tables.
 
     python -m experiments evidence --jobs 2
     python -m experiments evidence --parts few_shot --no-run
 
-A part is a protocol with its datasets, methods and seeds. Runs that a card in
-experiments/cards/results has are not repeated, whichever machine they ran on, nor are those that
-have finished below the output folder; interrupted, the same command goes on. Cards are written
+A part is a protocol with its datasets, methods and seeds, or the papers' ablations. Runs that a
+card in experiments/cards/results has are not repeated, whichever machine they ran on, nor are those
+that have finished below the output folder; interrupted, the same command goes on. Cards are written
 dataset by dataset, and the tables show what the cards have.
 
 Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from configs.protocols import (
@@ -29,11 +29,13 @@ from dassl.command import Parser, say
 from dassl.errors import UserError
 from dassl.utils.tools import atomic_write
 from experiments import verify
+from experiments.ablations import MEASURED, ablation_table
 from experiments.cells import AVERAGE, Table
 from experiments.compare import ACCURACY, Planned, method
 from experiments.comparison import Comparison, cell
 from experiments.executors.local import Local
-from experiments.result_cards import CardOutcomes, CardScores, Part, Unit, keep, units_of
+from experiments.paper_rows import TABLES
+from experiments.result_cards import CardOutcomes, CardScores, Part, Row, Unit, keep, units_of
 from experiments.runs import Run
 from experiments.sweep import INTERRUPTED, check_folders, sweep
 from experiments.table import (
@@ -44,7 +46,10 @@ from experiments.table import (
 )
 from experiments.writing import brief, render
 
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, ABLATIONS_PAGE = DOCS / "results.md", DOCS / "ablations.md"
+ABLATIONS = "ablations"
+OF_ABLATIONS = "shapes"  # their dataset
 MAIN = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC", "ProMPT", "HISF", "HiCroPL")
 SETS = ("emoji", "food", "shapes")
 SOURCE = SETS[0]
@@ -52,13 +57,15 @@ REFERENCE = MAIN[-1]  # method that the others are compared with
 
 
 def parts() -> dict[str, Part]:
-    """Return the parts by the names of their protocols."""
-    main = dict.fromkeys(MAIN, 3)
-    others = dict.fromkeys((name for name in known_methods() if name not in MAIN), 3)
-    found = [Part(BASE2NEW, SETS, {**others, **dict.fromkeys(MAIN, 5)})]
+    """Return the parts by the names of their protocols, and the papers' ablations."""
+    main = tuple(Row(name, 3) for name in MAIN)
+    others = tuple(Row(name, 3) for name in known_methods() if name not in MAIN)
+    found = [Part(BASE2NEW, SETS, (*others, *(Row(name, 5) for name in MAIN)))]
     for protocol in (FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALIZATION):
         found.append(Part(protocol, (SOURCE,), main))
-    return {part.protocol.name: part for part in found}
+    rows = [Row(row.method, 3, row.options) for name in MEASURED for row in TABLES[name].rows]
+    own = Part(BASE2NEW, (OF_ABLATIONS,), tuple(dict.fromkeys(rows)))
+    return {**{part.protocol.name: part for part in found}, ABLATIONS: own}
 
 
 def execute(units: Sequence[Unit], jobs: int) -> int:
@@ -90,11 +97,11 @@ def block_of(part: Part, units: Sequence[Unit]) -> str:
     names = list(dict.fromkeys(head[0] for head, _ in table.rows))
     first = AVERAGE if AVERAGE in names else names[0]
     texts = [rows_of(table, first), *table.notes]
-    measured = {unit.method for unit in units if unit.card()}
-    if absent := [name for name in part.seeds if name not in measured]:
+    measured = {unit.row for unit in units if unit.card()}
+    if absent := [row.method for row in part.rows if row not in measured]:
         texts.append(f"No results yet: {', '.join(absent)}.")
     texts.append(differences(part, units))
-    texts += [f"#### {name}\n\n{rows_of(table, name)}" for name in names if name != first]
+    texts += [f"### {name}\n\n{rows_of(table, name)}" for name in names if name != first]
     hours = sum(record.get("seconds") or 0 for record in records) / 3600
     texts.append(f"{len(records)} runs, {hours:.1f} hours of one process in all.")
     return "\n\n".join(filter(None, texts))
@@ -116,13 +123,13 @@ def differences(part: Part, units: Sequence[Unit]) -> str:
 
     They are of the seeds that all cards of these methods have.
     """
-    main = [unit for unit in units if unit.method in MAIN and unit.card()]
+    main = [unit for unit in units if unit.row.method in MAIN and unit.card()]
     reference = method(REFERENCE)
-    if REFERENCE not in {unit.method for unit in main}:
+    if REFERENCE not in {unit.row.method for unit in main}:
         return ""
     seeds = set.intersection(*(set(unit.card()["seeds"]) for unit in main))
     planned = [
-        Planned(method(unit.method), run.target, heading_of(run), run.seed, run)
+        Planned(method(unit.row.method), run.target, heading_of(run), run.seed, run)
         for unit in main
         for job in unit.jobs
         for run in job.runs
@@ -148,18 +155,30 @@ def heading_of(run: Run) -> str:
     return ACCURACY if run.step.transfers or run.step is TRAIN_SOURCE else run.column
 
 
-def fill(text: str, name: str, block: str) -> str:
-    """Put a block into a page between its marks, in place of what is there.
+def ablations(units: Sequence[Unit], arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the papers' tables by their names."""
+    scores = CardScores(units)
+    where = argparse.Namespace(**vars(arguments), dataset=OF_ABLATIONS, seeds=[1, 2, 3])
+    return {name: ablation_table(TABLES[name], where, scores) for name in MEASURED}
+
+
+def write_blocks(page: Path, blocks: Mapping[str, str]) -> None:
+    """Put blocks into a page, each between its marks, in place of what is there.
 
     Raises:
-        UserError: the page has no such marks.
+        UserError: the page has no such marks, or cannot be written.
     """
-    begin, end = f"<!-- evidence: {name} -->", "<!-- end -->"
-    before, mark, rest = text.partition(begin)
-    _, end_mark, after = rest.partition(end)
-    if not mark or not end_mark:
-        raise UserError(f"{PAGE}: expected a line '{begin}' and below it '{end}', got none")
-    return f"{before}{begin}\n\n{block}\n\n{end}{after}"
+    text = page.read_text(encoding="utf-8")
+    for name, block in blocks.items():
+        begin, end = f"<!-- evidence: {name} -->", "<!-- end -->"
+        before, mark, rest = text.partition(begin)
+        _, end_mark, after = rest.partition(end)
+        if not mark or not end_mark:
+            raise UserError(f"{page}: expected a line '{begin}' and below it '{end}', got none")
+        text = f"{before}{begin}\n\n{block}\n\n{end}{after}"
+    with atomic_write(str(page)) as file:
+        file.write(text)
+    say(str(page))
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -182,7 +201,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = 0
     try:
         check_folders(arguments.root, arguments.output_dir, written=not arguments.no_run)
-        text = PAGE.read_text(encoding="utf-8")
         for name in arguments.parts:
             part, units = parts()[name], []
             for dataset in part.datasets:
@@ -194,11 +212,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 elif code := max(code, execute(own, arguments.jobs)):
                     if code == INTERRUPTED:
                         return code
-            text = fill(text, name, block_of(part, units))
-            with atomic_write(str(PAGE)) as file:
-                file.write(text)
+            if name == ABLATIONS:
+                write_blocks(ABLATIONS_PAGE, ablations(units, arguments))
+            else:
+                write_blocks(PAGE, {name: block_of(part, units)})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    say(str(PAGE))
     return code

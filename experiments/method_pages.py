@@ -217,7 +217,7 @@ def measured(names: Sequence[str]) -> str:
     if not rows:
         return "Not measured yet on the embedded benchmark."
     about = (
-        "Averages over six sets of the embedded benchmark, ViT-Mini-2, 16 shots; "
+        "Averages over three sets of the embedded benchmark, ViT-Mini-2, 16 shots; "
         "[results.md](../results.md) explains them and has each set."
     )
     return "\n".join([about, "", *lines[first : first + 2], *rows])

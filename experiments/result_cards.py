@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +24,26 @@ CARDS = Path(__file__).parent / "cards" / "results"
 TOLERANCE = 3  # pictures of a test set that another machine may differ by
 
 
+class Row(NamedTuple):
+    """A method with its seeds, the first of which is 1, and settings of its own."""
+
+    method: str
+    seeds: int
+    overrides: tuple[str, ...] = ()
+
+
 class Part(NamedTuple):
     """Runs of a protocol.
 
     Attributes:
         protocol: theirs.
         datasets: trained on.
-        seeds: {method: number of seeds, the first of which is 1}.
+        rows: the methods.
     """
 
     protocol: Protocol
     datasets: tuple[str, ...]
-    seeds: Mapping[str, int]
+    rows: tuple[Row, ...]
 
 
 class Unit(NamedTuple):
@@ -43,19 +52,21 @@ class Unit(NamedTuple):
     Attributes:
         part: they belong to.
         dataset: trained on.
-        method: the method.
+        row: the method.
         jobs: the runs, of all seeds and numbers of shots.
     """
 
     part: Part
     dataset: str
-    method: str
+    row: Row
     jobs: list[Job]
 
     @property
     def path(self) -> Path:
         """The card's."""
-        return CARDS / self.part.protocol.name / f"{self.dataset}-{self.method}.json"
+        variant = self.jobs[0].runs[0].variant
+        name = ",".join(filter(None, (f"{self.dataset}-{self.row.method}", variant)))
+        return CARDS / self.part.protocol.name / f"{name}.json"
 
     def runs(self) -> dict[int, dict[str, Run]]:
         """Return the runs of each seed by their folders."""
@@ -63,11 +74,6 @@ class Unit(NamedTuple):
         for run in (run for job in self.jobs for run in job.runs):
             found.setdefault(run.seed, {})[place(run)] = run
         return found
-
-    def options(self, seeds: Iterable[int]) -> list[str]:
-        """Return the options of ``table`` for the runs of some seeds."""
-        own = ["--protocol", self.part.protocol.name, "--datasets", self.dataset]
-        return [*own, "--methods", self.method, "--seeds", *map(str, seeds)]
 
     def card(self) -> dict[str, Any]:
         """Read the card; empty where there is none.
@@ -84,6 +90,13 @@ class Unit(NamedTuple):
         return {folder: run for runs in by_seed for folder, run in runs.items()}
 
 
+def options(part: Part, dataset: str, row: Row, seeds: Iterable[int]) -> list[str]:
+    """Return the options of ``table`` for the runs of some seeds."""
+    own = ["--protocol", part.protocol.name, "--datasets", dataset, "--methods", row.method]
+    own += ["--seeds", *map(str, seeds)]
+    return [*own, "--overrides", *row.overrides] if row.overrides else own
+
+
 def place(run: Run) -> str:
     """Return a run's folder below the output folder."""
     return run.folder.relative_to(run.output_dir).as_posix()
@@ -98,10 +111,10 @@ def units_of(part: Part, dataset: str, places: Sequence[str]) -> list[Unit]:
         places: the options for the folders of data and runs.
     """
     units = []
-    for method, count in part.seeds.items():
-        unit = Unit(part, dataset, method, [])
-        options = unit.options(range(1, count + 1))
-        units.append(unit._replace(jobs=plan(read_table_arguments([*options, *places]))))
+    for row in part.rows:
+        own = options(part, dataset, row, range(1, row.seeds + 1))
+        jobs = plan(read_table_arguments([*own, *places]))
+        units.append(Unit(part, dataset, row, jobs))
     return units
 
 
@@ -122,15 +135,17 @@ def keep(unit: Unit, machine: Mapping[str, Any]) -> None:
         return
     new = sorted({run.seed for run in runs.values()})
     planned = verify.Plan(unit.part.protocol.name, runs)
-    card = verify.card_of(unit.options(new), planned, TOLERANCE, machine)
+    where = unit.part, unit.dataset, unit.row
+    card = verify.card_of(options(*where, new), planned, TOLERANCE, machine)
     if old:
         odd = [name for name in ("method", "tag") if card[name] != old[name]]
         if odd:
             raise UserError(f"{unit.path}: expected {odd[0]} {card[odd[0]]}, got {old[odd[0]]}")
         seeds = sorted({*old["seeds"], *new})
         records = sorted([*old["runs"], *card["runs"]], key=lambda record: record["seed"])
-        card |= {"command": verify.COMMAND + " ".join(unit.options(seeds)), "seeds": seeds}
-        card |= {"runs": records, "machine": machine if old["machine"] == machine else {}}
+        command = verify.COMMAND + shlex.join(options(*where, seeds))
+        card |= {"command": command, "seeds": seeds, "runs": records}
+        card |= {"machine": machine if old["machine"] == machine else {}}
     unit.path.parent.mkdir(parents=True, exist_ok=True)
     write_json(card, str(unit.path))
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs.protocols import BASE2NEW, CROSS_DATASET
 from experiments import evidence, result_cards, table, verify
-from experiments.result_cards import Part, units_of
+from experiments.result_cards import Part, Row, units_of
 from experiments.runs import runs_of
 from tests.experiments.finished import leave, leave_results
 
@@ -21,7 +21,7 @@ TOTAL = 40
 def page(tmp_path, monkeypatch):
     """Make a page, and a part of two methods on two datasets with two seeds."""
     monkeypatch.chdir(REPOSITORY)
-    part = Part(BASE2NEW, ("digits", "shapes"), dict.fromkeys(METHODS, 2))
+    part = Part(BASE2NEW, ("digits", "shapes"), tuple(Row(name, 2) for name in METHODS))
     monkeypatch.setattr(evidence, "parts", lambda: {"base2new": part})
     monkeypatch.setattr(evidence, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(result_cards, "CARDS", tmp_path / "cards")
@@ -182,7 +182,7 @@ def test_damaged_bits_and_pages_are_one_line(tmp_path, page, capsys):
 
 
 def test_targets_of_a_transfer_are_columns(tmp_path, page, monkeypatch):
-    part = Part(CROSS_DATASET, ("emoji",), dict.fromkeys(METHODS, 1))
+    part = Part(CROSS_DATASET, ("emoji",), tuple(Row(name, 1) for name in METHODS))
     monkeypatch.setattr(evidence, "parts", lambda: {"cross_dataset": part})
     page.write_text("<!-- evidence: cross_dataset -->\n<!-- end -->\n")
     for i, method in enumerate(METHODS):
@@ -202,12 +202,36 @@ def test_targets_of_a_transfer_are_columns(tmp_path, page, monkeypatch):
 def test_every_part_is_planned_and_the_cards_in_the_repository_are_of_it(monkeypatch):
     monkeypatch.undo()
     monkeypatch.chdir(REPOSITORY)
-    paths = set()
+    planned, known = {}, {}
     for part in evidence.parts().values():
         for dataset in part.datasets:
             for unit in units_of(part, dataset, ["--root", "data", "--output-dir", "output"]):
-                paths.add(unit.path)
-                known = {record["run"] for record in unit.card().get("runs", [])}
-                planned = {place for runs in unit.runs().values() for place in runs}
-                assert known <= planned, unit.path
-    assert set(result_cards.CARDS.glob("*/*")) <= paths
+                planned.setdefault(unit.path, set()).update(*unit.runs().values())
+                known[unit.path] = {record["run"] for record in unit.card().get("runs", [])}
+    for path, runs in known.items():
+        assert runs <= planned[path], path
+    assert set(result_cards.CARDS.glob("*/*")) <= planned.keys()
+
+
+def test_ablations_are_rows_of_the_papers_tables(tmp_path, monkeypatch):
+    options = ("TRAINER.HICROPL.MAPPER_UPDATE", "in_place")
+    rows_of_paper = (Row("HiCroPL", 1), Row("HiCroPL", 1, options))
+    part = Part(BASE2NEW, (evidence.OF_ABLATIONS,), rows_of_paper)
+    monkeypatch.setattr(evidence, "parts", lambda: {evidence.ABLATIONS: part})
+    monkeypatch.setattr(evidence, "MEASURED", ("hicropl_update",))
+    monkeypatch.setattr(evidence, "ABLATIONS_PAGE", tmp_path / "ablations.md")
+    evidence.ABLATIONS_PAGE.write_text("<!-- evidence: hicropl_update -->\n<!-- end -->\n")
+    for i, row in enumerate(rows_of_paper):
+        for run in runs_of(
+            *(BASE2NEW, row.method, evidence.OF_ABLATIONS),
+            overrides=row.overrides,
+            output_dir=tmp_path / "out",
+        ):
+            leave(run, [True] * (30 - i) + [False] * (10 + i))
+            leave_results(run, 30 - i, TOTAL, nll=1.0)
+    assert called(tmp_path, "--no-run") == 0
+    text = evidence.ABLATIONS_PAGE.read_text()
+    cells = [row[:3] for name in ("the flow", "copied in") for row in rows(text, name)]
+    assert cells == [["75.0"] * 3, ["72.5"] * 3], text
+    names = sorted(path.name for path in result_cards.CARDS.glob("*/*"))
+    assert names == ["shapes-HiCroPL,MAPPER_UPDATE=in_place.json", "shapes-HiCroPL.json"]
