@@ -18,13 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from configs.protocols import (
-    BASE2NEW,
-    CROSS_DATASET,
-    DOMAIN_GENERALIZATION,
-    FEW_SHOT,
-    TRAIN_SOURCE,
-)
+from configs.protocols import BASE2NEW, CROSS_DATASET, DOMAIN_GENERALIZATION, FEW_SHOT
 from dassl.command import Parser, say
 from dassl.errors import UserError
 from dassl.utils.tools import atomic_write
@@ -36,14 +30,8 @@ from experiments.comparison import Comparison, cell
 from experiments.executors.local import Local
 from experiments.paper_rows import TABLES
 from experiments.result_cards import CardOutcomes, CardScores, Part, Row, Unit, keep, units_of
-from experiments.runs import Run
 from experiments.sweep import INTERRUPTED, check_folders, sweep
-from experiments.table import (
-    add_jobs_argument,
-    add_place_arguments,
-    known_methods,
-    tabulate,
-)
+from experiments.table import add_jobs_argument, add_place_arguments, known_methods, tabulate
 from experiments.writing import brief, render
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -129,10 +117,11 @@ def differences(part: Part, units: Sequence[Unit]) -> str:
         return ""
     seeds = set.intersection(*(set(unit.card()["seeds"]) for unit in main))
     planned = [
-        Planned(method(unit.row.method), run.target, heading_of(run), run.seed, run)
+        Planned(method(unit.row.method), run.target, heading, run.seed, run)
         for unit in main
         for job in unit.jobs
         for run in job.runs
+        for heading in [ACCURACY if part.protocol.transfers else run.column]
         if run.seed in seeds
     ]
     comparison = Comparison(planned, part.protocol, CardOutcomes(main))
@@ -148,11 +137,6 @@ def differences(part: Part, units: Sequence[Unit]) -> str:
     title = f"{REFERENCE} minus each other method on {where}, in points, {len(seeds)} seeds"
     table = render(("Method", *comparison.columns), rows)
     return f"{title} [95 % interval over images and seeds]:\n\n{table}"
-
-
-def heading_of(run: Run) -> str:
-    """Return the heading of a run's column; targets of a transfer are rows."""
-    return ACCURACY if run.step.transfers or run.step is TRAIN_SOURCE else run.column
 
 
 def ablations(units: Sequence[Unit], arguments: argparse.Namespace) -> dict[str, str]:
