@@ -45,8 +45,14 @@ def start(root: Path, output: Path, **options: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_ctrl_c,
         **options,
     )
+
+
+def hear_ctrl_c() -> None:
+    """Undo that tests which run in the background of a shell ignore SIGINT, and so a child."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
