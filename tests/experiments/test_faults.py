@@ -45,7 +45,6 @@ def start(root: Path, output: Path, **options: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=hear_ctrl_c,
         **options,
     )
 
@@ -141,7 +140,7 @@ def test_a_run_that_is_killed_is_resumed_by_the_same_sweep(root, tmp_path, is_wh
 
 
 def test_ctrl_c_stops_all_runs_and_the_same_command_resumes_them(root, tmp_path, is_whole):
-    process = start(root, tmp_path, start_new_session=True)
+    process = start(root, tmp_path, start_new_session=True, preexec_fn=hear_ctrl_c)
     folder = wait_for_epoch(tmp_path, 1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     code, _, errors = end(process)
