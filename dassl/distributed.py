@@ -1,7 +1,7 @@
 """One run in several processes, which ``torchrun`` starts; in a single process it is nothing.
 
 Each process computes the features of its share of a batch. These are gathered, and every process
-goes on with the whole batch, so losses, gradients and weights are those of a single process,
+then works on the whole batch, so losses, gradients and weights are those of a single process,
 whatever a method does with the batch. Only the first process writes and logs.
 
 No module is wrapped, as DistributedDataParallel would: names in a state dict stay, a training step

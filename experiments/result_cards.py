@@ -142,7 +142,8 @@ def keep(unit: Unit, machine: Mapping[str, Any]) -> None:
         if odd:
             raise UserError(f"{unit.path}: expected {odd[0]} {card[odd[0]]}, got {old[odd[0]]}")
         seeds = sorted({*old["seeds"], *new})
-        records = sorted([*old["runs"], *card["runs"]], key=lambda record: record["seed"])
+        kept = [record for record in old["runs"] if record["run"] not in runs]
+        records = sorted([*kept, *card["runs"]], key=lambda record: record["seed"])
         command = verify.COMMAND + shlex.join(options(*where, seeds))
         card |= {"command": command, "seeds": seeds, "runs": records}
         card |= {"machine": machine if old["machine"] == machine else {}}

@@ -87,7 +87,7 @@ class Scheduler:
     def go(self) -> Iterator[str]:
         """Execute the runs; yield a line for each that ends, and "" where nothing is to be said.
 
-        The sweep goes on without what fails.
+        A run that fails does not stop the others.
         """
         while self.queued or self.running or self.elsewhere:
             yield from self._begin()
@@ -148,7 +148,7 @@ class Scheduler:
 
 
 def tail(path: Path) -> list[str]:
-    """Read the last lines of a file; none if there is no file."""
+    """Return the last lines of a file, or none if it does not exist."""
     with suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, file.seek(0, 2) - LOG_TAIL))
         return file.read().decode(errors="replace").splitlines()

@@ -28,7 +28,7 @@ def run_all(jobs: Iterable[Job], workers: int) -> int:
 def sweep(runs: Sequence[Run], executor: Executor, retries: int = RETRIES) -> int:
     """Execute the runs that are not finished; return the exit code of the command.
 
-    The sweep goes on without what fails, which is named at the end.
+    A run that fails does not stop the others; it is named at the end.
     """
     scheduler = Scheduler(runs, executor, retries)
     if scheduler.finished_before:

@@ -235,3 +235,13 @@ def test_ablations_are_rows_of_the_papers_tables(tmp_path, monkeypatch):
     assert cells == [["75.0"] * 3, ["72.5"] * 3], text
     names = sorted(path.name for path in result_cards.CARDS.glob("*/*"))
     assert names == ["shapes-HiCroPL,MAPPER_UPDATE=in_place.json", "shapes-HiCroPL.json"]
+
+
+def test_a_card_that_lacks_one_run_of_a_seed_gets_each_run_once(tmp_path):
+    finish(tmp_path / "out", 1, 2)
+    assert called(tmp_path, "--no-run") == 0
+    path = result_cards.CARDS / "base2new" / "digits-CoOp.json"
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps({**card, "runs": card["runs"][1:]}))
+    assert called(tmp_path, "--no-run") == 0
+    assert json.loads(path.read_text())["runs"] == card["runs"]
