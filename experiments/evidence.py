@@ -41,19 +41,29 @@ OF_ABLATIONS = "shapes"  # their dataset
 MAIN = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC", "ProMPT", "HISF", "HiCroPL")
 SETS = ("emoji", "food", "shapes")
 SOURCE = SETS[0]
+OF_FEW_SHOT = "digits"
+PER_IMAGE = ("CoCoOp", "ProMPT")  # encode the texts anew for each image
 REFERENCE = MAIN[-1]  # method that the others are compared with
+
+
+def seeds_of(name: str) -> int:
+    """Return the number of seeds of a method's transfers and ablations."""
+    return 1 if name in PER_IMAGE else 3
 
 
 def parts() -> dict[str, Part]:
     """Return the parts by the names of their protocols, and the papers' ablations."""
-    main = tuple(Row(name, 3) for name in MAIN)
     others = tuple(Row(name, 3) for name in known_methods() if name not in MAIN)
-    found = [Part(BASE2NEW, SETS, (*others, *(Row(name, 5) for name in MAIN)))]
-    for protocol in (FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALIZATION):
-        found.append(Part(protocol, (SOURCE,), main))
-    rows = [Row(row.method, 3, row.options) for name in MEASURED for row in TABLES[name].rows]
-    own = Part(BASE2NEW, (OF_ABLATIONS,), tuple(dict.fromkeys(rows)))
-    return {**{part.protocol.name: part for part in found}, ABLATIONS: own}
+    own = tuple(Row(name, seeds_of(name)) for name in MAIN)
+    rows = [row for name in MEASURED for row in TABLES[name].rows]
+    ablated = (Row(row.method, seeds_of(row.method), row.options) for row in rows)
+    return {
+        BASE2NEW.name: Part(BASE2NEW, SETS, (*others, *(Row(name, 5) for name in MAIN))),
+        FEW_SHOT.name: Part(FEW_SHOT, (OF_FEW_SHOT,), tuple(Row(name, 3) for name in MAIN)),
+        CROSS_DATASET.name: Part(CROSS_DATASET, (SOURCE,), own),
+        DOMAIN_GENERALIZATION.name: Part(DOMAIN_GENERALIZATION, (SOURCE,), own),
+        ABLATIONS: Part(BASE2NEW, (OF_ABLATIONS,), tuple(dict.fromkeys(ablated))),
+    }
 
 
 def execute(units: Sequence[Unit], jobs: int) -> int:
@@ -109,41 +119,51 @@ def rows_of(table: Table, dataset: str) -> str:
 def differences(part: Part, units: Sequence[Unit]) -> str:
     """Return how far ``REFERENCE`` is above the other main methods; "" without cards of it.
 
-    They are of the seeds that all cards of these methods have.
+    Each difference is of the seeds that all cards of both methods have.
     """
-    main = [unit for unit in units if unit.row.method in MAIN and unit.card()]
-    reference = method(REFERENCE)
-    if REFERENCE not in {unit.row.method for unit in main}:
+    main: dict[str, list[Unit]] = {}
+    for unit in units:
+        if unit.row.method in MAIN and unit.card():
+            main.setdefault(unit.row.method, []).append(unit)
+    of_reference = main.pop(REFERENCE, [])
+    rows, columns, where = [], [], ""
+    for name, own in main.items():
+        pair = [*of_reference, *own]
+        seeds = set.intersection(*(set(unit.card()["seeds"]) for unit in pair))
+        if not (of_reference and seeds):
+            continue
+        planned = [
+            Planned(method(unit.row.method), run.target, heading, run.seed, run)
+            for unit in pair
+            for job in unit.jobs
+            for run in job.runs
+            for heading in [ACCURACY if part.protocol.transfers else run.column]
+            if run.seed in seeds
+        ]
+        comparison = Comparison(planned, part.protocol, CardOutcomes(pair))
+        columns, averaged = comparison.columns, comparison.averaged
+        row = AVERAGE if len(averaged) > 1 else averaged[0]
+        where = f"the average of {len(averaged)} datasets" if len(averaged) > 1 else row
+        found = comparison.differences(*comparison.methods)[row]
+        shown = (cell(found.get(column), len(seeds)) for column in columns)
+        rows.append((name, str(len(seeds)), *shown))
+    if not rows:
         return ""
-    seeds = set.intersection(*(set(unit.card()["seeds"]) for unit in main))
-    planned = [
-        Planned(method(unit.row.method), run.target, heading, run.seed, run)
-        for unit in main
-        for job in unit.jobs
-        for run in job.runs
-        for heading in [ACCURACY if part.protocol.transfers else run.column]
-        if run.seed in seeds
-    ]
-    comparison = Comparison(planned, part.protocol, CardOutcomes(main))
-    averaged = comparison.averaged
-    row = AVERAGE if len(averaged) > 1 else averaged[0]
-    where = f"the average of {len(averaged)} datasets" if len(averaged) > 1 else row
-    rows = []
-    for other in comparison.methods:
-        if other != reference:
-            found = comparison.differences(reference, other)[row]
-            shown = (cell(found.get(column), len(seeds)) for column in comparison.columns)
-            rows.append((other.text, *shown))
-    title = f"{REFERENCE} minus each other method on {where}, in points, {len(seeds)} seeds"
-    table = render(("Method", *comparison.columns), rows)
-    return f"{title} [95 % interval over images and seeds]:\n\n{table}"
+    table = render(("Method", "Seeds", *columns), rows)
+    return (
+        f"{REFERENCE} minus each other method on {where}, in points [95 % interval over images "
+        f"and seeds; of one seed, over images]:\n\n{table}"
+    )
 
 
 def ablations(units: Sequence[Unit], arguments: argparse.Namespace) -> dict[str, str]:
     """Return the papers' tables by their names."""
-    scores = CardScores(units)
-    where = argparse.Namespace(**vars(arguments), dataset=OF_ABLATIONS, seeds=[1, 2, 3])
-    return {name: ablation_table(TABLES[name], where, scores) for name in MEASURED}
+    scores, tables = CardScores(units), {}
+    for name in MEASURED:
+        seeds = range(1, 1 + min(seeds_of(row.method) for row in TABLES[name].rows))
+        where = argparse.Namespace(**vars(arguments), dataset=OF_ABLATIONS, seeds=seeds)
+        tables[name] = ablation_table(TABLES[name], where, scores)
+    return tables
 
 
 def write_blocks(page: Path, blocks: Mapping[str, str]) -> None:

@@ -68,7 +68,7 @@ def test_the_page_shows_what_table_prints_from_the_runs(tmp_path, page, capsys):
         for line, method in zip(lines, METHODS, strict=True):
             _, name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
             # the differences from HiCroPL, which stand behind the averages, have a row of CoOp
-            own = [row for row in rows(text, method) if len(row) == 4][i]
+            own = [row for row in rows(text, method) if not row[1].startswith("+")][i]
             assert (name, ["2", *cells]) == (method, own)
     assert "16 runs, 8.0 hours of one process in all." in text
     assert "No results yet" not in text
@@ -84,8 +84,25 @@ def test_differences_are_those_of_compare(tmp_path, page, capsys):
     places = ["--root", str(tmp_path), "--output-dir", str(tmp_path / "out")]
     assert compare.main([*options, *places]) == 0
     (expected,) = rows(capsys.readouterr().out, "average")
-    (found,) = (row for row in rows(page.read_text(), "CoOp") if len(row) == 3)
-    assert found == expected
+    (found,) = (row for row in rows(page.read_text(), "CoOp") if row[1].startswith("+"))
+    assert found == ["2", *expected]
+
+
+def test_a_difference_is_of_the_seeds_that_both_methods_have(tmp_path, page, monkeypatch):
+    few = Row("CoOp", 1), Row("KgCoOp", 2), Row("HiCroPL", 2)
+    part = Part(BASE2NEW, ("digits", "shapes"), few)
+    monkeypatch.setattr(evidence, "parts", lambda: {"base2new": part})
+    finish(tmp_path / "out", 1, 2, methods=("CoOp", "KgCoOp", "HiCroPL"))
+    assert called(tmp_path, "--no-run") == 0
+    found = {
+        name: row
+        for name in ("CoOp", "KgCoOp")
+        for row in rows(page.read_text(), name)
+        if row[1].startswith("+")
+    }
+    # with each seed HiCroPL is right about 14 pictures more than CoOp, 7 more than KgCoOp, of 40
+    assert [row[0] for row in found.values()] == ["1", "2"]
+    assert found["CoOp"][1].startswith("+35.00") and found["KgCoOp"][1].startswith("+17.50")
 
 
 def test_cards_stand_for_runs_that_are_elsewhere(tmp_path, page, monkeypatch):
@@ -117,7 +134,7 @@ def test_only_the_seeds_that_a_card_lacks_are_run_and_added(tmp_path, page, monk
     assert card["seeds"] == [1, 2] and card["command"].endswith("--seeds 1 2")
     assert [run["seed"] for run in card["runs"]] == [1, 1, 2, 2]
     assert card["machine"] == {}  # the first seed ran nobody knows where
-    assert [row[0] for row in rows(page.read_text(), "CoOp") if len(row) == 4] == ["2"] * 3
+    assert [row[0] for row in rows(page.read_text(), "CoOp")] == ["2"] * 4
 
 
 def test_a_card_is_verified_by_the_runs_it_was_made_from(tmp_path, capsys):
@@ -135,8 +152,8 @@ def test_a_seed_of_which_a_run_is_missing_is_not_kept(tmp_path, page):
         shutil.rmtree(run.folder)
     assert called(tmp_path, "--no-run") == 0
     text = page.read_text()
-    digits, shapes = (row for row in rows(text, "CoOp") if len(row) == 4)  # no average
-    assert digits[0] == "1" and shapes[0] == "2"
+    difference, digits, shapes = rows(text, "CoOp")  # no average
+    assert difference[0] == digits[0] == "1" and shapes[0] == "2"
     assert "where each has the same seeds. There is none for CoOp (Base, Novel)." in text
 
 
@@ -196,7 +213,7 @@ def test_targets_of_a_transfer_are_columns(tmp_path, page, monkeypatch):
         *("Method", "Seeds", "emoji", "animals", "food", "faces", "shapes", "glyphs", "digits"),
         "Average",
     ]
-    assert rows(text, "CoOp")[1][0].startswith("+12.50")
+    assert rows(text, "CoOp")[1][1].startswith("+12.50")
 
 
 def test_every_part_is_planned_and_the_cards_in_the_repository_are_of_it(monkeypatch):
