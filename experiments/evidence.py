@@ -54,12 +54,14 @@ def seeds_of(name: str) -> int:
 def parts() -> dict[str, Part]:
     """Return the parts by the names of their protocols, and the papers' ablations."""
     others = tuple(Row(name, 3) for name in known_methods() if name not in MAIN)
-    own = tuple(Row(name, seeds_of(name)) for name in MAIN)
+    zero_shot = Row("ZeroshotCLIP", 1)
+    few = (zero_shot, *(Row(name, 3) for name in MAIN))
+    own = (zero_shot, *(Row(name, seeds_of(name)) for name in MAIN))
     rows = [row for name in MEASURED for row in TABLES[name].rows]
     ablated = (Row(row.method, seeds_of(row.method), row.options) for row in rows)
     return {
         BASE2NEW.name: Part(BASE2NEW, SETS, (*others, *(Row(name, 5) for name in MAIN))),
-        FEW_SHOT.name: Part(FEW_SHOT, (OF_FEW_SHOT,), tuple(Row(name, 3) for name in MAIN)),
+        FEW_SHOT.name: Part(FEW_SHOT, (OF_FEW_SHOT,), few),
         CROSS_DATASET.name: Part(CROSS_DATASET, (SOURCE,), own),
         DOMAIN_GENERALIZATION.name: Part(DOMAIN_GENERALIZATION, (SOURCE,), own),
         ABLATIONS: Part(BASE2NEW, (OF_ABLATIONS,), tuple(dict.fromkeys(ablated))),
