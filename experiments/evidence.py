@@ -37,6 +37,7 @@ from experiments.writing import brief, render
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, ABLATIONS_PAGE = DOCS / "results.md", DOCS / "ablations.md"
 ABLATIONS = "ablations"
+TOTAL = "total"
 OF_ABLATIONS = "shapes"  # their dataset
 MAIN = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC", "ProMPT", "HISF", "HiCroPL")
 SETS = ("emoji", "food", "shapes")
@@ -102,9 +103,14 @@ def block_of(part: Part, units: Sequence[Unit]) -> str:
         texts.append(f"No results yet: {', '.join(absent)}.")
     texts.append(differences(part, units))
     texts += [f"### {name}\n\n{rows_of(table, name)}" for name in names if name != first]
-    hours = sum(record.get("seconds") or 0 for record in records) / 3600
-    texts.append(f"{len(records)} runs, {hours:.1f} hours of one process in all.")
+    texts.append(f"{time_of(scores)} in all.")
     return "\n\n".join(filter(None, texts))
+
+
+def time_of(scores: CardScores) -> str:
+    """Say how many runs the cards have, and what they took."""
+    seconds = [record.get("seconds") or 0 for record in scores.records.values()]
+    return f"{len(seconds):,} runs, {sum(seconds) / 3600:.1f} hours of one process"
 
 
 def rows_of(table: Table, dataset: str) -> str:
@@ -222,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_blocks(ABLATIONS_PAGE, ablations(units, arguments))
             else:
                 write_blocks(PAGE, {name: block_of(part, units)})
+        every = [u for p in parts().values() for d in p.datasets for u in units_of(p, d, places)]
+        write_blocks(PAGE, {TOTAL: f"All parts so far: {time_of(CardScores(every))}."})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

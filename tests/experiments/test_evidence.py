@@ -25,7 +25,8 @@ def page(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "parts", lambda: {"base2new": part})
     monkeypatch.setattr(evidence, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(result_cards, "CARDS", tmp_path / "cards")
-    evidence.PAGE.write_text("before\n<!-- evidence: base2new -->\nold\n<!-- end -->\nafter\n")
+    marks = [f"<!-- evidence: {name} -->\nold\n<!-- end -->" for name in ("total", "base2new")]
+    evidence.PAGE.write_text("\n".join(["before", *marks, "after\n"]))
     return evidence.PAGE
 
 
@@ -71,6 +72,7 @@ def test_the_page_shows_what_table_prints_from_the_runs(tmp_path, page, capsys):
             own = [row for row in rows(text, method) if not row[1].startswith("+")][i]
             assert (name, ["2", *cells]) == (method, own)
     assert "16 runs, 8.0 hours of one process in all." in text
+    assert "All parts so far: 16 runs, 8.0 hours of one process." in text
     assert "No results yet" not in text
 
 
@@ -201,7 +203,7 @@ def test_damaged_bits_and_pages_are_one_line(tmp_path, page, capsys):
 def test_targets_of_a_transfer_are_columns(tmp_path, page, monkeypatch):
     part = Part(CROSS_DATASET, ("emoji",), tuple(Row(name, 1) for name in METHODS))
     monkeypatch.setattr(evidence, "parts", lambda: {"cross_dataset": part})
-    page.write_text("<!-- evidence: cross_dataset -->\n<!-- end -->\n")
+    page.write_text(page.read_text().replace("base2new", "cross_dataset"))
     for i, method in enumerate(METHODS):
         for run in runs_of(CROSS_DATASET, method, "emoji", 1, output_dir=tmp_path / "out"):
             leave(run, [True] * (20 + 5 * i) + [False] * (20 - 5 * i))
