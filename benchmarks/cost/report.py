@@ -16,6 +16,7 @@ from benchmarks.cost.cells import Cell
 from dassl.json_file import read_json
 from dassl.utils.tools import atomic_write
 
+PROFILES = "benchmarks/results/profile.json"
 NOTHING = "–"
 SHOWN_CLASSES = 50  # of the overview
 GIB, MIB = 2**30, 2**20
@@ -325,10 +326,12 @@ def ratios(results: dict[str, Any]) -> str:
             if row.cell.options:
                 missing |= set((record or {}).get("left_out", ()))
             ratio = reference / value if reference and value else None
+            part = share(record) if key == "seconds" else None
             values += [
                 shown(value, write, record),
                 shown(target, lambda x: f"{x:g}x"),
                 shown(ratio, lambda x: f"{x:.2f}x"),
+                shown(ratio / part if ratio and part else None, lambda x: f"{x:.2f}x"),
                 NOTHING if ratio is None or target is None else "yes" if ratio >= target else "no",
             ]
         rows.append([row.title, *values])
@@ -340,12 +343,13 @@ def ratios(results: dict[str, Any]) -> str:
                     NOTHING,
                     f"{100 * goal:.0f} %",
                     shown(part, lambda x: f"{100 * x:.0f} %"),
+                    NOTHING,
                 ]
                 values += [NOTHING if part is None else "yes" if part >= goal else "no"]
             rows.append([f"share of the matrix rate, {row.title}", *values])
     header = ["", "plain, s or GiB"]
     for name in ("fp32", low):
-        header += [f"ours, {name}", f"goal, {name}", f"measured, {name}", "met"]
+        header += [f"ours, {name}", f"goal, {name}", f"measured, {name}", "at the rate", "met"]
     note = f"\n\nMeasured without {', '.join(sorted(missing))}, which this version lacks."
     return markdown(header, rows) + (note if missing else "")
 
@@ -440,12 +444,17 @@ def is_drawn(results: dict[str, Any]) -> bool:
 def page(text: str, parts: dict[str, str]) -> str:
     """Put parts between a page's markers, ``<!-- cost:NAME -->`` and ``<!-- /cost:NAME -->``."""
     for name in re.findall(r"<!-- cost:(\w+) -->", text):
-        begin, end = f"<!-- cost:{name} -->\n", f"<!-- /cost:{name} -->"
-        before, _, rest = text.partition(begin)
-        _, ended, after = rest.partition(end)
-        assert ended, name
-        text = f"{before}{begin}{parts[name]}\n{end}{after}"
+        text = between(text, f"cost:{name}", parts[name])
     return text
+
+
+def between(text: str, marker: str, part: str) -> str:
+    """Put a part between the two lines of a marker."""
+    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+    before, _, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    assert ended, marker
+    return f"{before}{begin}{part}\n{end}{after}"
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -502,3 +511,31 @@ def store(results: dict[str, Any], root: Path) -> None:
         file.write(page(text, tables(results)))
     if is_drawn(results):
         plot(results, root / place.plot)
+
+
+# Profiles ----------------------------------------------------------------------------------------
+
+
+def profiles(root: Path) -> Records:
+    """Return the profiles that are kept in the repository."""
+    path = root / PROFILES
+    return read_json(str(path)) if path.exists() else []
+
+
+def profile_table(records: Records) -> str:
+    """Show of each profiled step the time, its floor, and the shares of kinds of operations."""
+    rows, kinds = [], list(records[0]["shares"]) if records else []
+    for record in records:
+        shares = [f"{100 * record['shares'][kind]:.0f} %" for kind in kinds]
+        floor = record["flops"] / record["rate"]
+        title, time = cells.ROWS[record["row"] - 1].title, record["seconds"]
+        rows.append([title, record["precision"], seconds(time), seconds(floor), *shares])
+    return markdown(["step", "PREC", "s", "at the matrix rate, s", *kinds], rows)
+
+
+def write_profiles(root: Path) -> None:
+    """Put the profiles that are kept into the page."""
+    path = root / PLACES["cpu"].page
+    text = path.read_text(encoding="utf-8")
+    with atomic_write(str(path)) as file:
+        file.write(between(text, "profile", profile_table(profiles(root))))

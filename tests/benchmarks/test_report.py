@@ -131,11 +131,11 @@ def test_ratios_are_plain_over_ours_and_compared_with_their_goals():
     fp32, low, plain = row.cells("bf16")
     made = report.tables(results(record(fp32, 2), record(low, 1), record(plain, 5)))["ratios"]
     assert row_of(made, row.title)[1:] == [
-        *("5", "2", "3x", "2.50x", "no"),
-        *("1", "7x", "5.00x", "no"),
+        *("5", "2", "3x", "2.50x", "5.00x", "no"),
+        *("1", "7x", "5.00x", "10.00x", "no"),
     ]
     made = report.tables(results(record(fp32, 1), record(low, 1), record(plain, 5)))["ratios"]
-    assert row_of(made, row.title)[2:6] == ["1", "3x", "5.00x", "yes"]
+    assert row_of(made, row.title)[2:7] == ["1", "3x", "5.00x", "10.00x", "yes"]
 
 
 def test_ratios_beyond_100_classes_use_the_line_of_the_reference():
@@ -144,7 +144,7 @@ def test_ratios_beyond_100_classes_use_the_line_of_the_reference():
     assert [cell.classes for cell in plain] == [10, 50, 100]
     records = [record(cell, 1 + 0.1 * cell.classes) for cell in plain]
     made = report.tables(results(record(fp32, 3), *records))["ratios"]
-    assert row_of(made, row.title)[1:6] == ["51*", "3", "13x", "17.00x", "yes"]
+    assert row_of(made, row.title)[1:7] == ["51*", "3", "13x", "17.00x", "34.00x", "yes"]
 
 
 def test_a_row_with_an_option_that_is_missing_says_so():
