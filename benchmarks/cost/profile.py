@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.cost import cells, report
 from benchmarks.cost.__main__ import code_version, low_precision
@@ -58,9 +59,12 @@ def profile(cell: Cell) -> dict[str, Any]:
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
 
+    import trainers.base
     from benchmarks.cost.measure import Subject
 
-    with tempfile.TemporaryDirectory() as folder:
+    # Templates of frozen features, computed once: how many costs no step.
+    one_template = mock.patch.object(trainers.base, "N_TEMPLATES", 1)
+    with one_template, tempfile.TemporaryDirectory() as folder:
         subject = Subject(cell, Path(folder))
         about = subject.about()
         warm_ups = [subject.act("step") for _ in range(WARM_UPS)]
@@ -93,9 +97,6 @@ def read_arguments(argv: Sequence[str] | None) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = read_arguments(argv)
-    import trainers.base
-
-    trainers.base.N_TEMPLATES = 1  # of frozen features, computed once: how many costs no step
     precisions = dict.fromkeys(("fp32", low_precision()))
     found = {f"{r['row']} {r['precision']}": r for r in report.profiles(ROOT)}
     for number in options.rows:

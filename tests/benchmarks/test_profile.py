@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import trainers.base
 from benchmarks.cost import profile, report
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ def checkout(tmp_path, monkeypatch):
 
 def test_shares_add_up_and_rows_that_are_not_named_stay(checkout, monkeypatch):
     assert profile.main(["--rows", str(ROW), "--model", "small"]) == 0
+    assert trainers.base.N_TEMPLATES > 1  # as before
     first = report.profiles(checkout)
     assert {record["row"] for record in first} == {ROW}
     for record in first:
