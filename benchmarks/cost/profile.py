@@ -91,7 +91,6 @@ def read_arguments(argv: Sequence[str] | None) -> Any:
     )
     add = parser.add_argument
     add("--rows", nargs="+", type=int, choices=STEPS, default=STEPS, help="of that table, from 1")
-    add("--model", choices=cells.MODELS, default=cells.MODELS[0], help="small is a rehearsal")
     return parser.parse_args(argv)
 
 
@@ -102,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in options.rows:
         row = cells.ROWS[number - 1]
         for precision in precisions:
-            measured = profile(row.ours(precision).but(model=options.model))
+            measured = profile(row.ours(precision))
             record = {"row": number, "precision": precision, "code": code_version(), **measured}
             found[f"{number} {precision}"] = record
             say(report.profile_table([record]))

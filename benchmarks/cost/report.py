@@ -518,8 +518,7 @@ def store(results: dict[str, Any], root: Path) -> None:
 
 def profiles(root: Path) -> Records:
     """Return the profiles that are kept in the repository."""
-    path = root / PROFILES
-    return read_json(str(path)) if path.exists() else []
+    return read_json(str(root / PROFILES))
 
 
 def profile_table(records: Records) -> str:
