@@ -32,7 +32,7 @@ from experiments.paper_rows import TABLES
 from experiments.result_cards import CardOutcomes, CardScores, Part, Row, Unit, keep, units_of
 from experiments.sweep import INTERRUPTED, check_folders, sweep
 from experiments.table import add_jobs_argument, add_place_arguments, known_methods, tabulate
-from experiments.writing import brief, render
+from experiments.writing import brief, filled, render
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, ABLATIONS_PAGE = DOCS / "results.md", DOCS / "ablations.md"
@@ -175,19 +175,17 @@ def ablations(units: Sequence[Unit], arguments: argparse.Namespace) -> dict[str,
 
 
 def write_blocks(page: Path, blocks: Mapping[str, str]) -> None:
-    """Put blocks into a page, each between its marks, in place of what is there.
+    """Put blocks into a page, each between its marks, ``<!-- evidence:NAME -->`` and its end.
 
     Raises:
-        UserError: the page has no such marks, or cannot be written.
+        UserError: the page has no such place, or cannot be written.
     """
     text = page.read_text(encoding="utf-8")
     for name, block in blocks.items():
-        begin, end = f"<!-- evidence: {name} -->", "<!-- end -->"
-        before, mark, rest = text.partition(begin)
-        _, end_mark, after = rest.partition(end)
-        if not mark or not end_mark:
-            raise UserError(f"{page}: expected a line '{begin}' and below it '{end}', got none")
-        text = f"{before}{begin}\n\n{block}\n\n{end}{after}"
+        try:
+            text = filled(text, f"evidence:{name}", f"\n{block}\n")
+        except ValueError as error:
+            raise UserError(f"{page}: {error}") from error
     with atomic_write(str(page)) as file:
         file.write(text)
     say(str(page))

@@ -33,6 +33,7 @@ from dassl.utils.tools import atomic_write
 from experiments.cells import AVERAGE
 from experiments.config_reference import table as table_of_keys
 from experiments.published import ABSENT, printed
+from experiments.writing import filled
 from trainers.base import Method
 from trainers.trainer import MethodTrainer
 
@@ -287,11 +288,7 @@ def generated(text: str, names: Sequence[str]) -> str:
         ValueError: a part has not one place in it.
     """
     for part, make in PARTS.items():
-        begin, end = f"<!-- {part} -->\n", f"<!-- /{part} -->"
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"expected one {begin.strip()} and {end}")
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}{make(names)}\n{end}{rest.partition(end)[2]}"
+        text = filled(text, part, make(names))
     return text
 
 

@@ -1,4 +1,4 @@
-"""Tables as text: Markdown, CSV and LaTeX."""
+"""Tables as text: Markdown, CSV and LaTeX; and the generated parts of Markdown pages."""
 
 from __future__ import annotations
 
@@ -19,6 +19,25 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return the table as Markdown, its columns padded to be readable on a terminal, too."""
     escaped = [[text.replace("|", r"\|") for text in row] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned(header, escaped))
+
+
+def filled(page: str, name: str, part: str) -> str:
+    """Return a page with a part between its marks, in place of what is there.
+
+    Args:
+        page: the page's text; ``<!-- NAME -->`` begins the part and ``<!-- /NAME -->`` ends it.
+        name: the part's name.
+        part: what to put there.
+
+    Raises:
+        ValueError: the page does not have one such place.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    if (page.count(begin), page.count(end), rest.count(end)) != (1, 1, 1):
+        raise ValueError(f"expected one {begin} and below it one {end}")
+    return f"{before}{begin}\n{part}\n{end}{after}"
 
 
 def brief(cell: Cell | None) -> str:

@@ -117,5 +117,5 @@ def test_a_measured_cost_is_a_row_of_the_page(tmp_path, monkeypatch):
 def test_a_page_without_a_place_for_a_part_is_refused():
     text = "".join(f"<!-- {part} -->\nold\n<!-- /{part} -->\n" for part in PARTS)
     assert "old" not in generated(text, ["ZeroshotCLIP"])
-    with pytest.raises(ValueError, match=r"expected one <!-- cost --> and <!-- /cost -->"):
+    with pytest.raises(ValueError, match=r"expected one <!-- cost --> and below it one"):
         generated(text.replace("<!-- /cost -->", ""), ["ZeroshotCLIP"])

@@ -15,6 +15,7 @@ from benchmarks.cost import cells
 from benchmarks.cost.cells import Cell
 from dassl.json_file import read_json
 from dassl.utils.tools import atomic_write
+from experiments.writing import filled
 
 PROFILES = "benchmarks/results/profile.json"
 NOTHING = "–"
@@ -444,17 +445,8 @@ def is_drawn(results: dict[str, Any]) -> bool:
 def page(text: str, parts: dict[str, str]) -> str:
     """Put parts between a page's markers, ``<!-- cost:NAME -->`` and ``<!-- /cost:NAME -->``."""
     for name in re.findall(r"<!-- cost:(\w+) -->", text):
-        text = between(text, f"cost:{name}", parts[name])
+        text = filled(text, f"cost:{name}", parts[name])
     return text
-
-
-def between(text: str, marker: str, part: str) -> str:
-    """Put a part between the two lines of a marker."""
-    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
-    before, _, rest = text.partition(begin)
-    _, ended, after = rest.partition(end)
-    assert ended, marker
-    return f"{before}{begin}{part}\n{end}{after}"
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -537,4 +529,4 @@ def write_profiles(root: Path) -> None:
     path = root / PLACES["cpu"].page
     text = path.read_text(encoding="utf-8")
     with atomic_write(str(path)) as file:
-        file.write(between(text, "profile", profile_table(profiles(root))))
+        file.write(filled(text, "profile", profile_table(profiles(root))))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from benchmarks.equality import measure
 from benchmarks.equality.plain_steps import STEPS
 from dassl.command import Parser, run, say
 from dassl.utils.tools import atomic_write
+from experiments.writing import filled
 
 PAGE = Path(__file__).parents[2] / "docs" / "equality.md"
 COLUMNS = ("logits", "loss", "gradients", "training")
@@ -180,14 +180,6 @@ def shared_rows() -> list[str]:
     return rows
 
 
-def put(page: str, name: str, table: str) -> str:
-    """Put a table between the markers of its name."""
-    begin, end = f"<!-- equality:{name} -->", f"<!-- /equality:{name} -->"
-    pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
-    assert re.search(pattern, page, flags=re.S), name
-    return re.sub(pattern, lambda _: f"{begin}\n{table}\n{end}", page, flags=re.S)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.equality", description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=list(STEPS), help="print only these rows")
@@ -202,8 +194,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         with contextlib.redirect_stdout(io.StringIO()):
             shared = shared_rows()
-        page = put(PAGE.read_text(encoding="utf-8"), "methods", "\n".join([HEADER, *rows]))
-        page = put(page, "shared", "\n".join([SHARED_HEADER, *shared]))
+        page = PAGE.read_text(encoding="utf-8")
+        page = filled(page, "equality:methods", "\n".join([HEADER, *rows]))
+        page = filled(page, "equality:shared", "\n".join([SHARED_HEADER, *shared]))
         with atomic_write(str(PAGE)) as file:
             file.write(page)
         say(f"Written to {PAGE}")

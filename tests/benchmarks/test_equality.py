@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.equality import measure
-from benchmarks.equality.__main__ import CASES, COLUMNS, number, put
+from benchmarks.equality.__main__ import CASES, COLUMNS, number
 from benchmarks.equality.plain_steps import STEPS
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,5 @@ def test_another_rate_is_a_difference(monkeypatch):
     assert found["training"] == pytest.approx(0.01, rel=0.2)
 
 
-def test_differences_are_rounded_up_and_put_between_their_markers():
+def test_differences_are_rounded_up():
     assert [number(x) for x in (0, 3.14e-7, 1e-15)] == ["0", "3.3e-7", "1.1e-15"]
-    page = "a\n<!-- equality:x -->\nold\n<!-- /equality:x -->\nb"
-    assert put(page, "x", "new") == page.replace("old", "new")

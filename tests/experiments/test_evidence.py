@@ -25,7 +25,8 @@ def page(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "parts", lambda: {"base2new": part})
     monkeypatch.setattr(evidence, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(result_cards, "CARDS", tmp_path / "cards")
-    marks = [f"<!-- evidence: {name} -->\nold\n<!-- end -->" for name in ("total", "base2new")]
+    names = ("evidence:total", "evidence:base2new")
+    marks = [f"<!-- {name} -->\nold\n<!-- /{name} -->" for name in names]
     evidence.PAGE.write_text("\n".join(["before", *marks, "after\n"]))
     return evidence.PAGE
 
@@ -197,7 +198,10 @@ def test_damaged_bits_and_pages_are_one_line(tmp_path, page, capsys):
     path.unlink()
     page.write_text("no marks")
     assert called(tmp_path, "--no-run") == 2
-    assert "expected a line '<!-- evidence: base2new -->'" in capsys.readouterr().err
+    assert (
+        "page.md: expected one <!-- evidence:base2new --> and below it one"
+        in capsys.readouterr().err
+    )
 
 
 def test_targets_of_a_transfer_are_columns(tmp_path, page, monkeypatch):
@@ -239,7 +243,9 @@ def test_ablations_are_rows_of_the_papers_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "parts", lambda: {evidence.ABLATIONS: part})
     monkeypatch.setattr(evidence, "MEASURED", ("hicropl_update",))
     monkeypatch.setattr(evidence, "ABLATIONS_PAGE", tmp_path / "ablations.md")
-    evidence.ABLATIONS_PAGE.write_text("<!-- evidence: hicropl_update -->\n<!-- end -->\n")
+    evidence.ABLATIONS_PAGE.write_text(
+        "<!-- evidence:hicropl_update -->\n<!-- /evidence:hicropl_update -->\n"
+    )
     for i, row in enumerate(rows_of_paper):
         for run in runs_of(
             *(BASE2NEW, row.method, evidence.OF_ABLATIONS),
