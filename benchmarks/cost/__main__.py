@@ -3,19 +3,21 @@
     python -m benchmarks.cost                    measure, or go on measuring
     python -m benchmarks.cost --report           put what was measured into the pages of docs/
 
-Each measurement is a process of its own and leaves a JSON file in --output-dir. One that is there,
-from the same machine, versions and code, is not made again, so that a stopped run goes on and
---parts, --methods, --classes and --precision can take a run in pieces. A measurement that fails,
-as for lack of memory, is shown as what it is. Other programs change the figures: leave the machine
-idle. docs/performance.md says how to read the tables; those of a GPU are in
-docs/performance-gpu.md.
+Each measurement is a process of its own and leaves a JSON file in --output-dir; --report moves all
+of them to benchmarks/results. One that is in either place, from the same kind of machine, versions
+and code, is not made again, so that a stopped run goes on, here or elsewhere, and --parts,
+--methods, --classes and --precision can take a run in pieces. A measurement that fails, as for lack
+of memory, is shown as what it is. Other programs change the figures: leave the machine idle.
+docs/performance.md says how to read the tables; those of a GPU are in docs/performance-gpu.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
+import io
 import json
 import os
 import platform
@@ -23,31 +25,36 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.cost import cells, report
 from benchmarks.cost.cells import Cell
 from dassl.command import Parser, number, run, say
 from dassl.errors import UserError, check_choice
 from dassl.json_file import read_json
+from dassl.utils.memory import free_bytes
 from dassl.utils.tools import atomic_write
 
 ROOT = Path(__file__).parents[2]
 # What the figures depend on; measurements of other code are made again.
 CODE = (
     *("clip", "trainers", "dassl/engine", "dassl/optim", "configs/trainers", "configs/_base"),
-    *("benchmarks/plain.py", "benchmarks/cost/measure.py", "benchmarks/cost/cells.py"),
+    *("benchmarks/plain.py", "benchmarks/cost/measure.py"),
 )
+UNREAD = "_fast"  # ends the names of config files that no measurement reads
 PARTS = ("table", "ratios", "growth", "variants")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
 KEPT_FREE = 0.05  # share of the free memory that no measurement may have
-WARM_UPS = 2
+WARM_UPS = {"step": 2, "evaluation": 1}
 ENDED = "ended with exit code"
+ByCell = dict[str, dict[str, Any]]
 KILLED_AFTER = 10  # time limits, in which a single round must end
 
 
@@ -58,7 +65,7 @@ def code_version() -> str:
         path = ROOT / name
         files = [path] if path.is_file() else sorted(path.rglob("*.[py]*"))
         for file in files:
-            if file.suffix in (".py", ".yaml"):
+            if file.suffix in (".py", ".yaml") and not file.stem.endswith(UNREAD):
                 digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -75,10 +82,10 @@ def machine(threads: int) -> dict[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "low precision": [flag for flag in BF16_FLAGS if flag in flags],
-        "memory": total_memory(),
+        "memory": round(total_memory() / report.GIB) * report.GIB,
         "threads": threads or torch.get_num_threads(),
         "torch": torch.__version__,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
     }
 
 
@@ -98,11 +105,6 @@ def total_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     return 1024 * int(proc("meminfo", r"MemTotal:\s+(\d+)") or 0)
-
-
-def free_memory() -> int:
-    """Return the bytes that are free on the CPU's side; what /proc does not say is plenty."""
-    return 1024 * int(proc("meminfo", r"MemAvailable:\s+(\d+)") or 2**40)
 
 
 class Child:
@@ -179,8 +181,10 @@ class Child:
 
 def measure(group: Sequence[Cell], options: Any, log: Any) -> list[dict[str, Any]]:
     """Measure cells by turns, so that what else the machine does meets all of them alike."""
+    import torch
+
     limit, children = KILLED_AFTER * options.time_limit, list[Child]()
-    free = int(free_memory() * (1 - KEPT_FREE))
+    free = int(free_bytes(torch.device("cpu")) * (1 - KEPT_FREE))
     try:
         for cell in group:
             child = Child(cell, free, options.threads, limit, log)
@@ -271,17 +275,36 @@ def groups_of(options: Any) -> list[list[Cell]]:
     return [[cell.but(model=options.model) for cell in group] for group in groups]
 
 
-def estimate(groups: Iterable[Sequence[Cell]], repeats: int, rate: float) -> float:
-    """Estimate the seconds that groups take at a rate in FLOP/s, within a factor of about two."""
-    from benchmarks.cost.measure import config
-    from dassl.engine import TRAINER_REGISTRY
+@functools.cache
+def kind_of(method: str) -> cells.Kind:
+    """Return what the estimate is to know of a method, from an evaluation of the smallest size."""
+    from benchmarks.cost.measure import Ours
+    from trainers.features import Images
 
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        made = Ours(Cell(method, 2, views=True, model=cells.MODELS[1]), Path(folder))
+    assert isinstance(made.tested, Images)  # the cell's features are known
+    read = mock.Mock(return_value=made.test_images)
+    made.tested = Images(read, made.tested.features)
+    made.classes()
+    made.test()
+    return cells.Kind(
+        made.batch,
+        steps=not made.no_step,
+        images_alone=not read.called,
+        per_image=made.model.conditional,
+    )
+
+
+def estimate(groups: Iterable[Sequence[Cell]], options: Any, rate: float) -> float:
+    """Estimate the seconds that groups take at a rate in FLOP/s, within a factor of about two."""
     total = 0.0
-    for cell in (cell for group in groups for cell in group):
-        batch = config(cell).DATALOADER.TRAIN_X.BATCH_SIZE
-        per_image = TRAINER_REGISTRY.get(cell.method).method.conditional
-        flops = cells.rough_flops(cell, batch, per_image)
-        total += cells.START_SECONDS + (repeats + WARM_UPS) * flops / rate
+    for group in groups:
+        total += cells.START_SECONDS * len(group)
+        for phase in group[0].phases:
+            each = [cells.rough_flops(cell, phase, kind_of(cell.method)) / rate for cell in group]
+            turns_ = min(options.repeats, 1 + options.time_limit // sum(each)) if sum(each) else 0
+            total += sum(each) * (turns_ + WARM_UPS[phase])
     return total
 
 
@@ -289,7 +312,7 @@ def path_of(folder: Path, cell: Cell) -> Path:
     return folder / f"{cell.name}.json"
 
 
-def finished(folder: Path, whose: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def finished(folder: Path, whose: dict[str, Any]) -> ByCell:
     """Return the records of this machine and code in a folder, by the names of their cells.
 
     A process that ended by itself, as for a missing package, has measured nothing.
@@ -297,15 +320,28 @@ def finished(folder: Path, whose: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(folder.glob("*-*.json")):
         record = read_json(str(path))
-        if record.get("whose") == whose and not record["failed"].startswith(ENDED):
-            found[path.stem] = record
+        if record.pop("whose", None) == whose and not record["failed"].startswith(ENDED):
+            found[path.stem] = {**record, "code": whose["code"]}
     return found
 
 
-def failed_before(cell: Cell, done: dict[str, dict[str, Any]]) -> bool:
+def stored(whose: dict[str, Any]) -> ByCell:
+    """Return the repository's records of this machine by the names of their cells."""
+    results = report.stored(ROOT, report.place_of(whose))
+    if any(results[key] != whose[key] for key in ("machine", "model")):
+        return {}
+    return {Cell.of(record["cell"]).name: record for record in results["records"]}
+
+
+def failed_before(cell: Cell, done: ByCell) -> bool:
     """Return whether memory was too short for the same with fewer classes."""
     smaller = (cell.but(classes=k).name for k in cells.CLASSES if k < cell.classes)
     return any(done.get(name, {}).get("failed") == "out of memory" for name in smaller)
+
+
+def is_missing(cell: Cell, done: ByCell) -> bool:
+    """Return whether there is no record of a cell, or one of another cell of this name."""
+    return cell.name not in done or Cell.of(done[cell.name]["cell"]) != cell
 
 
 def measure_all(options: Any, folder: Path, whose: dict[str, Any]) -> None:
@@ -314,12 +350,13 @@ def measure_all(options: Any, folder: Path, whose: dict[str, Any]) -> None:
 
     from benchmarks.cost.measure import matrix_rate
 
-    done = finished(folder, whose)
-    todo = [group for group in groups_of(options) if any(c.name not in done for c in group)]
+    old = {name: r for name, r in stored(whose).items() if r["code"] == whose["code"]}
+    done = {**old, **finished(folder, whose)}
+    todo = [group for group in groups_of(options) if any(is_missing(c, done) for c in group)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.threads:
         torch.set_num_threads(options.threads)
-    minutes = estimate(todo, options.repeats, matrix_rate(torch.float32, device)) / 60
+    minutes = estimate(todo, options, matrix_rate(torch.float32, device)) / 60
     say(f"{len(todo)} measurements to make, {len(done)} made: about {minutes:.0f} minutes")
     begun = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -340,15 +377,17 @@ def measure_all(options: Any, folder: Path, whose: dict[str, Any]) -> None:
 
 
 def collect(folder: Path, whose: dict[str, Any], command: str) -> dict[str, Any]:
-    """Put the records of this machine and code together."""
-    records = list(finished(folder, whose).values())
-    if not records:
+    """Put the records of this machine together: those of a folder, and else those that are stored.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = {**stored(whose), **finished(folder, whose)}
+    if not found:
         expected = "expected measurements of this machine, code and model"
         raise UserError(f"--output-dir: {expected}, got none in '{folder}'")
-    dates = sorted(record.pop("date") for record in records)
-    for record in records:
-        del record["whose"]
-    return {**whose, "command": command, "dates": [dates[0], dates[-1]], "records": records}
+    about = {key: whose[key] for key in ("machine", "model")}
+    return {**about, "command": command, "records": [found[name] for name in sorted(found)]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

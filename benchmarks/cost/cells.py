@@ -219,16 +219,33 @@ def plain_sizes(classes: int) -> list[int]:
     return [classes] if classes <= PLAIN_TO else [k for k in CLASSES if k <= PLAIN_TO]
 
 
-def rough_flops(cell: Cell, batch: int, per_image: bool) -> float:
-    """Estimate the FLOPs of one round of a cell.
+class Kind(NamedTuple):
+    """What a method computes, for the estimate.
 
     Args:
-        batch: images of its step.
+        batch: images of a step.
+        steps: it has any.
+        images_alone: nothing that is learned enters the vision tower.
         per_image: class features are computed for each image.
     """
-    text = cell.classes * TOKENS[cell.path] * TOKEN_FLOPS * (batch if per_image else 1)
-    flops = {
-        "step": 3 * batch * IMAGE_FLOPS + 2 * text,
-        "evaluation": (cell.test_batch or TEST_BATCH) * IMAGE_FLOPS + text,
-    }
-    return sum(flops[phase] for phase in cell.phases)
+
+    batch: int
+    steps: bool
+    images_alone: bool
+    per_image: bool
+
+
+def rough_flops(cell: Cell, phase: str, kind: Kind) -> float:
+    """Estimate the FLOPs of one round of a cell's phase."""
+    if phase == "step" and not kind.steps:
+        return 0.0
+    images = cell.batch or kind.batch
+    if phase == "evaluation":
+        images = cell.test_batch or TEST_BATCH
+    image = images * IMAGE_FLOPS
+    text = cell.classes * TOKENS[cell.path] * TOKEN_FLOPS * (images if kind.per_image else 1)
+    if cell.views and kind.images_alone:
+        image = 0.0
+    if phase == "step":  # gradients cost as much again
+        image, text = image * (1 if kind.images_alone else 2), 2 * text
+    return image + text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,8 +170,13 @@ def about(results: dict[str, Any]) -> str:
     low = ", ".join(m["low precision"]) or "none"
     kinds = sorted({r["computes_in"] for r in records if "computes_in" in r}, reverse=True)
     rates = ", ".join(f"{kind} {rate_of(records, kind) / 1e9:,.0f} GFLOP/s" for kind in kinds)
-    first, last = results["dates"]
-    versions = f"torch {m['torch']}, {m['system']}; code {results['code']}"
+    dates = sorted(record["date"] for record in records)
+    first, last = dates[0], dates[-1]
+    codes = Counter(record["code"] for record in records).most_common()
+    code = codes[0][0]
+    if len(codes) > 1:
+        code = ", ".join(f"{version} ({n} of {len(records)} measurements)" for version, n in codes)
+    versions = f"torch {m['torch']}, {m['system']}; code {code}"
     lines = [
         f"- Machine: {m['cpu']}, {m['cores']} cores, {m['threads']} threads, device "
         f"{m['device']}, {m['memory'] / GIB:.0f} GiB; instructions for low precision: {low}.",

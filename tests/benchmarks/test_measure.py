@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks.cost import __main__ as cost
 from benchmarks.cost import measure
-from benchmarks.cost.cells import Cell
+from benchmarks.cost.cells import TOKEN_FLOPS, TOKENS, Cell, rough_flops
 from benchmarks.cost.measure import Subject
 from dassl.engine.optimize import PRECISIONS
 
@@ -114,7 +115,43 @@ def test_only_records_of_this_machine_and_code_count(tmp_path):
         ("D-ours", whose, "out of memory"),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps({"whose": owner, "failed": failed}))
-    assert list(cost.finished(tmp_path, whose)) == ["A-ours", "D-ours"]
+    found = cost.finished(tmp_path, whose)
+    assert list(found) == ["A-ours", "D-ours"]
+    assert found["A-ours"] == {"failed": "", "code": "abc"}
+
+
+def test_what_the_repository_keeps_is_not_measured_again(tmp_path, monkeypatch):
+    cells = [Cell("CoOp", k, model="small") for k in (10, 50, 100)]
+    ten, fifty, hundred = cells
+    other = dataclasses.replace(hundred, views=True)
+    assert other.name == hundred.name
+    about = {"machine": {"device": "cpu"}, "model": "small"}
+
+    def record(cell, **values):
+        return {"cell": json.loads(json.dumps(dataclasses.asdict(cell))), "failed": "", **values}
+
+    def kept(*records):
+        results = {**about, "records": list(records)}
+        monkeypatch.setattr(cost.report, "stored", lambda root, place: results)
+
+    measured = []
+
+    def measure_group(group, options, log):
+        measured.extend(group)
+        return [record(cell, learned=7) for cell in group]
+
+    monkeypatch.setattr(cost, "groups_of", lambda options: [[cell] for cell in cells])
+    monkeypatch.setattr(cost, "measure", measure_group)
+    monkeypatch.setattr(measure, "matrix_rate", lambda dtype, device: 1e11)
+    options = SimpleNamespace(threads=0, repeats=1, time_limit=1.0)
+    whose = {**about, "code": "new"}
+    kept(record(ten, code="new"), record(fifty, code="old"), record(other, code="new"))
+    cost.measure_all(options, tmp_path, whose)
+    assert measured == [fifty, hundred]
+    found = cost.collect(tmp_path, whose, "command")["records"]
+    seen = {(r["cell"]["classes"], r["code"], r.get("learned")) for r in found}
+    assert seen == {(10, "new", None), (50, "new", 7), (100, "new", 7)}
+    assert cost.stored({**whose, "machine": {"device": "cpu", "cpu": "other"}}) == {}
 
 
 def test_what_failed_for_memory_is_not_tried_with_more_classes():
@@ -122,6 +159,25 @@ def test_what_failed_for_memory_is_not_tried_with_more_classes():
     assert cost.failed_before(small("CoOp", 100), failed)
     assert not cost.failed_before(small("CoOp", 10), failed)
     assert not cost.failed_before(small("CoOp", 100, path="plain"), failed)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "images_alone", "per_image"),
+    [
+        ("TipAdapter", False, True, False),
+        ("CoOp", True, True, False),
+        ("CoCoOp", True, True, True),
+        ("MaPLe", True, False, False),
+        ("ProMPT", True, False, True),
+    ],
+)
+def test_the_estimate_knows_what_a_method_computes(method, steps, images_alone, per_image):
+    kind = cost.kind_of(method)
+    assert kind[1:] == (steps, images_alone, per_image)
+    one, two = small(method, 1), small(method, 2)
+    growth = [rough_flops(two, p, kind) - rough_flops(one, p, kind) for p in one.phases]
+    text = TOKENS["ours"] * TOKEN_FLOPS * (one.batch if per_image else 1)
+    assert growth == [2 * text * steps, text]
 
 
 def test_every_registered_method_has_cells(monkeypatch):

@@ -44,14 +44,16 @@ def record(cell: Cell, seconds: float, gib: float = 1.0, **values):
         "left_out": [],
         "computes_in": "float32",
         "rate": 1e11,
+        "code": "abc",
+        "date": "2026-11-26",
         **dict.fromkeys(cell.phases, found),
         **values,
     }
 
 
 def results(*records):
-    kept = {"command": "python -m benchmarks.cost", "dates": ["2026-11-26", "2026-11-26"]}
-    return {"machine": MACHINE, "code": "abc", "model": "ViT-B/16", **kept, "records": [*records]}
+    about = {"machine": MACHINE, "model": "ViT-B/16", "command": "python -m benchmarks.cost"}
+    return {**about, "records": [*records]}
 
 
 def row_of(table: str, *start: str) -> list[str]:
@@ -87,6 +89,15 @@ def test_a_report_keeps_the_measurements_and_shows_them(kind, device, tmp_path):
         assert report.tables(measured)[name] in made
     assert "Not measured yet" not in made and made.count("<!-- cost:") == text.count("<!-- cost:")
     assert "<svg" in (tmp_path / place.plot).read_text(encoding="utf-8")
+
+
+def test_measurements_of_several_dates_and_codes_are_said_to_be():
+    records = [record(Cell("CoOp", k), 1, date=f"2026-11-{20 + k}") for k in range(3)]
+    assert "code abc.\n" in report.about(results(*records))
+    records[1]["code"] = "def"
+    made = report.about(results(*records))
+    assert "code abc (2 of 3 measurements), def (1 of 3 measurements).\n" in made
+    assert "Measured 2026-11-20 to 2026-11-22 by" in made
 
 
 def test_variants_are_compared_with_the_floor_of_the_plain_step():
