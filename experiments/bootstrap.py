@@ -1,4 +1,4 @@
-"""95 % intervals of differences of methods that are tested on the same images, over several seeds.
+"""95% intervals of differences of methods that are tested on the same images, over several seeds.
 
 The images are resampled, the same ones for both methods and all seeds. The seeds are not: two or
 three of them, resampled, vary by a third or a half too little, and the tails of so few values are

@@ -25,7 +25,7 @@ class Cell(NamedTuple):
         mean: in percent.
         deviation: sample standard deviation over the seeds; None for one seed.
         seeds: their number; 0 for a published figure.
-        half_width: of the 95 % interval, in points; None where it is not known or not asked for.
+        half_width: of the 95% interval, in points; None where it is not known or not asked for.
     """
 
     mean: float

@@ -264,7 +264,7 @@ def caption(comparison: Comparison) -> str:
         parts.append(f"{', '.join(map(str, comparison.shots))} shots")
     seeds = " ".join(map(str, comparison.seeds))
     over = "images and seeds" if len(comparison.seeds) > 1 else "images, for this seed alone"
-    return f"{', '.join(parts)}, seed {seeds}, [95 % interval over {over}]:"
+    return f"{', '.join(parts)}, seed {seeds}, [95% interval over {over}]:"
 
 
 def limits(comparison: Comparison, n_pairs: int) -> list[str]:
@@ -297,7 +297,7 @@ def report(comparison: Comparison) -> str:
         texts += [
             f"Average ranks over {n} datasets, 1 is best:",
             rank_table(panels),
-            "Methods whose ranks differ by less than the critical difference (Nemenyi, 5 %) cannot "
+            "Methods whose ranks differ by less than the critical difference (Nemenyi, 5%) cannot "
             f"be told apart, nor can any where Friedman's p is above {LEVEL}.",
         ]
     return "\n\n".join(texts)

@@ -159,7 +159,7 @@ def differences(part: Part, units: Sequence[Unit]) -> str:
         return ""
     table = render(("Method", "Seeds", *columns), rows)
     return (
-        f"{REFERENCE} minus each other method on {where}, in points [95 % interval over images "
+        f"{REFERENCE} minus each other method on {where}, in points [95% interval over images "
         f"and seeds; of one seed, over images]:\n\n{table}"
     )
 

@@ -159,7 +159,7 @@ def draw_evolution(images: Sequence[Evolution], n_shown: int) -> Figure:
     iterations = "1 iteration" if n_steps == 2 else f"{n_steps - 1} iterations"
     figure.text(
         *(0.012, 1 - 0.12 / height),
-        f"{total:,} images: {before:.1f} % right at initialization, {after:.1f} % right after "
+        f"{total:,} images: {before:.1f}% right at initialization, {after:.1f}% right after "
         f"{iterations}; {neither:,} wrong at both",
         va="top",
         fontsize=13,
@@ -183,7 +183,7 @@ def draw_evolution(images: Sequence[Evolution], n_shown: int) -> Figure:
         hspace=0.26,
     )
     for column, group in enumerate(groups):
-        share = f"{len(group.images):,} ({100 * len(group.images) / total:.1f} %)"
+        share = f"{len(group.images):,} ({100 * len(group.images) / total:.1f}%)"
         left = body[0, column].get_position(figure).x0
         figure.text(
             *(left, 1 - 0.68 / height),
@@ -220,7 +220,7 @@ def draw_steps(axes: Axes, image: Evolution) -> None:
             axes.barh(i + 0.37, step.true, height=0.14, color=RIGHT)
         mark = "✔" if right else "✘"
         axes.text(0.012, i - 0.06, f"{mark} {short(step.name, 32)}", va="center", fontsize=8.5)
-        axes.text(1.02, i - 0.06, f"{100 * step.confidence:.1f} %", va="center", fontsize=8.5)
+        axes.text(1.02, i - 0.06, f"{100 * step.confidence:.1f}%", va="center", fontsize=8.5)
     n_steps = len(image.steps)
     axes.set_xlim(0, 1)
     axes.set_ylim(n_steps - 0.5, -0.5)

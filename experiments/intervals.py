@@ -1,4 +1,4 @@
-"""95 % intervals of accuracies that come from a finite test set, and from few seeds.
+"""95% intervals of accuracies that come from a finite test set, and from few seeds.
 
 All seeds are tested on the same pictures, so averaging over seeds does not make them narrower.
 """

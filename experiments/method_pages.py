@@ -210,16 +210,17 @@ def over_all(figures: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def measured(names: Sequence[str]) -> str:
-    """Return the method's rows of the first table of docs/results.md."""
-    lines = RESULTS.read_text(encoding="utf-8").splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("| Method |"))
+    """Return the method's rows of the averages from base to novel in docs/results.md."""
+    _, _, shown = RESULTS.read_text(encoding="utf-8").partition("<!-- evidence:base2new -->")
+    lines = shown.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
     last = next(i for i in range(first, len(lines)) if not lines[i].startswith("|"))
     rows = [line for line in lines[first + 2 : last] if line.split("|")[1].strip() in names]
     if not rows:
         return "Not measured yet on the embedded benchmark."
     about = (
         "Averages over three sets of the embedded benchmark, ViT-Mini-2, 16 shots; "
-        "[results.md](../results.md) explains them and has each set."
+        "[results.md](../results.md) explains them and has the figures of each set."
     )
     return "\n".join([about, "", *lines[first : first + 2], *rows])
 

@@ -95,7 +95,7 @@ def caption(runs: Iterable[Found]) -> str:
             parts += filter(None, found)
     return (
         f"{', '.join(parts)}: mean ± standard deviation over seeds (number of seeds) "
-        "[95 % interval over seeds and test images]"
+        "[95% interval over seeds and test images]"
     )
 
 

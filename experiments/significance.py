@@ -81,6 +81,6 @@ def friedman_p(ranks: np.ndarray, datasets: int) -> float:
 
 
 def critical_difference(k: int, datasets: int) -> float:
-    """Return Nemenyi's critical difference of average ranks of k methods, at the 5 % level."""
+    """Return Nemenyi's critical difference of average ranks of k methods, at the 5% level."""
     quantile = stats.studentized_range.ppf(1 - LEVEL, k, np.inf) / math.sqrt(2)
     return float(quantile * math.sqrt(k * (k + 1) / (6 * datasets)))

@@ -214,7 +214,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--intervals",
         action="store_true",
-        help="also print the 95 %% intervals that come from the finite test set",
+        help="also print the 95%% intervals that come from the finite test set",
     )
     add_setting_arguments(parser)
     add_run_arguments(parser)
@@ -323,6 +323,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = " ".join(map(str, arguments.seeds))
     spread = ", mean ± standard deviation" if len(arguments.seeds) > 1 else ""
     if arguments.intervals:
-        spread += ", (± half of the test set's 95 % interval)"
+        spread += ", (± half of the test set's 95% interval)"
     show(tables, f"{', '.join(caption)}, seed {seeds}{spread}", arguments, brief)
     return scores.report()

@@ -12,7 +12,7 @@ import pytest
 from dassl.config.defaults import declared
 from dassl.engine import TRAINER_REGISTRY
 from experiments import method_pages
-from experiments.method_pages import PAGES, PARTS, ROOT, cost, generated, pages
+from experiments.method_pages import PAGES, PARTS, ROOT, cost, generated, measured, pages
 
 METHODS = pages()
 CODE = re.compile(r"`([\w/]+\.py): ([\w.]+)`")
@@ -112,6 +112,17 @@ def test_a_measured_cost_is_a_row_of_the_page(tmp_path, monkeypatch):
         "| `CoOp` | A processor | bfloat16 | - | out of memory | - | - |",
     ]
     assert cost(["VPT"]).startswith("Not measured yet")
+
+
+def test_measured_accuracies_are_the_averages_that_the_cards_give(tmp_path, monkeypatch):
+    before = "| Method | Base |\n| --- | --- |\n| CoOp | 1 |\n"
+    begin, end = "<!-- evidence:base2new -->", "<!-- /evidence:base2new -->"
+    own = "\n| Method | Base |\n| ------ | ---- |\n| CoOp   | 2    |\n| VPT    | 3    |\n\ntext\n"
+    page = tmp_path / "results.md"
+    page.write_text(f"{before}{begin}\n{own}\n{before}{end}\n{before}")
+    monkeypatch.setattr(method_pages, "RESULTS", page)
+    assert measured(["CoOp"]).splitlines()[-1] == "| CoOp   | 2    |"
+    assert measured(["MaPLe"]).startswith("Not measured yet")
 
 
 def test_a_page_without_a_place_for_a_part_is_refused():

@@ -197,7 +197,7 @@ class Ours:
     def no_step(self) -> str:
         """Why there are no training steps; "" where there are."""
         if self.model.fit is not None:
-            return "fits itself to image features in one pass"
+            return "fits itself to image features, which is not timed"
         return "" if self.learned else "learns nothing"
 
     def prepare(self) -> None:

@@ -16,6 +16,7 @@ from benchmarks.cost import cells
 from benchmarks.cost.cells import Cell
 from dassl.json_file import read_json
 from dassl.utils.tools import atomic_write
+from experiments.table import known_methods
 from experiments.writing import filled
 
 PROFILES = "benchmarks/results/profile.json"
@@ -218,7 +219,7 @@ def overview(results: dict[str, Any]) -> str:
                     seconds(r["test_batch"] / test["batch_seconds"]) if test else NOTHING,
                     gib(step["peak"]) if step else NOTHING,
                     gib(test["peak"]) if test else NOTHING,
-                    shown(part, lambda x: f"{100 * x:.0f} %"),
+                    shown(part, lambda x: f"{100 * x:.0f}%"),
                     *([shown(part, lambda x: f"{1 / x:.1f}x"), host_share(step)] * on_gpu),
                 ]
             )
@@ -228,12 +229,18 @@ def overview(results: dict[str, Any]) -> str:
     header += ["step over floor", "launching"] * on_gpu
     notes = sorted({(r["no_step"], r["cell"]["method"]) for r in records if r.get("no_step")})
     reasons = "; ".join(f"{method} {reason}" for reason, method in notes)
-    return markdown(header, rows) + (f"\n\nWithout steps: {reasons}." if notes else "")
+    made = [markdown(header, rows)]
+    if notes:
+        made.append(f"Without steps: {reasons}.")
+    absent = [method for method in known_methods() if method not in {row[0] for row in rows}]
+    if rows and absent:
+        made.append(f"Not measured yet: {', '.join(absent)}.")
+    return "\n\n".join(made)
 
 
 def host_share(step: dict[str, Any] | None) -> str:
     """Return the part of a step's time after which everything is launched."""
-    return NOTHING if step is None else f"{100 * step['host_seconds'] / step['seconds']:.0f} %"
+    return NOTHING if step is None else f"{100 * step['host_seconds'] / step['seconds']:.0f}%"
 
 
 def shown_precision(record: dict[str, Any]) -> str:
@@ -348,8 +355,8 @@ def ratios(results: dict[str, Any]) -> str:
                 part = share(record)
                 values += [
                     NOTHING,
-                    f"{100 * goal:.0f} %",
-                    shown(part, lambda x: f"{100 * x:.0f} %"),
+                    f"{100 * goal:.0f}%",
+                    shown(part, lambda x: f"{100 * x:.0f}%"),
                     NOTHING,
                 ]
                 values += [NOTHING if part is None else "yes" if part >= goal else "no"]
@@ -391,7 +398,7 @@ def public(results: dict[str, Any]) -> str:
             ]
         )
     header = ["step", "public, s", f"x {cells.PUBLIC_RATE:g} GFLOP/s", "plain, GFLOP counted"]
-    header += ["plain, s", "x its rate, GFLOP", "plain / public", "within 15 %"]
+    header += ["plain, s", "x its rate, GFLOP", "plain / public", "within 15%"]
     return markdown(header, rows)
 
 
@@ -523,7 +530,7 @@ def profile_table(records: Records) -> str:
     """Show of each profiled step the time, its floor, and the shares of kinds of operations."""
     rows, kinds = [], list(records[0]["shares"]) if records else []
     for record in records:
-        shares = [f"{100 * record['shares'][kind]:.0f} %" for kind in kinds]
+        shares = [f"{100 * record['shares'][kind]:.0f}%" for kind in kinds]
         floor = record["flops"] / record["rate"]
         title, time = cells.ROWS[record["row"] - 1].title, record["seconds"]
         rows.append([title, record["precision"], seconds(time), seconds(floor), *shares])

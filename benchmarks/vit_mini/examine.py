@@ -145,7 +145,7 @@ def is_beyond_color(zero_shot: Accuracies, control: Accuracies, ivlp: Accuracies
 
 
 def has_pictures(base: float, novel: float, is_exempt: bool) -> Gate:
-    """Judge the half-widths of zero-shot's 95 % test-set intervals."""
+    """Judge the half-widths of zero-shot's 95% test-set intervals."""
     figure, bound = f"base ± {base:.1f}, novel ± {novel:.1f}", "at most ± 1.5 in each half"
     found = gate("test-set interval", figure, bound, max(base, novel) <= 1.5)
     return found._replace(verdict=EXEMPTED) if is_exempt else found

@@ -63,7 +63,7 @@ def mistakes_of(images: Sequence[Judged], root: str) -> list[Card]:
             [
                 image.own,
                 f"taken for {image.predicted}",
-                f"confidence {100 * image.confidence:.0f} %",
+                f"confidence {100 * image.confidence:.0f}%",
             ],
         )
         for image in wrong[:MISTAKES]

@@ -161,7 +161,7 @@ def gains(group: Group, outcomes: Outcomes) -> Section | None:
         lines.append([label, *cells, " / ".join(str(signs.count(sign)) for sign in (1, 0, -1))])
     svgs = [figures.intervals(name, own, group.colors) for name, own in panels.items() if own]
     text = (
-        "Differences in points on the same test images, with 95 % intervals over images and seeds. "
+        "Differences in points on the same test images, with 95% intervals over images and seeds. "
         f"Trained with {most} images per class. The last column counts the datasets on which the "
         f"{heading.lower()} is better, not shown to differ, and worse."
     )

@@ -228,7 +228,7 @@ def test_an_interval_of_a_half_is_narrow(root: Path, name: str) -> None:
     for subset in ("base", "new"):
         pictures = number * build_dataset(config(name, root, subset=subset)).num_classes
         assert pictures >= 4400
-        assert 100 * 1.96 * math.sqrt(0.5 * 0.5 / pictures) <= 1.5  # the widest, at 50 %
+        assert 100 * 1.96 * math.sqrt(0.5 * 0.5 / pictures) <= 1.5  # the widest, at 50%
 
 
 @pytest.mark.parametrize("name", OF_PEOPLE)

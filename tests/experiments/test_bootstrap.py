@@ -86,7 +86,7 @@ def test_only_an_interval_without_0_has_a_sign():
     [
         (1, 0.0, 0.05),
         (3, 0.5, 0.05),
-        (3, 0.0, None),  # the few seeds are not trusted to be alike: fewer alarms than 5 %
+        (3, 0.0, None),  # the few seeds are not trusted to be alike: fewer alarms than 5%
     ],
 )
 def test_false_alarms_where_there_is_no_difference(n_seeds, of_seeds, level):

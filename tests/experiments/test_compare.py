@@ -69,7 +69,7 @@ def test_one_seed_on_one_dataset(tmp_path, capsys):
     lines = out.splitlines()
     assert lines[0] == (
         "Differences of accuracy in points, 16 shots, seed 1, "
-        "[95 % interval over images, for this seed alone]:"
+        "[95% interval over images, for this seed alone]:"
     )
     header, (name, base, novel, mean) = rows_of(out)
     assert header == ["Dataset", "Base", "Novel", "Harmonic mean"] and name == "emoji"

@@ -73,17 +73,17 @@ def test_contact_sheet_gives_counts_steps_and_confidence(run_dir):
     images = figures.read_evolution(run_dir / "evolution.jsonl")
     figure = figures.draw_evolution(images, 1)
     words = texts(figure)
-    assert "40.0 % right at initialization, 80.0 % right after 2 iterations; 1 wrong" in words[0]
-    assert any(word.startswith("Corrected") and "2 (40.0 %)" in word for word in words)
-    assert any(word.startswith("Confirmed") and "2 (40.0 %)" in word for word in words)
-    assert any(word.startswith("Spoiled") and "0 (0.0 %)" in word for word in words)
+    assert "40.0% right at initialization, 80.0% right after 2 iterations; 1 wrong" in words[0]
+    assert any(word.startswith("Corrected") and "2 (40.0%)" in word for word in words)
+    assert any(word.startswith("Confirmed") and "2 (40.0%)" in word for word in words)
+    assert any(word.startswith("Spoiled") and "0 (0.0%)" in word for word in words)
     assert words.count("No image") == 1
     cards = [axes for axes in figure.axes if axes.get_title(loc="left")]
     assert [axes.get_title(loc="left") for axes in cards] == ["blue square", "very large dog"]
     assert [text.get_text() for text in cards[0].texts] == [
-        *("✘ very large dog", "80.0 %"),
-        *("✔ blue square", "70.0 %"),
-        *("✔ blue square", "90.0 %"),
+        *("✘ very large dog", "80.0%"),
+        *("✔ blue square", "70.0%"),
+        *("✔ blue square", "90.0%"),
     ]
 
 

@@ -172,7 +172,7 @@ def test_mistakes_have_their_pictures_and_counts(page):
     confident = section[section.index("Most confident mistakes") :]
     # the last image is the most confident one: number 11 is an emu, and its score is 4
     share = np.exp(4) / (np.exp(4) + 2)
-    assert confident[1:4] == ["emu", "taken for cat", f"confidence {100 * share:.0f} %"]
+    assert confident[1:4] == ["emu", "taken for cat", f"confidence {100 * share:.0f}%"]
 
 
 def test_words_cost_commands_and_versions(place, page):

@@ -64,10 +64,10 @@ def test_demsars_table_of_critical_values(k, quantile):
 
 def test_groups_of_a_diagram_are_those_of_demsars_figure():
     ranks = dict(zip(("C4.5", "m", "cf", "m+cf"), average_ranks(C45).tolist(), strict=True))
-    # Figure 1 (a), at 10 %: C4.5 is worse than m and m+cf; cf belongs to both groups
+    # Figure 1 (a), at 10%: C4.5 is worse than m and m+cf; cf belongs to both groups
     found = groups_of(Panel(ranks, 0.02, 1.12))
     assert found == [(ranks["m+cf"], ranks["cf"]), (ranks["cf"], ranks["C4.5"])]
-    assert groups_of(Panel(ranks, 0.02, 1.25)) == [(ranks["m+cf"], ranks["C4.5"])]  # at 5 %
+    assert groups_of(Panel(ranks, 0.02, 1.25)) == [(ranks["m+cf"], ranks["C4.5"])]  # at 5%
     assert groups_of(Panel(ranks, 0.02, 0.01)) == []
 
 
