@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from configs.protocols import BASE2NEW, CROSS_DATASET, DOMAIN_GENERALIZATION, FEW_SHOT
 from dassl.command import Parser, say
@@ -70,18 +71,24 @@ def parts() -> dict[str, Part]:
 
 
 def execute(units: Sequence[Unit], jobs: int) -> int:
-    """Execute what cards lack, and add all that has finished to them; return the exit code.
-
-    Raises:
-        UserError: a card, or what a run has left, is damaged.
-    """
+    """Execute what cards lack, and add all that has finished to them; return the exit code."""
     runs = [run for unit in units for run in unit.lacking().values()]
     executor = Local(jobs)
     is_new = not any(run.is_finished for run in runs)
     code = sweep(runs, executor) if runs else 0
     machine = {**verify.machine(), "threads": executor.threads} if is_new else {}
+    return max(code, keep_all(units, machine))
+
+
+def keep_all(units: Sequence[Unit], machine: Mapping[str, Any]) -> int:
+    """Add what has finished to all cards; return the exit code, 2 where one could not be."""
+    code = 0
     for unit in units:
-        keep(unit, machine)
+        try:
+            keep(unit, machine)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
     return code
 
 
@@ -103,14 +110,22 @@ def block_of(part: Part, units: Sequence[Unit]) -> str:
         texts.append(f"No results yet: {', '.join(absent)}.")
     texts.append(differences(part, units))
     texts += [f"### {name}\n\n{rows_of(table, name)}" for name in names if name != first]
-    texts.append(f"{time_of(scores)} in all.")
+    texts.append(f"{len(scores.records):,} runs, {hours_of(scores)} in all.")
     return "\n\n".join(filter(None, texts))
 
 
-def time_of(scores: CardScores) -> str:
-    """Say how many runs the cards have, and what they took."""
-    seconds = [record.get("seconds") or 0 for record in scores.records.values()]
-    return f"{len(seconds):,} runs, {sum(seconds) / 3600:.1f} hours of one process"
+def hours_of(scores: CardScores) -> str:
+    """Say what the runs of the cards took."""
+    seconds = sum(record.get("seconds") or 0 for record in scores.records.values())
+    return f"{seconds / 3600:.1f} hours of one process"
+
+
+def total_of(units: Sequence[Unit]) -> str:
+    """Say how many of the planned runs the cards have, and what these took."""
+    scores = CardScores(units)
+    planned = {folder for unit in units for runs in unit.runs().values() for folder in runs}
+    share = f"{len(scores.records):,} of the {len(planned):,} planned runs"
+    return f"All parts so far: {share}, {hours_of(scores)}."
 
 
 def rows_of(table: Table, dataset: str) -> str:
@@ -208,26 +223,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = read_arguments(argv)
     places = ["--root", arguments.root, "--output-dir", arguments.output_dir]
-    code = 0
+    jobs, code = arguments.jobs, 0
     try:
         check_folders(arguments.root, arguments.output_dir, written=not arguments.no_run)
+        planned = {
+            name: [units_of(part, dataset, places) for dataset in part.datasets]
+            for name, part in parts().items()
+        }
+        every = [unit for datasets in planned.values() for own in datasets for unit in own]
+        for unit in every:
+            unit.card()  # what is damaged is said before anything runs
         for name in arguments.parts:
-            part, units = parts()[name], []
-            for dataset in part.datasets:
-                own = units_of(part, dataset, places)
-                units += own
-                if arguments.no_run:
-                    for unit in own:
-                        keep(unit, {})
-                elif code := max(code, execute(own, arguments.jobs)):
-                    if code == INTERRUPTED:
-                        return code
+            for own in planned[name]:
+                code = max(code, keep_all(own, {}) if arguments.no_run else execute(own, jobs))
+                if code == INTERRUPTED:
+                    return code
+            units = [unit for own in planned[name] for unit in own]
             if name == ABLATIONS:
                 write_blocks(ABLATIONS_PAGE, ablations(units, arguments))
             else:
-                write_blocks(PAGE, {name: block_of(part, units)})
-        every = [u for p in parts().values() for d in p.datasets for u in units_of(p, d, places)]
-        write_blocks(PAGE, {TOTAL: f"All parts so far: {time_of(CardScores(every))}."})
+                write_blocks(PAGE, {name: block_of(parts()[name], units)})
+        write_blocks(PAGE, {TOTAL: total_of(every)})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

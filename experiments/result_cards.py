@@ -126,7 +126,8 @@ def keep(unit: Unit, machine: Mapping[str, Any]) -> None:
         machine: that has executed what the card lacks; empty where nobody knows.
 
     Raises:
-        UserError: the card, or what a run has left, is damaged.
+        UserError: the card, or what a run has left, is damaged, or the runs have other settings or
+            test images than those of the card.
     """
     lacking, old = unit.lacking(), unit.card()
     unfinished = {run.seed for run in lacking.values() if not run.is_finished}
@@ -138,9 +139,15 @@ def keep(unit: Unit, machine: Mapping[str, Any]) -> None:
     where = unit.part, unit.dataset, unit.row
     card = verify.card_of(options(*where, new), planned, TOLERANCE, machine)
     if old:
-        odd = [name for name in ("method", "tag") if card[name] != old[name]]
-        if odd:
-            raise UserError(f"{unit.path}: expected {odd[0]} {card[odd[0]]}, got {old[odd[0]]}")
+        for name in ("method", "tag"):
+            if card[name] != old[name]:
+                raise UserError(f"{unit.path}: expected {name} {old[name]}, got {card[name]}")
+        known = {alike(record): record for record in old["runs"]}
+        for record in card["runs"]:
+            like = known.get(alike(record), record)
+            if odd := [name for name in verify.SAME if record[name] != like[name]]:
+                what = f"the {odd[0]} of {like['run']}"
+                raise UserError(f"{unit.path}: expected {what}, got another in {record['run']}")
         seeds = sorted({*old["seeds"], *new})
         kept = [record for record in old["runs"] if record["run"] not in runs]
         records = sorted([*kept, *card["runs"]], key=lambda record: record["seed"])
@@ -149,6 +156,11 @@ def keep(unit: Unit, machine: Mapping[str, Any]) -> None:
         card |= {"machine": machine if old["machine"] == machine else {}}
     unit.path.parent.mkdir(parents=True, exist_ok=True)
     write_json(card, str(unit.path))
+
+
+def alike(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what runs have in common that differ in the seed alone."""
+    return record["dataset"], record["run"].rpartition("/seed")[0]
 
 
 def right_in(record: Mapping[str, Any]) -> np.ndarray | None:

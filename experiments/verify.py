@@ -18,9 +18,10 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +92,7 @@ def read_card(path: str) -> dict[str, Any]:
     """Read a card.
 
     Raises:
-        UserError: it is missing or damaged, or of a newer format.
+        UserError: it is missing or damaged, of a newer format, or contradicts itself.
     """
     card = read_json(path)
     checks = [(card, FIELDS, "")]
@@ -104,14 +105,34 @@ def read_card(path: str) -> dict[str, Any]:
                 raise UserError(
                     f"{path}: {place}{name}: expected {kind.__name__}, got {shown(got)}"
                 )
-    threads = card["machine"].get("threads", 1)
-    if type(threads) is not int or threads < 1:
-        raise UserError(f"{path}: machine.threads: expected 1 or more, got {shown(threads)}")
-    if card["format"] > FORMAT:
+    if not 1 <= card["format"] <= FORMAT:
         raise UserError(f"{path}: expected format {FORMAT} or less, got {card['format']}")
     if not card["command"].startswith(COMMAND) or not card["runs"]:
         raise UserError(f"{path}: expected runs of a command '{COMMAND}...'")
+    for name, expected, got, is_right in claims(card):
+        if not is_right:
+            raise UserError(f"{path}: {name}: expected {expected}, got {shown(got)}")
     return card
+
+
+def claims(card: dict[str, Any]) -> Iterator[tuple[str, str, Any, bool]]:
+    """Yield what must hold in a card: a place in it, what is expected there, got, and is right."""
+    runs, threads, tolerance = card["runs"], card["machine"].get("threads", 1), card["tolerance"]
+    yield "machine.threads", "1 or more", threads, type(threads) is int and threads >= 1
+    yield "tolerance", "0 or more", tolerance, tolerance >= 0
+    seeds = sorted({run["seed"] for run in runs})
+    yield "seeds", f"those of the runs, {seeds}", card["seeds"], card["seeds"] == seeds
+    places = set[str]()
+    for i, run in enumerate(runs):
+        total, correct, accuracy = run["total"], run["correct"], run["accuracy"]
+        seconds = run.get("seconds")
+        yield f"runs[{i}].run", "another one", run["run"], run["run"] not in places
+        yield f"runs[{i}].correct", f"0 to total {total}", correct, 0 <= correct <= total > 0
+        share = 100 * correct / max(total, 1)
+        yield f"runs[{i}].accuracy", f"{share}", accuracy, math.isclose(accuracy, share)
+        is_time = seconds is None or (type(seconds) in (int, float) and seconds >= 0)
+        yield f"runs[{i}].seconds", "a number from 0", seconds, is_time
+        places.add(run["run"])
 
 
 def options_of(card: dict[str, Any]) -> list[str]:

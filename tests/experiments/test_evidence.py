@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
+import train
 from configs.protocols import BASE2NEW, CROSS_DATASET
+from dassl.config import to_dict
 from experiments import evidence, result_cards, table, verify
+from experiments.found import digest, settings_of
 from experiments.result_cards import Part, Row, units_of
 from experiments.runs import runs_of
 from tests.experiments.finished import leave, leave_results
 
 REPOSITORY = Path(__file__).parents[2]
 METHODS = ("CoOp", "HiCroPL")
+SETS = ("digits", "shapes")
 TOTAL = 40
 
 
@@ -21,7 +25,7 @@ TOTAL = 40
 def page(tmp_path, monkeypatch):
     """Make a page, and a part of two methods on two datasets with two seeds."""
     monkeypatch.chdir(REPOSITORY)
-    part = Part(BASE2NEW, ("digits", "shapes"), tuple(Row(name, 2) for name in METHODS))
+    part = Part(BASE2NEW, SETS, tuple(Row(name, 2) for name in METHODS))
     monkeypatch.setattr(evidence, "parts", lambda: {"base2new": part})
     monkeypatch.setattr(evidence, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(result_cards, "CARDS", tmp_path / "cards")
@@ -49,6 +53,16 @@ def called(tmp_path, *options):
     return evidence.main([*places, *options])
 
 
+def flat(config, prefix=""):
+    """Return a config with keys as KEY.KEY."""
+    found = {}
+    for key, value in config.items():
+        found |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return found
+
+
 def rows(text, name):
     """Return the cells of the rows of a method."""
     lines = [line for line in text.splitlines() if line.startswith(f"| {name} ")]
@@ -73,7 +87,7 @@ def test_the_page_shows_what_table_prints_from_the_runs(tmp_path, page, capsys):
             own = [row for row in rows(text, method) if not row[1].startswith("+")][i]
             assert (name, ["2", *cells]) == (method, own)
     assert "16 runs, 8.0 hours of one process in all." in text
-    assert "All parts so far: 16 runs, 8.0 hours of one process." in text
+    assert "All parts so far: 16 of the 16 planned runs, 8.0 hours of one process." in text
     assert "No results yet" not in text
 
 
@@ -172,15 +186,36 @@ def test_without_cards_the_page_says_so(tmp_path, page):
     assert "No results yet.\n" in page.read_text()
 
 
-def test_runs_with_other_settings_do_not_extend_a_card(tmp_path, page, capsys):
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"precision": "fp16"}, "tag ViT-Mini-2, fp32, split test, got ViT-Mini-2, fp16"),
+        ({"OPTIM__LR": 0.5}, "the config of base2new/train_base/digits/shots_16/CoOp/vit_mini/"),
+    ],
+)
+def test_runs_with_other_settings_do_not_extend_a_card(tmp_path, page, capsys, changes, said):
     finish(tmp_path / "out", 1)
     assert called(tmp_path, "--no-run") == 0
-    text = page.read_text()
-    finish(tmp_path / "out", 2, precision="fp16")
+    finish(tmp_path / "out", 2, methods=("CoOp",), **changes)
+    finish(tmp_path / "out", 2, methods=("HiCroPL",))
     capsys.readouterr()
     assert called(tmp_path, "--no-run") == 2
-    assert "digits-CoOp.json: expected tag ViT-Mini-2, fp16" in capsys.readouterr().err
-    assert page.read_text() == text
+    lines = capsys.readouterr().err.splitlines()
+    assert [f"{name}-CoOp.json: expected " in line for name, line in zip(SETS, lines, strict=True)]
+    assert said in lines[0]
+    text = page.read_text()  # the other method's cards are extended all the same
+    assert [row[0] for row in rows(text, "CoOp")] == ["1"] * 4
+    assert [row[0] for row in rows(text, "HiCroPL")] == ["2"] * 3
+
+
+def test_damaged_cards_are_named_before_anything_is_run(tmp_path, page, capsys, monkeypatch):
+    finish(tmp_path / "out", 1)
+    assert called(tmp_path, "--no-run") == 0
+    (result_cards.CARDS / "base2new" / "shapes-HiCroPL.json").write_text("{")
+    monkeypatch.setattr(evidence, "sweep", lambda *_: pytest.fail("something was run"))
+    capsys.readouterr()
+    assert called(tmp_path) == 2
+    assert "shapes-HiCroPL.json' is not valid JSON" in capsys.readouterr().err
 
 
 def test_damaged_bits_and_pages_are_one_line(tmp_path, page, capsys):
@@ -234,6 +269,33 @@ def test_every_part_is_planned_and_the_cards_in_the_repository_are_of_it(monkeyp
     for path, runs in known.items():
         assert runs <= planned[path], path
     assert set(result_cards.CARDS.glob("*/*")) <= planned.keys()
+
+
+@pytest.mark.slow
+def test_the_pages_show_the_cards_in_the_repository(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(REPOSITORY)
+    for name in ("PAGE", "ABLATIONS_PAGE"):
+        page = getattr(evidence, name)
+        monkeypatch.setattr(evidence, name, tmp_path / page.name)
+        shutil.copy(page, tmp_path)
+    assert called(tmp_path, "--no-run") == 0
+    for page in (evidence.PAGE, evidence.ABLATIONS_PAGE):
+        assert page.read_text() == (REPOSITORY / "docs" / page.name).read_text()
+
+
+@pytest.mark.slow
+def test_the_cards_in_the_repository_are_of_todays_settings(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(REPOSITORY)
+    places = ["--root", "data", "--output-dir", "output"]
+    for part in evidence.parts().values():
+        for unit in (u for dataset in part.datasets for u in units_of(part, dataset, places)):
+            runs = unit.runs()[1]  # other seeds have the same settings
+            for record in (r for r in unit.card().get("runs", []) if r["run"] in runs):
+                parsed = train.build_parser().parse_args(runs[record["run"]].arguments)
+                settings = settings_of(flat(to_dict(train.setup_cfg(parsed))), unit.row.method)
+                assert digest(settings) == record["config"], record["run"]
 
 
 def test_ablations_are_rows_of_the_papers_tables(tmp_path, monkeypatch):

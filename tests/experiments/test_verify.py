@@ -14,6 +14,7 @@ from tests.experiments.finished import leave, leave_results
 REPOSITORY = Path(__file__).parents[2]
 CARDS = sorted((REPOSITORY / "experiments" / "cards").glob("*.json"))
 RIGHT = [True] * 6 + [False] * 4
+PLACE = "base2new/train_base/digits/shots_16/CoOp/vit_mini/seed1"
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def test_a_card_says_how_its_numbers_came_about(card):
     train, test = content["runs"]
     assert (train["step"], test["step"]) == ("train_base", "test_new")
     assert {**train, "config": "", "split": ""} == {
-        **{"run": "base2new/train_base/digits/shots_16/CoOp/vit_mini/seed1", "dataset": "digits"},
+        **{"run": PLACE, "dataset": "digits"},
         **{"step": "train_base", "seed": 1, "config": "", "split": ""},
         **{"correct": 6, "total": 10, "accuracy": 60.0, "nll": 10 / 6},
         **{"right": base64.b64encode(bytes([0b11111100, 0])).decode(), "seconds": None},
@@ -102,6 +103,13 @@ def test_missing_runs_do_not_verify_a_card(card, capsys):
     ("changes", "said"),
     [
         ({"format": 2}, "expected format 1 or less, got 2"),
+        ({"format": 0}, "expected format 1 or less, got 0"),
+        ({"tolerance": -1}, "tolerance: expected 0 or more, got -1"),
+        ({"seeds": ["a"]}, "seeds: expected those of the runs, [1], got ['a']"),
+        ({"runs": (1, {"run": PLACE})}, f"runs[1].run: expected another one, got '{PLACE}'"),
+        ({"runs": (1, {"correct": 11})}, "runs[1].correct: expected 0 to total 10, got 11"),
+        ({"runs": (1, {"accuracy": 1e9})}, "runs[1].accuracy: expected 60.0, got 1000000000.0"),
+        ({"runs": (1, {"seconds": "x"})}, "runs[1].seconds: expected a number from 0, got 'x'"),
         ({"seeds": 1}, "seeds: expected list, got 1"),
         ({"tolerance": True}, "tolerance: expected int, got True"),
         ({"runs": [{"run": "there"}]}, "runs[0].dataset: expected str, got None"),
@@ -118,6 +126,10 @@ def test_missing_runs_do_not_verify_a_card(card, capsys):
 )
 def test_damaged_cards_are_one_line(card, capsys, changes, said):
     content = json.loads(card.read_text())
+    if changes and isinstance(changes.get("runs"), tuple):
+        i, values = changes["runs"]
+        content["runs"][i] |= values
+        changes = content
     card.write_text(json.dumps({**content, **changes}) if changes else card.read_text()[:-20])
     assert checked(card, card.parent / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
