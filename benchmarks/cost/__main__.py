@@ -3,8 +3,8 @@
     python -m benchmarks.cost                    measure, or go on measuring
     python -m benchmarks.cost --report           put what was measured into the pages of docs/
 
-Each measurement is a process of its own and leaves a JSON file in --output-dir; --report moves all
-of them to benchmarks/results. One that is in either place, from the same kind of machine, versions
+Each measurement is a process of its own and leaves a JSON file in --output-dir; --report copies
+them to benchmarks/results. One that is in either place, from the same kind of machine, versions
 and code, is not made again, so that a stopped run goes on, here or elsewhere, and --parts,
 --methods, --classes and --precision can take a run in pieces. A measurement that fails, as for lack
 of memory, is shown as what it is. Other programs change the figures: leave the machine idle.
@@ -37,10 +37,11 @@ from unittest import mock
 from benchmarks.cost import cells, report
 from benchmarks.cost.cells import Cell
 from dassl.command import Parser, number, run, say
-from dassl.errors import UserError, check_choice
+from dassl.errors import UserError, check_choice, shown
 from dassl.json_file import read_json
 from dassl.utils.memory import free_bytes
 from dassl.utils.tools import atomic_write
+from experiments.sweep import check_folders
 
 ROOT = Path(__file__).parents[2]
 # What the figures depend on; measurements of other code are made again.
@@ -320,6 +321,8 @@ def finished(folder: Path, whose: dict[str, Any]) -> ByCell:
     found = {}
     for path in sorted(folder.glob("*-*.json")):
         record = read_json(str(path))
+        if not isinstance(record, dict) or not isinstance(record.get("failed"), str):
+            raise UserError(f"{path}: expected a measurement, got {shown(record)}")
         if record.pop("whose", None) == whose and not record["failed"].startswith(ENDED):
             found[path.stem] = {**record, "code": whose["code"]}
     return found
@@ -345,7 +348,11 @@ def is_missing(cell: Cell, done: ByCell) -> bool:
 
 
 def measure_all(options: Any, folder: Path, whose: dict[str, Any]) -> None:
-    """Make the measurements that are missing, and say how long that takes."""
+    """Make the measurements that are missing, and say how long that takes.
+
+    Raises:
+        UserError: the folder cannot be written, or the code was changed meanwhile.
+    """
     import torch
 
     from benchmarks.cost.measure import matrix_rate
@@ -359,7 +366,6 @@ def measure_all(options: Any, folder: Path, whose: dict[str, Any]) -> None:
     minutes = estimate(todo, options, matrix_rate(torch.float32, device)) / 60
     say(f"{len(todo)} measurements to make, {len(done)} made: about {minutes:.0f} minutes")
     begun = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
         for i, group in enumerate(todo, 1):
             if len(group) == 1 and failed_before(group[0], done):
@@ -367,6 +373,8 @@ def measure_all(options: Any, folder: Path, whose: dict[str, Any]) -> None:
                 records = [{"cell": values, "failed": "out of memory"}]
             else:
                 records = measure(group, options, log)
+            if (code := code_version()) != whose["code"]:
+                raise UserError(f"code: expected {whose['code']} all along, got {code}")
             for cell, record in zip(group, records, strict=True):
                 record |= {"whose": whose, "date": datetime.date.today().isoformat()}
                 done[cell.name] = record
@@ -391,7 +399,7 @@ def collect(folder: Path, whose: dict[str, Any], command: str) -> dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m benchmarks.cost", description=__doc__.splitlines()[0])
     positive = number(int, "a whole number of at least 1", lambda n: n >= 1)
     seconds = number(float, "seconds above 0", lambda s: 0 < s < float("inf"))
     add = parser.add_argument
@@ -413,6 +421,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.precision = options.precision or ["fp32", low_precision()]
     for name in options.precision:
         check_choice("--precision", name, PRECISIONS)
+    if options.report and options.model != cells.MODELS[0]:
+        parser.error(f"--report: expected --model {cells.MODELS[0]}, got {options.model}")
+    folder = str(options.output_dir)
+    check_folders(root=folder, output_dir=folder, written=not options.report)
     options.threads = options.threads or torch.get_num_threads()
     whose = {"machine": machine(options.threads), "code": code_version(), "model": options.model}
     if not options.report:
@@ -428,6 +440,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.output_dir, whose, shlex.join(["python", "-m", "benchmarks.cost", *shown])
     )
     if options.report:
+        kept = len(report.stored(ROOT, report.place_of(whose))["records"])
+        if (got := len(results["records"])) < kept:
+            what = f"expected as many measurements as another machine's that are stored, {kept}"
+            raise UserError(f"--report: {what}, got {got}")
         report.store(results, ROOT)
     else:
         say("\n\n".join(report.tables(results).values()))

@@ -66,6 +66,7 @@ class Cell:
         parts = [self.method, self.path, self.precision, f"k{self.classes}"]
         parts += [f"{key}{n}" for key in ("row", "batch", "prompts") if (n := getattr(self, key))]
         parts += () if self.row else self.options[::2]
+        parts += [] if self.model == MODELS[0] else [self.model]
         return "-".join(parts)
 
     def but(self, **values: Any) -> Cell:
@@ -236,8 +237,8 @@ class Kind(NamedTuple):
 
 
 def rough_flops(cell: Cell, phase: str, kind: Kind) -> float:
-    """Estimate the FLOPs of one round of a cell's phase."""
-    if phase == "step" and not kind.steps:
+    """Estimate the FLOPs of one round of a cell's phase; those of a rehearsal are next to none."""
+    if cell.model != MODELS[0] or (phase == "step" and not kind.steps):
         return 0.0
     images = cell.batch or kind.batch
     if phase == "evaluation":

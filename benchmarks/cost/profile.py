@@ -97,15 +97,17 @@ def read_arguments(argv: Sequence[str] | None) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     options = read_arguments(argv)
     precisions = dict.fromkeys(("fp32", low_precision()))
-    found = {f"{r['row']} {r['precision']}": r for r in report.profiles(ROOT)}
+    found = {(r["step"], r["precision"]): r for r in report.profiles(ROOT)}
     for number in options.rows:
         row = cells.ROWS[number - 1]
         for precision in precisions:
             measured = profile(row.ours(precision))
-            record = {"row": number, "precision": precision, "code": code_version(), **measured}
-            found[f"{number} {precision}"] = record
+            record = {"step": row.title, "precision": precision, "code": code_version()}
+            record |= measured
+            found[row.title, precision] = record
             say(report.profile_table([record]))
-    records = sorted(found.values(), key=lambda record: record["row"])
+    titles = [row.title for row in cells.ROWS]
+    records = sorted(found.values(), key=lambda record: titles.index(record["step"]))
     with atomic_write(str(ROOT / report.PROFILES)) as file:
         json.dump(records, file, indent=1)
         file.write("\n")

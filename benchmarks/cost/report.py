@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.cost import cells
-from benchmarks.cost.cells import Cell
+from benchmarks.cost.cells import Cell, plain_sizes
 from dassl.json_file import read_json
 from dassl.utils.tools import atomic_write
 from experiments.table import known_methods
@@ -78,7 +78,7 @@ def pick(records: Records, **wanted: Any) -> Records:
 
 def one(records: Records, cell: Cell) -> dict[str, Any] | None:
     """Return the record of a cell, of whatever model."""
-    return next((r for r in records if Cell.of(r["cell"]).name == cell.name), None)
+    return next((r for r in records if Cell.of(r["cell"]).but(model=cell.model) == cell), None)
 
 
 def value_of(record: dict[str, Any] | None, phase: str, key: str) -> float | None:
@@ -321,14 +321,14 @@ def ratios(results: dict[str, Any]) -> str:
     """Compare the ratios of the plain reference to ours with what is aimed at."""
     records, rows, missing = results["records"], [], set()
     low = (precisions_in(records) or ["fp32"])[-1]
-    for i, row in enumerate(cells.ROWS, 1):
+    for row in cells.ROWS:
         phase = row.cell.phases[0]
         key = "peak" if row.quantity == "bytes" else "seconds"
         write = gib if key == "peak" else seconds
         plain = {
             r["cell"]["classes"]: v
-            for r in pick(records, path="plain", row=i)
-            if (v := value_of(r, phase, key)) is not None
+            for k in plain_sizes(row.cell.classes)
+            if (r := one(records, row.plain(k))) and (v := value_of(r, phase, key)) is not None
         }
         ours = [one(records, row.ours(precision)) for precision in ("fp32", low)]
         if not plain and not any(ours):
@@ -532,8 +532,8 @@ def profile_table(records: Records) -> str:
     for record in records:
         shares = [f"{100 * record['shares'][kind]:.0f}%" for kind in kinds]
         floor = record["flops"] / record["rate"]
-        title, time = cells.ROWS[record["row"] - 1].title, record["seconds"]
-        rows.append([title, record["precision"], seconds(time), seconds(floor), *shares])
+        time = seconds(record["seconds"])
+        rows.append([record["step"], record["precision"], time, seconds(floor), *shares])
     return markdown(["step", "PREC", "s", "at the matrix rate, s", *kinds], rows)
 
 

@@ -14,6 +14,7 @@ from benchmarks.cost import measure
 from benchmarks.cost.cells import TOKEN_FLOPS, TOKENS, Cell, rough_flops
 from benchmarks.cost.measure import Subject
 from dassl.engine.optimize import PRECISIONS
+from dassl.errors import UserError
 
 KINDS = {"ZeroshotCLIP": "learns nothing", "LinearProbe": "fits itself"}
 
@@ -142,6 +143,7 @@ def test_what_the_repository_keeps_is_not_measured_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cost, "groups_of", lambda options: [[cell] for cell in cells])
     monkeypatch.setattr(cost, "measure", measure_group)
+    monkeypatch.setattr(cost, "code_version", lambda: "new")
     monkeypatch.setattr(measure, "matrix_rate", lambda dtype, device: 1e11)
     options = SimpleNamespace(threads=0, repeats=1, time_limit=1.0)
     whose = {**about, "code": "new"}
@@ -161,6 +163,48 @@ def test_what_failed_for_memory_is_not_tried_with_more_classes():
     assert not cost.failed_before(small("CoOp", 100, path="plain"), failed)
 
 
+def test_measuring_stops_when_the_code_is_changed_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "groups_of", lambda options: [[small("CoOp")]])
+    monkeypatch.setattr(cost, "measure", lambda group, options, log: [{"failed": ""}])
+    monkeypatch.setattr(measure, "matrix_rate", lambda dtype, device: 1e11)
+    options = SimpleNamespace(threads=0, repeats=1, time_limit=1.0)
+    whose = {"machine": {"device": "cpu"}, "model": "small", "code": "old"}
+    with pytest.raises(UserError, match="^code: expected old all along, got "):
+        cost.measure_all(options, tmp_path, whose)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_rehearsal_has_files_of_its_own_and_is_not_reported(tmp_path, capsys):
+    cell = Cell("CoOp", 3)
+    assert cost.path_of(tmp_path, cell) != cost.path_of(tmp_path, cell.but(model="small"))
+    with pytest.raises(SystemExit) as stop:
+        cost.main(["--model", "small", "--report", "--output-dir", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "error: --report: expected --model ViT-B/16, got small;" in capsys.readouterr().err
+
+
+def test_a_report_does_not_replace_more_measurements_of_another_machine(tmp_path, monkeypatch):
+    stored = {
+        "machine": {"device": "cpu", "cpu": "other"},
+        "model": "ViT-B/16",
+        "records": [{}, {}],
+    }
+    monkeypatch.setattr(cost.report, "stored", lambda root, place: stored)
+    monkeypatch.setattr(cost.report, "store", lambda *_: pytest.fail("stored"))
+    whose = {"machine": cost.machine(2), "code": cost.code_version(), "model": "ViT-B/16"}
+    record = {"cell": dataclasses.asdict(Cell("CoOp", 3)), "failed": "", "whose": whose}
+    cost.path_of(tmp_path, Cell("CoOp", 3)).write_text(json.dumps(record))
+    with pytest.raises(UserError, match="^--report: expected as many .* stored, 2, got 1$"):
+        cost.main(["--report", "--threads", "2", "--output-dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("text", ["[]", "{}"])
+def test_what_is_no_measurement_is_named(tmp_path, text):
+    (tmp_path / "A-ours.json").write_text(text)
+    with pytest.raises(UserError, match="A-ours.json: expected a measurement, got "):
+        cost.finished(tmp_path, {})
+
+
 @pytest.mark.parametrize(
     ("method", "steps", "images_alone", "per_image"),
     [
@@ -174,7 +218,8 @@ def test_what_failed_for_memory_is_not_tried_with_more_classes():
 def test_the_estimate_knows_what_a_method_computes(method, steps, images_alone, per_image):
     kind = cost.kind_of(method)
     assert kind[1:] == (steps, images_alone, per_image)
-    one, two = small(method, 1), small(method, 2)
+    assert rough_flops(small(method), "step", kind) == 0  # a rehearsal
+    one, two = (Cell(method, k, batch=2, test_batch=2) for k in (1, 2))
     growth = [rough_flops(two, p, kind) - rough_flops(one, p, kind) for p in one.phases]
     text = TOKENS["ours"] * TOKEN_FLOPS * (one.batch if per_image else 1)
     assert growth == [2 * text * steps, text]

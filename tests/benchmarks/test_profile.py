@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import trainers.base
-from benchmarks.cost import profile, report
+from benchmarks.cost import cells, profile, report
 
 REPOSITORY = Path(__file__).parents[2]
 ROW = 4  # MaPLe
@@ -30,7 +30,7 @@ def test_shares_add_up_and_rows_that_are_not_named_stay(checkout, monkeypatch):
     assert profile.main(["--rows", str(ROW)]) == 0
     assert trainers.base.N_TEMPLATES > 1  # as before
     first = report.profiles(checkout)
-    assert {record["row"] for record in first} == {ROW}
+    assert {record["step"] for record in first} == {cells.ROWS[ROW - 1].title}
     for record in first:
         assert sum(record["shares"].values()) == pytest.approx(1)
         assert record["shares"]["matrix products"] > 0 and record["shares"]["LayerNorm"] > 0

@@ -159,6 +159,14 @@ def test_ratios_beyond_100_classes_use_the_line_of_the_reference():
     assert row_of(made, row.title)[1:7] == ["51*", "3", "13x", "17.00x", "34.00x", "yes"]
 
 
+def test_a_ratio_is_of_measurements_of_its_own_cells():
+    row = next(row for row in cells.ROWS if row.title == "MaPLe, batch 4, 50 classes")
+    fp32, low, plain = row.cells("bf16")
+    other = [record(cell.but(method="CoOp"), 1) for cell in (fp32, low, plain)]
+    assert "MaPLe, batch 4, 50" not in report.ratios(results(*other))
+    assert "MaPLe, batch 4, 50" in report.ratios(results(record(fp32, 1), *other))
+
+
 def test_a_row_with_an_option_that_is_missing_says_so():
     row = next(row for row in cells.ROWS if row.cell.options)
     fp32, _, plain = row.cells("bf16")
