@@ -26,6 +26,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from configs.choice import is_embedded
 from configs.protocols import BASE2NEW, PROTOCOLS
 from dassl.command import Parser
 from dassl.errors import UserError
@@ -134,7 +135,7 @@ def dataset_to_plan(cfg: Any) -> Any:
     Raises:
         UserError: it is not there, or is damaged.
     """
-    from dassl.data.datasets import DATASET_REGISTRY, build_dataset, check_dataset_cfg
+    from dassl.data.datasets import DATASET_REGISTRY, build_dataset
     from dassl.data.datasets.base_dataset import class_subset
     from dassl.data.shared_files import writing_nothing
     from datasets.embedded import EmbeddedDataset
@@ -142,7 +143,6 @@ def dataset_to_plan(cfg: Any) -> Any:
     kind = DATASET_REGISTRY.get(cfg.DATASET.NAME)
     root = os.path.expanduser(cfg.DATASET.ROOT)
     if issubclass(kind, EmbeddedDataset) and not os.path.isdir(os.path.join(root, kind.folder)):
-        check_dataset_cfg(cfg)
         every, subset = kind.class_names(), cfg.DATASET.SUBSAMPLE_CLASSES
         names = [every[label] for label in class_subset(range(len(every)), subset)]
         drawn, shots = kind.numbers.get("train", 0), cfg.DATASET.NUM_SHOTS
@@ -286,8 +286,8 @@ def plan(trainer: Any) -> Plan:
     def step() -> None:
         data: dict[str, Any] = {"label": labels}
         if cfg.DATALOADER.VIEWS:
-            seen = Images(lambda: images.to(device), features)
-            data["images"] = [seen] * model.n_views
+            views = range(model.n_views)
+            data["images"] = [Images(lambda: images.to(device), features) for _ in views]
         else:
             data["img"] = images if model.n_views == 1 else [images] * model.n_views
         trainer.forward_backward(data)
@@ -298,7 +298,7 @@ def plan(trainer: Any) -> Plan:
         each: measured(partial(encode, each), device) for each in clips if cfg.DATALOADER.VIEWS
     }
     trainer.batch_idx, trainer.num_batches = 0, steps + 1  # not an epoch's last
-    told: list[list[Any]] = [[]]  # by each of the passes whose gradients are computed together
+    told: list[list[Any]] = [[]]  # the passes between one computation of gradients and the next
     for transformer in model.clip.transformers:
         transformer.observe = lambda kept: told[-1].append(kept)
     for tensor in model.learned().values():
@@ -366,7 +366,10 @@ def report(cfg: Any, found: Plan) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = read_arguments(argv)
+    root = "." if arguments.classes else arguments.root  # which need not be there, and is not read
     try:
+        if not (is_embedded(arguments.dataset) or os.path.isdir(os.path.expanduser(root))):
+            raise UserError(f"--root: expected a folder, or --classes instead, got '{root}'")
         protocol = PROTOCOLS[arguments.protocol]
         (run,) = runs_of(
             replace(protocol, steps=protocol.steps[:1]),
@@ -375,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=arguments.config,
             overrides=arguments.overrides,
             backbone=arguments.backbone,
-            root=arguments.root,
+            root=root,
         )
         import train
 

@@ -23,7 +23,7 @@ _may_write = True
 
 @contextmanager
 def writing_nothing() -> Iterator[None]:
-    """Have what would be made and kept within it made alone."""
+    """Within it, what would be kept for later runs is made and not written."""
     global _may_write
     before, _may_write = _may_write, False
     try:
