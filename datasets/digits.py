@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,10 @@ class Digits(EmbeddedDataset):
         "a photo of a {}.",
         "a handwritten {}.",
     ]
+
+    @classmethod
+    def class_names(cls) -> Sequence[str]:
+        return NUMBERS
 
     @classmethod
     def examples(cls) -> Iterable[Example]:

@@ -5,22 +5,28 @@
         --overrides DATALOADER.TRAIN_X.BATCH_SIZE 8
 
 Takes two training steps on random images with the run's own settings: the first shows the memory,
-the second the time. Nothing is downloaded and nothing written: the weights of a CLIP that is loaded
-by its name are random, and with ``--classes`` the dataset need not be there.
+the second the time. With fixed views (DATALOADER.VIEWS) their frozen features are known, and two
+batches of these are encoded beforehand. Nothing is written, and no backbone downloaded: the weights
+of one that is loaded by its name are random. With ``--classes`` the dataset need not be there; one
+that a run would draw need not be in any case.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import math
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from configs.choice import is_embedded
 from configs.protocols import BASE2NEW, PROTOCOLS
 from dassl.command import Parser
 from dassl.errors import UserError
@@ -42,12 +48,15 @@ class Plan:
         learned: number of values.
         model_bytes: of the frozen model and what is learned.
         step_bytes: most that a step takes besides.
-        kept_bytes: estimate of the part of it that blocks keep for their gradients.
+        kept_bytes: estimate of the part of it that blocks keep for their gradients at one time.
         whole_bytes: what this would be without recomputation.
         steps: of an epoch.
         epochs: of the run.
         total_steps: of the run.
         seconds: of a step.
+        views: fixed views of each image whose frozen features the steps read; 0 if none.
+        views_bytes: most that encoding a batch of these takes beside the model.
+        views_seconds: of encoding all of these, once.
     """
 
     classes: int
@@ -62,6 +71,9 @@ class Plan:
     epochs: int
     total_steps: int
     seconds: float
+    views: int = 0
+    views_bytes: int = 0
+    views_seconds: float = 0.0
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -93,24 +105,54 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def stand_in(n_classes: int, n_images: int) -> Any:
-    """Make a dataset without images, whose classes have names of ImageNet's."""
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES as known
-
-    names = [known[i % len(known)] for i in range(n_classes)]
-    items = [
-        SimpleNamespace(impath="", label=i % n_classes, domain=0, classname=names[i % n_classes])
-        for i in range(n_images)
-    ]
+def stand_in(names: Sequence[str], templates: Sequence[str], n_images: int) -> Any:
+    """Make a dataset of classes with these names, without the files of its images."""
+    labels = [i % len(names) for i in range(n_images)]
+    items = [SimpleNamespace(impath="", label=i, domain=0, classname=names[i]) for i in labels]
     return SimpleNamespace(
-        classnames=names,
-        test_classnames=names,
+        classnames=list(names),
+        test_classnames=list(names),
         lab2cname=dict(enumerate(names)),
-        templates=["a photo of a {}."],
+        templates=list(templates),
+        domains=[],
         train_x=items,
+        val=items,
         is_drawn=True,
         val_is_disjoint=True,
     )
+
+
+def imagenet_names(count: int) -> list[str]:
+    """Return so many class names of ImageNet's, from the first again after the last."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES as known
+
+    return [known[i % len(known)] for i in range(count)]
+
+
+def dataset_to_plan(cfg: Any) -> Any:
+    """Read the dataset of a config, writing nothing; one to be drawn yet has a stand-in.
+
+    Raises:
+        UserError: it is not there, or is damaged.
+    """
+    from dassl.data.datasets import DATASET_REGISTRY, build_dataset
+    from dassl.data.datasets.base_dataset import class_subset
+    from dassl.data.shared_files import writing_nothing
+    from datasets.embedded import EmbeddedDataset
+
+    kind = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    root = os.path.expanduser(cfg.DATASET.ROOT)
+    if issubclass(kind, EmbeddedDataset) and not os.path.isdir(os.path.join(root, kind.folder)):
+        every, subset = kind.class_names(), cfg.DATASET.SUBSAMPLE_CLASSES
+        names = [every[label] for label in class_subset(range(len(every)), subset)]
+        drawn, shots = kind.numbers.get("train", 0), cfg.DATASET.NUM_SHOTS
+        count = len(names) * (drawn if shots < 1 else min(shots, drawn))
+        return stand_in(names, kind.templates, count)
+    try:
+        with writing_nothing():
+            return build_dataset(cfg)
+    except UserError as error:
+        raise UserError(f"{error}; or give --classes") from error
 
 
 def random_clip(name: str) -> Any:
@@ -139,7 +181,9 @@ def trainer_to_plan(cfg: Any, n_classes: int | None, n_images: int | None) -> An
     Raises:
         UserError: the trainer cannot train, or a setting is wrong.
     """
-    from dassl.data.data_manager import build_data_loader
+    from dassl.data.data_manager import build_data_loader, check_sampler
+    from dassl.data.datasets import check_training
+    from dassl.data.transforms import build_transform
     from dassl.engine import TRAINER_REGISTRY, check_cfg
     from trainers.trainer import MethodTrainer
 
@@ -162,18 +206,21 @@ def trainer_to_plan(cfg: Any, n_classes: int | None, n_images: int | None) -> An
 
         def build_data_loader(self) -> None:
             if n_classes is None:
-                super().build_data_loader()
-                return
-            count = n_images or n_classes * max(1, cfg.DATASET.NUM_SHOTS)
-            dataset = stand_in(n_classes, count)
+                dataset = dataset_to_plan(cfg)
+            else:
+                count = n_images or n_classes * max(1, cfg.DATASET.NUM_SHOTS)
+                dataset = stand_in(imagenet_names(n_classes), ["a photo of a {}."], count)
+            check_sampler(cfg, dataset)
+            check_training(cfg, dataset)
             data = cfg.DATALOADER.TRAIN_X
             self.dm: Any = SimpleNamespace(dataset=dataset)
             self.train_loader_x = build_data_loader(
-                cfg, data.SAMPLER, dataset.train_x, data.BATCH_SIZE, data.N_DOMAIN, data.N_INS
+                *(cfg, data.SAMPLER, dataset.train_x, data.BATCH_SIZE, data.N_DOMAIN, data.N_INS),
+                tfm=build_transform(cfg),
             )
             self.val_loader = self.test_loader = None
-            self.num_classes, self.lab2cname = n_classes, dataset.lab2cname
-            self._class_names = dataset.classnames
+            self.num_classes, self.lab2cname = len(dataset.classnames), dataset.lab2cname
+            self._class_names = list(dataset.classnames)
 
     Planned.__name__, Method.__name__ = whole.__name__, whole.method.__name__
     trainer = Planned(cfg)
@@ -184,38 +231,81 @@ def trainer_to_plan(cfg: Any, n_classes: int | None, n_images: int | None) -> An
     return trainer
 
 
+def measured(act: Callable[[], Any], device: Any) -> tuple[int, float]:
+    """Act twice, and return the bytes that it took first and the seconds that it took then."""
+    import torch
+
+    from dassl.utils.memory import PeakMemory
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        act()
+        torch.cuda.synchronize(device)
+        n_bytes = torch.cuda.max_memory_allocated(device) - before
+    else:
+        with PeakMemory() as memory:
+            act()
+        n_bytes = memory.peak
+    begin = time.perf_counter()
+    act()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return n_bytes, time.perf_counter() - begin
+
+
 def plan(trainer: Any) -> Plan:
     """Take two training steps on random images and sum up."""
     import torch
 
-    from dassl.utils.memory import PeakMemory
+    from clip import CLIP
+    from trainers.features import Images, unit_features
 
     cfg, device, model = trainer.cfg, trainer.device, trainer.model
     n_images = len(trainer.dm.dataset.train_x)
     batch = min(cfg.DATALOADER.TRAIN_X.BATCH_SIZE, n_images)
     labels = torch.arange(batch) % trainer.num_classes
     images = torch.randn(batch, 3, *cfg.INPUT.SIZE)
-    data = {"img": images if model.n_views == 1 else [images] * model.n_views, "label": labels}
     steps = len(trainer.train_loader_x)
-    trainer.set_model_mode("train")
-    trainer.batch_idx, trainer.num_batches = 0, steps + 1  # not an epoch's last
-    told: list[Any] = []
-    for transformer in model.clip.transformers:
-        transformer.observe = told.append
     tensors = {t.untyped_storage().data_ptr(): t for t in model.state_dict(keep_vars=True).values()}
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+
+    n_encoded = min(cfg.DATALOADER.TEST.BATCH_SIZE, n_images)  # as FeatureCache encodes views
+    to_encode = torch.randn(n_encoded, 3, *cfg.INPUT.SIZE)
+    known: dict[Any, Any] = {}
+    asked = set()
+
+    @torch.no_grad()
+    def encode(frozen: Any) -> None:
+        with model.autocast():
+            known[frozen] = unit_features(frozen, to_encode.to(device)).cpu()
+
+    def features(frozen: Any) -> Any:
+        asked.add(frozen)
+        return known[frozen][torch.arange(batch) % n_encoded].to(device)
+
+    def step() -> None:
+        data: dict[str, Any] = {"label": labels}
+        if cfg.DATALOADER.VIEWS:
+            views = range(model.n_views)
+            data["images"] = [Images(lambda: images.to(device), features) for _ in views]
+        else:
+            data["img"] = images if model.n_views == 1 else [images] * model.n_views
         trainer.forward_backward(data)
-        step_bytes = torch.cuda.max_memory_allocated(device) - before
-    else:
-        with PeakMemory() as memory:
-            trainer.forward_backward(data)
-        step_bytes = memory.peak
-    kept = list(told)
-    begin = time.perf_counter()
-    float(trainer.forward_backward(data)["loss"])  # which waits for the device
-    seconds = time.perf_counter() - begin
+
+    clips = [each for each in model.modules() if isinstance(each, CLIP)]
+    trainer.set_model_mode("train")
+    encoding = {
+        each: measured(partial(encode, each), device) for each in clips if cfg.DATALOADER.VIEWS
+    }
+    trainer.batch_idx, trainer.num_batches = 0, steps + 1  # not an epoch's last
+    told: list[list[Any]] = [[]]  # the passes between one computation of gradients and the next
+    for transformer in model.clip.transformers:
+        transformer.observe = lambda kept: told[-1].append(kept)
+    for tensor in model.learned().values():
+        tensor.register_hook(lambda gradient: told.append([]))
+    step_bytes, seconds = measured(step, device)
+    views = min(cfg.DATALOADER.VIEWS, trainer.max_epoch) if asked else 0
+    n_batches = views * model.n_views * math.ceil(n_images / n_encoded)
     return Plan(
         classes=trainer.num_classes,
         images=n_images,
@@ -223,12 +313,15 @@ def plan(trainer: Any) -> Plan:
         learned=sum(tensor.numel() for tensor in model.learned().values()),
         model_bytes=sum(tensor.untyped_storage().nbytes() for tensor in tensors.values()),
         step_bytes=step_bytes,
-        kept_bytes=sum(each.n_bytes for each in kept),
-        whole_bytes=sum(each.whole for each in kept),
+        kept_bytes=max(sum(each.n_bytes for each in kept) for kept in told),
+        whole_bytes=max(sum(each.whole for each in kept) for kept in told),
         steps=steps,
         epochs=trainer.max_epoch,
         total_steps=trainer.max_iter or trainer.max_epoch * steps,
         seconds=seconds,
+        views=views,
+        views_bytes=max((encoding[each][0] for each in asked), default=0),
+        views_seconds=n_batches * sum(encoding[each][1] for each in asked),
     )
 
 
@@ -246,6 +339,14 @@ def report(cfg: Any, found: Plan) -> str:
     again = ""
     if found.kept_bytes < found.whole_bytes:
         again = f" with recomputation, {size(found.whole_bytes)} without"
+    encoding, with_views = [], ""
+    if found.views:
+        encoding.append(
+            f"views:   {found.views} of each image, encoded once: {took(found.views_seconds)} in "
+            f"all, {size(found.views_bytes)} for a batch"
+        )
+        with_views = " with the views"
+    total = found.total_steps * found.seconds + found.views_seconds
     return "\n".join(
         [
             f"{cfg.TRAINER.NAME}, {cfg.MODEL.BACKBONE.NAME}, {cfg.DATASET.NAME}: "
@@ -255,8 +356,9 @@ def report(cfg: Any, found: Plan) -> str:
             f"{size(found.step_bytes)} for a step",
             f"         (estimate for gradients: {size(found.kept_bytes)}{again})",
             f"steps:   {found.total_steps:,} in {found.epochs} epochs of {found.steps:,}",
+            *encoding,
             f"time:    {found.seconds:.3g} s a step, {took(found.steps * found.seconds)} an epoch, "
-            f"{took(found.total_steps * found.seconds)} in all, without reading images and testing",
+            f"{took(total)} in all{with_views}, without reading images and testing",
         ]
     )
 
@@ -264,7 +366,10 @@ def report(cfg: Any, found: Plan) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = read_arguments(argv)
+    root = "." if arguments.classes else arguments.root  # which need not be there, and is not read
     try:
+        if not (is_embedded(arguments.dataset) or os.path.isdir(os.path.expanduser(root))):
+            raise UserError(f"--root: expected a folder, or --classes instead, got '{root}'")
         protocol = PROTOCOLS[arguments.protocol]
         (run,) = runs_of(
             replace(protocol, steps=protocol.steps[:1]),
@@ -273,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=arguments.config,
             overrides=arguments.overrides,
             backbone=arguments.backbone,
-            root=arguments.root,
+            root=root,
         )
         import train
 

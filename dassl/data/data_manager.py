@@ -31,6 +31,7 @@ from dassl.data.samplers import (
     SharedBatches,
     build_sampler,
 )
+from dassl.data.shared_files import may_write
 from dassl.data.transforms import build_transform
 from dassl.data.transforms.transforms import plain_transform
 from dassl.errors import UserError, check_choice
@@ -274,7 +275,7 @@ def leave_out_broken(items: Sequence[Datum], cfg: CfgNode, folder: str) -> list[
             "DATALOADER.ON_ERROR skip to leave them out"
         )
     known = _read_checked(file)
-    if file and not sound.items() <= known.items():
+    if file and may_write() and not sound.items() <= known.items():
         # Whole files replace one another: of several processes that write at once, the last one's
         # stays, and what the others add is decoded again.
         known |= sound

@@ -18,6 +18,23 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 Content = TypeVar("Content")
+_may_write = True
+
+
+@contextmanager
+def writing_nothing() -> Iterator[None]:
+    """Within it, what would be kept for later runs is made and not written."""
+    global _may_write
+    before, _may_write = _may_write, False
+    try:
+        yield
+    finally:
+        _may_write = before
+
+
+def may_write() -> bool:
+    """Return whether files for later runs may be written now."""
+    return _may_write
 
 
 def read_or_make(
@@ -27,7 +44,7 @@ def read_or_make(
 ) -> Content:
     """Return what a JSON file holds, or make it: of several processes one does, the others read.
 
-    Where the file cannot be written, what ``make`` returns is used and not kept. On a file system
+    Where the file cannot or may not be written, what ``make`` returns is not kept. On a file system
     without locks a new file is still made by one process alone; replacing an outdated one is not.
 
     Args:
@@ -38,6 +55,8 @@ def read_or_make(
     kept = read()
     if kept is not None:
         return kept
+    if not may_write():
+        return make()[1]
     with locked(path):
         kept = read()  # another process may have been first
         if kept is not None:

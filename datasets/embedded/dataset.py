@@ -37,7 +37,7 @@ class EmbeddedDataset(DatasetBase):
     On first use the pictures are written to ``<root>/<folder>/images/<class>/<number>.png``, with a
     split file in CoOp's format; later runs, whatever their shots or classes, read these files. A
     subclass defines its ``folder``, the ``numbers`` of its pictures, which may be test pictures
-    only, as in a shifted version of another dataset, and ``examples``.
+    only, as in a shifted version of another dataset, ``class_names`` and ``examples``.
 
     Args:
         cfg: the config; ``DATASET.ROOT`` is used, and what ``DatasetBase`` uses.
@@ -61,6 +61,11 @@ class EmbeddedDataset(DatasetBase):
                 self._draw(root)
         train, val, test = self._read_split()
         super().__init__(train_x=train or None, val=val, test=test, cfg=cfg)
+
+    @classmethod
+    def class_names(cls) -> Sequence[str]:
+        """Name the classes, in label order, without drawing anything."""
+        raise NotImplementedError
 
     @classmethod
     def examples(cls) -> Iterable[Example]:
@@ -142,6 +147,10 @@ class SceneDataset(EmbeddedDataset):
     def classes(cls) -> Iterable[tuple[str, Callable[[Random], Sprite]]]:
         """Yield each class's name and what makes a sprite of it, in label order."""
         raise NotImplementedError
+
+    @classmethod
+    def class_names(cls) -> Sequence[str]:
+        return [name for name, _ in cls.classes()]
 
     @classmethod
     def examples(cls) -> Iterable[Example]:

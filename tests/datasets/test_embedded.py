@@ -96,7 +96,9 @@ def test_sizes(root: Path, name: str) -> None:
     if name == "Digits":  # whose classes are of different sizes
         drawn = Counter(example.split for example in Digits.examples())
     else:
-        classes = build_dataset(config(name, root)).num_classes
+        names = build_dataset(config(name, root)).classnames
+        assert names == DATASET_REGISTRY.get(name).class_names()
+        classes = len(names)
         drawn = {split: classes * numbers[split] for split in SPLITS}
     assert tuple(drawn[split] for split in SPLITS) == SIZES[name]
 

@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import train
 from benchmarks.cost.measure import VIT_B16
+from clip import CLIP
 from experiments import plan
 from experiments.plan import Plan, report, size, trainer_to_plan
+from experiments.table import known_methods
+from tests.embedded import draw_small
 from tests.trainers import toy
+
+WITHOUT_STEPS = {
+    *("ZeroshotCLIP", "ZeroshotCLIP2", "StandardizedCLIP"),
+    *("LinearProbe", "LPpp", "TipAdapter", "TipAdapterF"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +66,117 @@ def test_a_dataset_that_is_there_says_its_own_numbers(backbone, tmp_path):
     found = planned(backbone, tmp_path, "CLIPLoRA", "DATASET.NUM_SHOTS", "2", classes=None)
     assert (found.classes, found.images) == (4, 8)
     assert (found.steps, found.epochs, found.total_steps) == (2, 1, 2)  # N_ITERS a shot
+    assert not (tmp_path / "split_fewshot").exists()
+
+
+def files_below(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_a_dataset_yet_to_be_drawn_is_planned_as_when_it_is(capsys, tmp_path):
+    command = f"--trainer CoPrompt --dataset digits --shots 3 --root {tmp_path / 'data'}".split()
+    assert plan.main(command) == 0
+    before = capsys.readouterr().out.splitlines()
+    assert before[0] == "CoPrompt, ViT-Mini-2, Digits: 5 classes, 15 images, batch 4"
+    assert not files_below(tmp_path)
+    draw_small(tmp_path / "data", "Digits", val=1, test=1)
+    drawn = files_below(tmp_path)
+    capsys.readouterr()  # what drawing says
+    assert plan.main(command) == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == before[:-1]  # all but the time
+    assert files_below(tmp_path) == drawn
+
+
+def test_reading_a_folder_of_images_leaves_no_file_there(capsys, tmp_path):
+    for path in [tmp_path / name / f"{i}.png" for name in "ab" for i in range(6)]:
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    before = files_below(tmp_path)
+    command = f"--trainer CoOp --dataset image_folder --backbone ViT-Mini-2 --root {tmp_path}"
+    assert plan.main([*command.split(), "--protocol", "few_shot", "--shots", "2"]) == 0
+    assert ": 2 classes, 4 images, batch 4" in capsys.readouterr().out
+    assert files_below(tmp_path) == before
+
+
+def test_test_pictures_alone_are_not_planned(capsys, tmp_path):
+    root = str(tmp_path / "data")
+    assert plan.main(["--trainer", "CoOp", "--dataset", "emoji_v2", "--root", root]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: DATASET.NAME: expected a dataset with training images")
+
+
+def test_a_missing_dataset_asks_for_classes(capsys, tmp_path):
+    command = "--trainer CoOp --backbone ViT-Mini-2 --dataset caltech101 --root".split()
+    errors = []
+    for root in (tmp_path, tmp_path / "none"):
+        assert plan.main([*command, str(root)]) == 2
+        errors.append(capsys.readouterr().err.splitlines()[-1])
+    assert errors[0].startswith("error: dataset Caltech101 is missing")
+    assert errors[0].endswith("; or give --classes")
+    assert errors[1].startswith("error: --root: expected a folder, or --classes instead, got")
+    assert plan.main([*command, str(tmp_path / "none"), "--classes", "3"]) == 0
+
+
+@pytest.mark.parametrize("trainer", sorted({*known_methods()} - WITHOUT_STEPS))
+def test_every_method_that_is_trained_in_steps(backbone, tmp_path, trainer):
+    found = planned(backbone, tmp_path, trainer, classes=3)
+    assert (found.classes, found.images) == (3, 21)
+    assert 0 <= found.kept_bytes < found.step_bytes
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "VPT"])
+def test_gradients_of_parts_are_counted_as_of_one_part(backbone, tmp_path, trainer):
+    key = "DATALOADER.TRAIN_X.BATCH_SIZE"
+    parts = planned(backbone, tmp_path, trainer, key, "8", "OPTIM.ACCUMULATE", "4")
+    part = planned(backbone, tmp_path, trainer, key, "2")
+    assert parts.kept_bytes == part.kept_bytes
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """Have one second pass for each image that any CLIP encodes; the list holds their number."""
+    count, encode = [0], CLIP.encode_image
+
+    def counted(self, images, *rest):
+        count[0] += len(images)
+        return encode(self, images, *rest)
+
+    monkeypatch.setattr(CLIP, "encode_image", counted)
+    monkeypatch.setattr(plan.time, "perf_counter", lambda: float(count[0]))
+    return count
+
+
+@pytest.mark.parametrize(
+    ("trainer", "views", "n_views", "in_a_step"),
+    [
+        ("CoOp", 0, 0, 4),
+        ("CoOp", 2, 2, 0),
+        ("CoOp", 5, 3, 0),  # as many views as epochs are ever encoded
+        ("PromptSRC", 0, 0, 8),  # with prompts and without
+        ("PromptSRC", 2, 2, 4),
+        ("CoPrompt", 2, 2, 4),  # which sees each image twice
+        ("VPT", 2, 0, 4),
+    ],
+)
+def test_images_are_encoded_as_often_as_in_training(
+    backbone, tmp_path, encoded, trainer, views, n_views, in_a_step
+):
+    pairs = ["DATALOADER.VIEWS", str(views), "OPTIM.MAX_EPOCH", "3", "TEST.NO_TEST", "True"]
+    pairs += ["DATALOADER.TEST.BATCH_SIZE", "7", "DATALOADER.FEATURES_MB", "0"]
+    found = planned(backbone, tmp_path, trainer, *pairs, classes=None)
+    assert (found.views, found.seconds) == (n_views, in_a_step)
+    encoded[0] = 0
+    train.main(toy.command_line(trainer, tmp_path, backbone, tmp_path / "out", *pairs))
+    assert found.views_seconds + found.total_steps * found.seconds == encoded[0] > 0
+
+
+def test_known_features_leave_the_memory_of_the_image_tower_out(backbone, tmp_path):
+    key = "DATALOADER.VIEWS"
+    many = "DATALOADER.TRAIN_X.BATCH_SIZE", "64"
+    encoding, known = (planned(backbone, tmp_path, "CoOp", key, n, *many) for n in ("0", "1"))
+    assert known.step_bytes < encoding.step_bytes
+    assert known.kept_bytes == encoding.kept_bytes  # no gradients of images in either
+    assert encoding.views_bytes == 0 < known.views_bytes
 
 
 @pytest.mark.slow
@@ -80,6 +200,12 @@ def test_the_report(backbone, tmp_path):
     ]
     assert lines[5].startswith("time:    1.5 s a step, 0:01:15 an epoch, 0:05:00 in all")
     assert size(1234) == "0.0 MB"
+    known = Plan(*numbers, seconds=1.5, views=2, views_bytes=360_000_000, views_seconds=90.0)
+    lines = report(cfg, known).splitlines()
+    assert (
+        lines[5] == "views:   2 of each image, encoded once: 0:01:30 in all, 360.0 MB for a batch"
+    )
+    assert "0:06:30 in all with the views, without" in lines[6]
 
 
 def test_the_command_prints_the_plan_alone(capsys):
