@@ -301,8 +301,8 @@ def verify(path: str, arguments: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+def read_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the command line; return what it says, and the options of ``table`` for ``--write``."""
     parser = Parser(
         prog="python -m experiments verify",
         description="Check a result card against finished runs, run it again, or write one.",
@@ -336,6 +336,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.output_dir:
         below = ["verify", Path(arguments.card).stem] if arguments.rerun else []
         arguments.output_dir = str(Path("output", *below))
+    return arguments, options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments, options = read_arguments(argv)
     try:
         runs_any = arguments.rerun or arguments.write
         check_folders(arguments.root, arguments.output_dir, written=runs_any)
