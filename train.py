@@ -115,15 +115,11 @@ def setup_cfg(args: argparse.Namespace) -> Any:
 
 def check_options(args: argparse.Namespace, cfg: Any) -> None:
     """Raise ``UserError`` for options without effect, and folders to read that do not exist."""
-    from dassl.config.defaults import declared, trainers_with_keys
-    from dassl.engine.build import wrapped_by
+    from dassl.engine.build import is_unread
 
-    name = cfg.TRAINER.NAME
-    known = {key for owner in (name, *wrapped_by(cfg)) for key in declared(owner)}
     for key, value in zip(args.opts[::2], args.opts[1::2], strict=True):
-        # files may set what several methods read, each its own
-        is_trainers = key.startswith("TRAINER.") and name in trainers_with_keys()
-        if is_trainers and key not in known:
+        if is_unread(key, cfg):  # files may set what several methods read, each its own
+            name = cfg.TRAINER.NAME
             raise UserError(f"{key}: expected no value, as {name} does not read it, got {value}")
     for name, folder in (("--resume", cfg.RESUME), ("--model-dir", args.model_dir)):
         if folder and not os.path.isdir(folder):

@@ -217,9 +217,11 @@ class Transformer(nn.Module):
 
     Attributes:
         recompute, observe: of each pass of the tower, as for ``Pass``.
+        compiled: whether ``compile_blocks`` was called, which changes the last bits.
     """
 
     recompute = "never"
+    compiled = False
     observe: Callable[[Kept], Any] | None = None
 
     def __init__(self, width: int, layers: int, heads: int, causal: bool, quick_gelu: bool = True):
@@ -240,6 +242,7 @@ class Transformer(nn.Module):
         The blocks share what is compiled, one version for each kind of call: with prompts or
         without, with gradients or without, all positions or those that are read.
         """
+        self.compiled = True
         torch._dynamo.config.recompile_limit = MOST_KINDS
         for block in self.blocks:
             block.run = torch.compile(block.run)  # type: ignore[method-assign]

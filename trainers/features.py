@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,17 @@ from dassl.data.samplers import SeededIndex, view_seed
 from dassl.utils import UserError, log, tools
 
 FORMAT = 1  # of the entries; another one where the same key means other features
+
+
+def _code_digest() -> str:
+    """Return a digest of the code that makes features of files."""
+    folders = [Path(module.__file__ or "").parent for module in (clip, transforms)]
+    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    content = [path.read_bytes() for path in (*files, Path(tools.__file__))]
+    return hashlib.sha256(b"\0".join(content)).hexdigest()
+
+
+CODE = _code_digest()  # now, as the files may be edited while a run goes on with what it imported
 
 
 class Images:
@@ -136,8 +147,9 @@ class FrozenFeatures:
     def _key_of(self, model: CLIP) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "code": code_digest(),
+            "code": CODE,
             "model": str(model.config),
+            "compiled": [tower.compiled for tower in model.transformers[1:]],  # not of the text
             "weights": tensors_digest(model.visual.state_dict()),
             "autocast": str(self._method.autocast_dtype),
             "machine": machine_of(self._method.device),
@@ -367,12 +379,3 @@ class FeatureCache:
         settings = self._cfg.INPUT
         read = {"upright": settings.UPRIGHT, "max_pixels": settings.MAX_PIXELS}
         return {"files": files, "transform": str(dataset.transform), **read, **others}
-
-
-@cache
-def code_digest() -> str:
-    """Return a digest of the code that makes features of files."""
-    folders = [Path(module.__file__ or "").parent for module in (clip, transforms)]
-    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
-    content = [path.read_bytes() for path in (*files, Path(tools.__file__))]
-    return hashlib.sha256(b"\0".join(content)).hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 from yacs.config import CfgNode as CN
 
 from dassl.config.defaults import domains_of
-from dassl.config.domains import Words
+from dassl.config.domains import Bool, Words
 from dassl.config.files import read_yaml
 from dassl.errors import UnknownNameError, UserError, nearest, shown
 
@@ -142,7 +142,7 @@ def _coerce(key: str, value: Any, default: Any, where: str) -> Any:
     undeclared_number = not domains and type(default) is int and isinstance(value, float)
     if undeclared_number or any(value in domain for domain in domains):
         return value
-    expected = words or f"a {_kind(default)} such as {default!r}"
+    expected = words or _kind_of(default)
     raise UserError(f"{key}: expected {expected}, got {shown(value)}{where}")
 
 
@@ -150,10 +150,12 @@ def _is_quoted(value: str) -> bool:
     return len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
 
 
-def _kind(value: Any) -> str:
-    names = {"str": "text", "int": "whole number", "float": "number", "bool": "True or False"}
-    name = type(value).__name__
-    return names.get(name, name)
+def _kind_of(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(Bool())
+    name = type(default).__name__
+    kind = {"str": "text", "int": "whole number", "float": "number"}.get(name, name)
+    return f"a {kind} such as {default!r}"
 
 
 def to_dict(cfg: CN) -> dict[str, Any]:
@@ -163,13 +165,22 @@ def to_dict(cfg: CN) -> dict[str, Any]:
         if isinstance(value, CN):
             plain[key] = to_dict(value)
         else:
-            plain[key] = _with_lists(value)
+            plain[key] = with_lists(value)
     return plain
 
 
-def _with_lists(value: Any) -> Any:
+def with_lists(value: Any) -> Any:
     """Return a value with lists in place of tuples, wherever they are in it."""
-    return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return [with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested plain dicts by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        found |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return found
 
 
 def first_difference(

@@ -178,9 +178,9 @@ def about(entry: Entry) -> Entry:
     """Return the entry with what its file says of it; {} where that cannot be read."""
     try:
         said = json.loads(_facts(entry.path)["about"])
+        return entry._replace(about={str(name): str(value) for name, value in said.items()})
     except Exception:  # a damaged file
         return entry
-    return entry._replace(about={str(name): str(value) for name, value in said.items()})
 
 
 def empty(folder: str) -> None:

@@ -8,9 +8,11 @@ from yacs.config import CfgNode
 
 from dassl import distributed
 from dassl.config import check_domains
-from dassl.config.defaults import declared
-from dassl.config.domains import Int, List
+from dassl.config.defaults import declared, trainers_with_keys
+from dassl.config.domains import Domain, Int, List
+from dassl.config.merge import flat, with_lists
 from dassl.data.datasets import DATASET_REGISTRY, check_dataset_cfg, other_test_classes
+from dassl.engine.optimize import device_of
 from dassl.engine.recorders import chosen_recorders
 from dassl.engine.trackers import check_tracker
 from dassl.errors import UserError, shown
@@ -36,6 +38,8 @@ def check_cfg(cfg: CfgNode) -> None:
             f"TRAINER.NAME: expected a method that trains in several processes, got "
             f"'{cfg.TRAINER.NAME}', which may need a whole batch; start it without torchrun"
         )
+    if cfg.MODEL.COMPILE and device_of(cfg).type == "cpu" and not _has_compiler():
+        raise UserError("MODEL.COMPILE: expected False without a C++ compiler, got True")
     check_dataset_cfg(cfg)
     check_metrics(cfg)
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
@@ -91,6 +95,50 @@ def wrapped_by(cfg: CfgNode) -> tuple[str, ...]:
     """Name the trainers that a config's trainer wraps, whose config keys are read, too."""
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     return trainer.wraps(cfg) if hasattr(trainer, "wraps") else ()
+
+
+def keys_read(cfg: CfgNode) -> dict[str, Domain]:
+    """Return the domains of the keys that a config's trainer declares, by dotted key.
+
+    Those of every run and of the trainers that it wraps are among them.
+    """
+    owners = (cfg.TRAINER.NAME, *wrapped_by(cfg))
+    return {key: domain for owner in owners for key, domain in declared(owner).items()}
+
+
+def is_unread(key: str, cfg: CfgNode) -> bool:
+    """Return whether a key is a setting of other trainers than the config's.
+
+    One that declares no keys, as public trainers do not, may read any.
+    """
+    is_trainers = key.startswith("TRAINER.") and cfg.TRAINER.NAME in trainers_with_keys()
+    return is_trainers and key not in keys_read(cfg)
+
+
+def settings_read(config: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+    """Return what the trainer of another config reads of a config, by dotted key.
+
+    A key that is missing, as in a config of an earlier version, has its default.
+
+    Args:
+        config: as nested plain dicts.
+        by: the other one, a whole config, as nested plain dicts.
+    """
+    cfg = CfgNode(by)
+    defaults = {key: with_lists(domain.default) for key, domain in keys_read(cfg).items()}
+    found = {**defaults, **flat(config)}
+    return {key: value for key, value in found.items() if not is_unread(key, cfg)}
+
+
+def _has_compiler() -> bool:
+    """Return whether torch finds the C++ compiler that ``torch.compile`` needs on a CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow, and rarely needed
+
+    try:
+        get_cpp_compiler()
+    except (RuntimeError, OSError):
+        return False
+    return True
 
 
 def _does(trainer: type, what: str, cfg: CfgNode) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from dassl import distributed
 from dassl.config import first_difference, read_yaml
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine.build import settings_read
 from dassl.engine.run_folder import (
     CONFIG_FILE,
     RESULTS_FILE,
@@ -154,7 +155,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any
     old, new = _with_real_root(old), _with_real_root(new)
     # another trainer or dataset says more than the settings that differ because of it
     of_what = _difference_in((("TRAINER", "NAME"), ("DATASET", "NAME")), old, new)
-    return of_what or first_difference(old, new, free)
+    return of_what or first_difference(settings_read(old, new), settings_read(new, new), free)
 
 
 def _difference_in(

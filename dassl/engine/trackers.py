@@ -16,6 +16,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl.config.merge import flat
 from dassl.errors import UserError
 from dassl.utils.logger import log
 from dassl.utils.tools import keep_random
@@ -110,7 +111,7 @@ class Mlflow(Tracker):
             self.client.update_run(self.run, status="RUNNING")
         else:
             self.run = self.client.create_run(number, run_name=name).info.run_id
-            for key, value in _flat(config).items():
+            for key, value in flat(config).items():
                 self.client.log_param(self.run, key, value)
 
     def log(self, kind: str, values: Mapping[str, float], step: int) -> None:
@@ -231,11 +232,3 @@ def tracked(writer: Any, config: dict[str, Any], folder: str) -> Any:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _flat(config: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        is_node = isinstance(value, Mapping)
-        found |= _flat(value, f"{place}{key}.") if is_node else {f"{place}{key}": value}
-    return found

@@ -105,7 +105,7 @@ def test_options_are_literals_or_words():
     merge_from_list(cfg, options)
     assert cfg.OPTIM.LR == 0.1 and cfg.INPUT.TRANSFORMS == ("normalize",)
     assert cfg.DATASET.NAME == "7"
-    with pytest.raises(UserError, match="USE_CUDA: .*got 'maybe'"):
+    with pytest.raises(UserError, match="^USE_CUDA: expected True or False, got 'maybe'"):
         merge_from_list(cfg, ["USE_CUDA", "maybe"])
     with pytest.raises(UserError, match="OPTIM.LR: expected a number .* on the command line"):
         merge_from_list(cfg, ["OPTIM.LR.X", "1"])

@@ -149,6 +149,16 @@ def test_the_digest_of_files_is_that_of_their_contents_in_order(store, tmp_path)
     assert store.contents([str(moved), names[1]]) == first
 
 
+def test_what_a_damaged_entry_says_of_itself_is_nothing(store):
+    from safetensors.torch import save_file
+
+    store.read_or_make(KEY, {}, lambda: ROWS)
+    for said in ("[]", "3", "{"):
+        save_file({"features": ROWS}, store.path(KEY), {"about": said})
+        (entry,) = entries_in(store.folder)
+        assert about(entry) == entry
+
+
 def test_emptying_leaves_what_is_not_the_store_s(store):
     store.read_or_make(KEY, {}, lambda: ROWS)
     own = Path(store.path(KEY))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +85,31 @@ def test_of_a_config_cut_at_any_line_nothing_is_concluded(root, used, capsys, op
         assert line == (
             f"config file '{used / 'config.yaml'}': expected the whole config of a run, got less"
         )
+
+
+def change(folder: Path, key: str, value: Any) -> None:
+    """Change a key in the config.yaml of a run, or with None remove it."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    *nodes, name = key.split(".")
+    node = reduce(getitem, nodes, config)
+    if value is None:
+        del node[name]
+    else:
+        node[name] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_key_that_a_run_of_an_earlier_version_lacks_had_its_default(root, used, capsys):
+    change(used, "DATALOADER.TRAIN_X.DROP_LAST", None)
+    change(used, "OPTIM.STEPSIZE", None)
+    line = refusal(capsys, root, used, "DATALOADER.TRAIN_X.DROP_LAST", "False")
+    assert line.startswith("DATALOADER.TRAIN_X.DROP_LAST: expected True, as in the run in ")
+    assert train.main(toys.cli(root, used)) == 0
+
+
+def test_a_key_that_this_version_does_not_know_does_not_count(root, used):
+    change(used, "OPTIM.OF_ANOTHER_VERSION", 3)
+    assert train.main(toys.cli(root, used)) == 0
 
 
 def test_another_trainer_is_named_before_what_differs_because_of_it(root, used, capsys):

@@ -99,6 +99,25 @@ def test_two_processes_end_with_the_weights_of_one(trainer, command, tmp_path):
     assert [two[name] for name in OF_FIGURES] == [one[name] for name in OF_FIGURES]
 
 
+@pytest.mark.slow
+def test_two_processes_train_on_the_fixed_views_of_one(command, tmp_path):
+    def arguments(output):
+        own = ("DATALOADER.FEATURES_DIR", str(tmp_path / f"features of {output}"))
+        return command("CoOp", output, "DATALOADER.VIEWS", "2", *own)
+
+    assert train.main(arguments("one")) == 0
+    whole = processes.start(2, tmp_path, arguments("two"))
+    assert processes.finish(whole) == [0, 0], processes.printed(tmp_path, 0)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
+    assert figures(tmp_path / "two")["accuracy"] == figures(tmp_path / "one")["accuracy"]
+    kept = [
+        {path.name for path in (tmp_path / f"features of {output}").glob("*.safetensors")}
+        for output in ("one", "two")
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) == 3  # of two views and of the test
+
+
 def test_an_evaluation_of_the_same_weights_is_the_same(command, tmp_path):
     record = ("TEST.RECORD", "['logits', 'evolution']", "TEST.METRICS", "['nll']")
     assert train.main(command("ProMPT", "run", epochs=1)) == 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from dassl.data.samplers import SeededIndex, view_seed
 from dassl.engine import TRAINER_REGISTRY, build_trainer, resume
 from tests.trainers import toy
 from tests.trainers.tiny import tiny_clip
+from trainers import features
 from trainers.features import FeatureCache
 from trainers.trainer import MethodTrainer
 
@@ -191,9 +195,14 @@ def test_a_second_run_of_another_method_and_seed_reads_no_test_image(run, tmp_pa
         ("TRAINER.ZSCLIP.PREC", "bf16"),
         ("TRAINER.ZSCLIP.PREC", "amp"),
         ("DATASET.SUBSAMPLE_CLASSES", "new"),
+        pytest.param(
+            ("MODEL.COMPILE", "True"),
+            marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler"),
+        ),
     ],
 )
-def test_other_settings_are_another_entry(make, pairs):
+def test_other_settings_are_another_entry(make, monkeypatch, pairs):
+    monkeypatch.setattr(torch, "compile", lambda run: run)  # the setting counts, not the kernels
     evaluate(make("ZeroshotCLIP"))
     trainer = make("ZeroshotCLIP", *pairs)
     evaluate(trainer)
@@ -222,9 +231,29 @@ def test_another_machine_or_other_weights_or_contents_are_another_entry(
     (path, *_) = (item.impath for item in trainer.dm.dataset.test)
     Path(path).write_bytes(Path(trainer.dm.dataset.test[-1].impath).read_bytes())
     assert count(trainer) == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda run: run)  # what it makes has other last bits
+        for transformer in trainer.model.clip.transformers:
+            transformer.compile_blocks()
+    assert count(trainer) == 6
     trainer.model.clip.visual.requires_grad_(True)  # not frozen: nothing is kept
     trainer.model.clip.visual.proj.data[0, 0] += 1e-3
-    assert count(trainer) == 5
+    assert count(trainer) == 6
+
+
+def test_features_are_of_the_code_that_was_imported(monkeypatch):
+    spec = importlib.util.spec_from_file_location("features_again", features.__file__)
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    method = SimpleNamespace(autocast_dtype=None, device=torch.device("cpu"))
+
+    def key(module) -> dict:
+        frozen = module.FrozenFeatures(None, method, None, 0, None, {})
+        return frozen._key_of(tiny_clip())
+
+    expected = key(features)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"edited since")
+    assert key(again) == expected
 
 
 @pytest.mark.slow

@@ -93,6 +93,17 @@ def test_a_graph_needs_a_gpu(run):
     assert "MODEL.CUDA_GRAPH: expected False without a CUDA device, got True" in out
 
 
+def test_compiled_blocks_need_a_compiler_on_a_cpu(run, tmp_path):
+    import torch._inductor.config as inductor
+
+    with inductor.patch("cpp.cxx", (None, "/nonexistent/g++")):  # as with this CXX
+        code, out = run("MaPLe", "run", "USE_CUDA", "False", "MODEL.COMPILE", "True")
+    assert code == 2
+    line = "error: MODEL.COMPILE: expected False without a C++ compiler, got True"
+    assert out.splitlines() == [line]
+    assert not (tmp_path / "run").exists() and not (tmp_path / "train").exists()
+
+
 @pytest.mark.slow  # compiles C++ for half a minute
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_blocks_compute_what_blocks_do():

@@ -11,6 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import train
 from dassl.engine import resume
@@ -354,6 +355,28 @@ def test_settings_of_another_method_are_refused(run, tmp_path):
     line = "error: TRAINER.MAPLE.N_CTX: expected no value, as CoOp does not read it, got 4"
     assert line in out.splitlines()
     assert not (tmp_path / "train").exists()  # no data was drawn
+
+
+@pytest.mark.parametrize(
+    ("key", "is_read"),
+    [
+        ("TRAINER.COOP.CSC", False),
+        ("TRAINER.DEPT.WEIGHT", True),
+        ("TRAINER.MAPLE.PROMPT_DEPTH", True),  # of the method that it wraps
+    ],
+)
+def test_a_run_resumes_whatever_the_settings_of_methods_that_it_does_not_read(
+    run, tmp_path, key, is_read
+):
+    assert run("DePT", "run", epochs=1)[0] == 0
+    path = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    _, node, name = key.split(".")
+    config["TRAINER"][node][name] = "of an earlier version"
+    path.write_text(yaml.safe_dump(config))
+    code, out = run("DePT", "run", epochs=1)
+    assert code == (2 if is_read else 0)
+    assert (f"error: {key}: expected 'of an earlier version', as in the run" in out) == is_read
 
 
 def test_nothing_to_learn_or_to_start_from_is_said(run, tmp_path):
