@@ -119,6 +119,8 @@ def read_found(folder: Path) -> Found:
         UserError: its results are damaged, of another program or a newer version, or not those of
             the run that its folder names.
     """
+    from dassl.config import merge
+
     path = folder / RESULTS_FILE
     run = run_in(folder)
     if run is None:
@@ -132,7 +134,7 @@ def read_found(folder: Path) -> Found:
     newest, version = _defaults(run.trainer)[0]["VERSION"], config.get("VERSION")
     if not isinstance(version, int) or version > newest:
         raise UserError(f"{path}: expected config VERSION {newest} or less, got {shown(version)}")
-    flat = _flat(config)
+    flat = merge.flat(config)
     _check_place(run, results["trainer"], flat, path)
     correct, total = results.get("correct"), results.get("total")
     versions = results.get("versions")
@@ -180,16 +182,6 @@ def dataset_names() -> dict[str, str]:
     files = sorted(CONFIGS.glob("datasets/[!_]*.yaml"))
     configs = {path.stem: read_yaml(str(path)) for path in files}
     return {stem: config["DATASET"]["NAME"] for stem, config in configs.items()}
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import pytest
 import train
 from configs.protocols import BASE2NEW, CROSS_DATASET
 from dassl.config import to_dict
+from dassl.config.merge import flat
 from experiments import evidence, result_cards, table, verify
 from experiments.found import digest, settings_of
 from experiments.result_cards import Part, Row, units_of
@@ -51,16 +52,6 @@ def finish(output, *seeds, methods=METHODS, **changes):
 def called(tmp_path, *options):
     places = ["--root", str(tmp_path), "--output-dir", str(tmp_path / "out")]
     return evidence.main([*places, *options])
-
-
-def flat(config, prefix=""):
-    """Return a config with keys as KEY.KEY."""
-    found = {}
-    for key, value in config.items():
-        found |= (
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return found
 
 
 def rows(text, name):
