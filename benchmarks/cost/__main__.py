@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -50,6 +49,7 @@ CODE = (
     *("benchmarks/plain.py", "benchmarks/cost/measure.py"),
 )
 UNREAD = "_fast"  # ends the names of config files that no measurement reads
+COMMAND = "python -m benchmarks.cost"  # in parts and places of one's own
 PARTS = ("table", "ratios", "growth", "variants")
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "amx_tile", "bf16")
 KEPT_FREE = 0.05  # share of the free memory that no measurement may have
@@ -384,7 +384,7 @@ def measure_all(options: Any, folder: Path, whose: dict[str, Any]) -> None:
                 say(f"{i}/{len(todo)} {elapsed:.0f} min  {cell.name}: {report.in_short(record)}")
 
 
-def collect(folder: Path, whose: dict[str, Any], command: str) -> dict[str, Any]:
+def collect(folder: Path, whose: dict[str, Any]) -> dict[str, Any]:
     """Put the records of this machine together: those of a folder, and else those that are stored.
 
     Raises:
@@ -395,11 +395,11 @@ def collect(folder: Path, whose: dict[str, Any], command: str) -> dict[str, Any]
         expected = "expected measurements of this machine, code and model"
         raise UserError(f"--output-dir: {expected}, got none in '{folder}'")
     about = {key: whose[key] for key in ("machine", "model")}
-    return {**about, "command": command, "records": [found[name] for name in sorted(found)]}
+    return {**about, "command": COMMAND, "records": [found[name] for name in sorted(found)]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m benchmarks.cost", description=__doc__.splitlines()[0])
+    parser = Parser(prog=COMMAND, description=__doc__.splitlines()[0])
     positive = number(int, "a whole number of at least 1", lambda n: n >= 1)
     seconds = number(float, "seconds above 0", lambda s: 0 < s < float("inf"))
     add = parser.add_argument
@@ -429,16 +429,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     whose = {"machine": machine(options.threads), "code": code_version(), "model": options.model}
     if not options.report:
         measure_all(options, options.output_dir, whose)
-    shown = [a for a in (sys.argv[1:] if argv is None else argv) if a != "--report"]
     if options.report and not finished(options.output_dir, whose):
         where = f"No measurements of this machine, code and model in {options.output_dir}"
         say(f"{where}: the pages are written from what is stored")
         for place in report.PLACES.values():
             report.store(report.stored(ROOT, place), ROOT)
         return 0
-    results = collect(
-        options.output_dir, whose, shlex.join(["python", "-m", "benchmarks.cost", *shown])
-    )
+    results = collect(options.output_dir, whose)
     if options.report:
         kept = len(report.stored(ROOT, report.place_of(whose))["records"])
         if (got := len(results["records"])) < kept:

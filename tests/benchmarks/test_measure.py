@@ -150,7 +150,7 @@ def test_what_the_repository_keeps_is_not_measured_again(tmp_path, monkeypatch):
     kept(record(ten, code="new"), record(fifty, code="old"), record(other, code="new"))
     cost.measure_all(options, tmp_path, whose)
     assert measured == [fifty, hundred]
-    found = cost.collect(tmp_path, whose, "command")["records"]
+    found = cost.collect(tmp_path, whose)["records"]
     seen = {(r["cell"]["classes"], r["code"], r.get("learned")) for r in found}
     assert seen == {(10, "new", None), (50, "new", 7), (100, "new", 7)}
     assert cost.stored({**whose, "machine": {"device": "cpu", "cpu": "other"}}) == {}
