@@ -41,7 +41,8 @@ def _code_digest() -> str:
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
-CODE = _code_digest()  # now, as the files may be edited while a run goes on with what it imported
+# On import: whatever is edited meanwhile, a run goes on with the code that it has imported.
+CODE = _code_digest()
 
 
 class Images:
