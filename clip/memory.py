@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dassl.utils.memory import free_bytes
+from dassl.utils.memory import compact_heap, free_bytes
 
 from .layer import Layer
 
@@ -87,6 +87,8 @@ class Pass:
         again = self.recompute == "always"
         if self.recompute == "auto" and whole > NEGLIGIBLE:
             again = whole > SHARE * free_bytes(x.device)
+        if again and x.is_cpu:
+            compact_heap()
         if self.observe is not None:
             self.observe(Kept(kept_bytes(*shape, recomputed=again), whole))
         return again

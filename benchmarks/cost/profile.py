@@ -11,7 +11,6 @@ rows that are not named keep what they have.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections import defaultdict
@@ -24,7 +23,6 @@ from benchmarks.cost import cells, report
 from benchmarks.cost.__main__ import code_version, low_precision
 from benchmarks.cost.cells import Cell
 from dassl.command import Parser, run, say
-from dassl.utils.tools import atomic_write
 
 ROOT = Path(__file__).parents[2]
 WARM_UPS = 2
@@ -97,7 +95,7 @@ def read_arguments(argv: Sequence[str] | None) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     options = read_arguments(argv)
     precisions = dict.fromkeys(("fp32", low_precision()))
-    found = {(r["step"], r["precision"]): r for r in report.profiles(ROOT)}
+    found = {(r["step"], r["precision"]): r for r in report.kept(ROOT, "profile")}
     for number in options.rows:
         row = cells.ROWS[number - 1]
         for precision in precisions:
@@ -108,10 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(report.profile_table([record]))
     titles = [row.title for row in cells.ROWS]
     records = sorted(found.values(), key=lambda record: titles.index(record["step"]))
-    with atomic_write(str(ROOT / report.PROFILES)) as file:
-        json.dump(records, file, indent=1)
-        file.write("\n")
-    report.write_profiles(ROOT)
+    report.keep(ROOT, "profile", records)
     return 0
 
 

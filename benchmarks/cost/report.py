@@ -19,7 +19,6 @@ from dassl.utils.tools import atomic_write
 from experiments.table import known_methods
 from experiments.writing import filled
 
-PROFILES = "benchmarks/results/profile.json"
 NOTHING = "–"
 SHOWN_CLASSES = 50  # of the overview
 GIB, MIB = 2**30, 2**20
@@ -518,12 +517,7 @@ def store(results: dict[str, Any], root: Path) -> None:
         plot(results, root / place.plot)
 
 
-# Profiles ----------------------------------------------------------------------------------------
-
-
-def profiles(root: Path) -> Records:
-    """Return the profiles that are kept in the repository."""
-    return read_json(str(root / PROFILES))
+# Measurements with a table of their own ---------------------------------------------------------
 
 
 def profile_table(records: Records) -> str:
@@ -537,9 +531,32 @@ def profile_table(records: Records) -> str:
     return markdown(["step", "PREC", "s", "at the matrix rate, s", *kinds], rows)
 
 
-def write_profiles(root: Path) -> None:
-    """Put the profiles that are kept into the page."""
+def limited_table(records: Records) -> str:
+    """Show what each process had of the memory that was free, and whether it took its steps."""
+    rows = []
+    for record in records:
+        cell, peak = record["cell"], value_of(record, "step", "peak")
+        whole = None if peak is None else record["resident"] + peak
+        batch = str(record.get("batch", NOTHING))
+        values = [f"{cell['classes']:,}", batch, gib(record["free"]), shown(whole, gib, record)]
+        rows.append([cell["method"], *values])
+    return markdown(["method", "classes", "batch", "free, GiB", "taken, GiB"], rows)
+
+
+TABLES = {"profile": profile_table, "limited": limited_table}
+
+
+def kept(root: Path, name: str) -> Records:
+    """Return the records of one of ``TABLES`` that are in the repository."""
+    return read_json(str(root / f"benchmarks/results/{name}.json"))
+
+
+def keep(root: Path, name: str, records: Records) -> None:
+    """Keep records in the repository, and write their table into the page."""
+    with atomic_write(str(root / f"benchmarks/results/{name}.json")) as file:
+        json.dump(records, file, indent=1)
+        file.write("\n")
     path = root / PLACES["cpu"].page
     text = path.read_text(encoding="utf-8")
     with atomic_write(str(path)) as file:
-        file.write(filled(text, "profile", profile_table(profiles(root))))
+        file.write(filled(text, name, TABLES[name](records)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+M_MMAP_THRESHOLD = -3  # glibc's name of what mallopt sets
+OWN_PAGES = 2**20  # bytes
 
 
 class PeakMemory(TorchDispatchMode):
@@ -119,3 +125,18 @@ def _left(folder: Path, limit: str, usage: str, cache: str) -> float:
         return math.inf
     cached = dict(line.split(" ", 1) for line in statistics).get(cache, 0)
     return max(0, most - used + int(cached))
+
+
+@cache
+def compact_heap() -> None:
+    """Have large tensors on a CPU take pages of their own, which go back once they are freed.
+
+    Otherwise glibc has those of up to 32 MiB in one heap, where what is kept between what is freed
+    leaves holes, several times as large as all that is alive.  New pages take time, so this is for
+    where memory is short.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
+            libc.malloc_trim(0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -209,6 +212,48 @@ def test_peak_memory_counts_what_is_alive_at_the_same_time():
         assert memory.now == 0
         torch.ones(5).sum()
     assert memory.peak == 80_000
+
+
+HOLES = """
+import torch
+from pathlib import Path
+from resource import getpagesize
+from dassl.utils.memory import compact_heap
+
+def resident():
+    return getpagesize() * int(Path("/proc/self/statm").read_text().split()[1])
+
+torch.ones(5 * 2**20)  # freed, it has glibc take the next ones from its heap
+compact = {compact}
+if compact:
+    compact_heap()
+before = resident()
+pairs = [(torch.ones(2**20), torch.ones(2**18)) for _ in range(50)]
+kept = [small for _, small in pairs]
+del pairs
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what another heap keeps is unknown")
+def test_a_compact_heap_has_no_holes():
+    def resident(compact: bool) -> float:
+        command = [sys.executable, "-c", HOLES.format(compact=compact)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return int(done.stdout) / 2**20  # MiB
+
+    assert resident(compact=False) > 200  # of which 50 are alive
+    assert resident(compact=True) < 60
+
+
+def test_what_is_computed_again_has_a_compact_heap(model, monkeypatch):
+    told = []
+    monkeypatch.setattr(clip.memory, "compact_heap", lambda: told.append("compact"))
+    prompt = torch.randn(M, VISION_WIDTH).requires_grad_()
+    for recompute, expected in (("never", []), ("auto", []), ("always", ["compact"])):
+        set_recompute(model, recompute)
+        output(model, "vision", [prompt])
+        assert told == expected
 
 
 def test_free_memory_is_what_system_and_control_groups_leave(tmp_path: Path):
