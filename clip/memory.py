@@ -23,6 +23,7 @@ from .layer import Layer
 # what attention returns, and the input of the MLP's nonlinearity, which is four times as wide.
 # Half precision on a CPU keeps attention's weights, too, up to four tensors more.
 KEPT_OF_BLOCK = 10
+KEPT_OF_ATTENTION = 4  # of these, which padding makes larger
 # A pass may keep this part of the free memory: others follow it, and gradients take some, too.
 SHARE = 1 / 3
 NEGLIGIBLE = 2**26  # bytes that may be kept without asking how much is free
@@ -38,18 +39,22 @@ class Kept(NamedTuple):
     whole: int
 
 
-def kept_bytes(n_values: int, n_blocks: int, itemsize: int, recomputed: bool = False) -> int:
+def kept_bytes(
+    n_values: int, n_blocks: int, itemsize: int, padding: float = 1, recomputed: bool = False
+) -> int:
     """Estimate the memory that the gradients of a pass take, those of adapters not counted.
 
     Args:
         n_values: tokens times width.
         n_blocks: blocks with gradients.
         itemsize: bytes of a value.
+        padding: tokens that attention has in place of one.
         recomputed: each block keeps its input alone.  What one block keeps otherwise is counted
             once, as it is needed while its own gradients are computed.
     """
-    n_tensors = n_blocks + KEPT_OF_BLOCK if recomputed else n_blocks * KEPT_OF_BLOCK
-    return n_tensors * n_values * itemsize
+    of_block = KEPT_OF_BLOCK + KEPT_OF_ATTENTION * (padding - 1)
+    n_tensors = n_blocks + of_block if recomputed else n_blocks * of_block
+    return round(n_tensors * n_values * itemsize)
 
 
 class Pass:
@@ -68,21 +73,27 @@ class Pass:
         self.again: bool | None = None
 
     def run(
-        self, block: Callable[..., Tensor], x: Tensor, attend: Any, layer: Layer, *rest: Any
+        self,
+        block: Callable[..., Tensor],
+        x: Tensor,
+        attend: Any,
+        layer: Layer,
+        *rest: Any,
+        padding: float = 1,
     ) -> Tensor:
-        """Return ``block(x, attend, layer, *rest)``."""
+        """Return ``block(x, attend, layer, *rest)``; ``padding`` as for ``kept_bytes``."""
         has_gradients = x.requires_grad or not layer.is_untouched
         if has_gradients and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             if self.again is None:
-                self.again = self.decide(x)
+                self.again = self.decide(x, padding)
             if self.again:
                 block = partial(checkpoint, block, use_reentrant=False, determinism_check="none")
         self.n_left -= 1
         return block(x, attend, layer, *rest)
 
-    def decide(self, x: Tensor) -> bool:
+    def decide(self, x: Tensor, padding: float) -> bool:
         """Return whether the blocks that are left, whose tokens are ``x``, are computed again."""
-        shape = (x.numel(), self.n_left, x.element_size())
+        shape = (x.numel(), self.n_left, x.element_size(), padding)
         whole = kept_bytes(*shape)
         again = self.recompute == "always"
         if self.recompute == "auto" and whole > NEGLIGIBLE:

@@ -235,7 +235,8 @@ class Sequences:
             self.rest = self.rest if rows is None else self.rest[:, rows]
             return
         attend = partial(layout.attend, attend)
-        self.rest = tower_pass.run(block.run, self.rest, attend, layer, rows)
+        padding = layout.n_classes * layout.longest / layout.n_tokens
+        self.rest = tower_pass.run(block.run, self.rest, attend, layer, rows, padding=padding)
 
     def _run_prefix(
         self, block: ResidualAttentionBlock, layer: Layer, is_last: bool

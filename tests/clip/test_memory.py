@@ -85,12 +85,14 @@ def tensors_of(layers: list[Layer | Tensor | None]) -> list[Tensor]:
     return found
 
 
-def output(model: CLIP, tower: str, layers: list[Layer | Tensor | None]) -> Tensor:
+def output(
+    model: CLIP, tower: str, layers: list[Layer | Tensor | None], names: list[str] = NAMES
+) -> Tensor:
     """Encode the class names, or 4 images."""
     if tower == "text":
         context = " ".join(["X"] * M) if layers[0] is not None else "of"
         n_prompts = M if layers[0] is not None else 0
-        return model.encode_text(PromptTokens.from_names(NAMES, context, n_prompts), layers)
+        return model.encode_text(PromptTokens.from_names(names, context, n_prompts), layers)
     torch.manual_seed(1)
     return model.encode_image(torch.randn(4, 3, 32, 32), layers)
 
@@ -124,7 +126,9 @@ def test_recomputation_has_second_derivatives(model):
     torch.testing.assert_close(found[1], found[0])
 
 
-def saved_bytes(model: CLIP, tower: str, layers: list[Layer | Tensor | None]) -> int:
+def saved_bytes(
+    model: CLIP, tower: str, layers: list[Layer | Tensor | None], names: list[str] = NAMES
+) -> int:
     """Sum up the memory of the tensors that autograd keeps, without those of the model."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
@@ -134,7 +138,7 @@ def saved_bytes(model: CLIP, tower: str, layers: list[Layer | Tensor | None]) ->
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        features = output(model, tower, layers)
+        features = output(model, tower, layers, names)
     assert features.requires_grad
     return sum(kept[at].untyped_storage().nbytes() for at in kept.keys() - weights)
 
@@ -150,6 +154,14 @@ def test_the_estimate_is_near_what_is_saved(tower, start):
     saved = saved_bytes(model, tower, layers)
     assert 0.8 < told[0].n_bytes / saved < 1.5
     assert told[0].n_bytes == told[0].whole
+
+
+def test_the_estimate_knows_what_attention_fills_up():
+    model = make_model()
+    told = set_recompute(model, "never")
+    names = [*NAMES, "dog " * 20]
+    saved = saved_bytes(model, "text", [torch.randn(M, TEXT_WIDTH).requires_grad_()], names)
+    assert 0.8 < told[0].whole / saved < 1.25
 
 
 @pytest.mark.parametrize("tower", ["text", "vision"])
