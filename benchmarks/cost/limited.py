@@ -29,14 +29,14 @@ from dassl.utils.memory import free_bytes
 ROOT = Path(__file__).parents[2]
 CLASSES = 1000
 BATCHES = {"CoCoOp": 8, "ProMPT": 8}  # others: the paper's
-TWO_STEPS = 3600.0  # seconds that a process may take for them
+MOST_SECONDS = 3600.0  # of a step
 
 
 def take_steps(cell: Cell, threads: int) -> dict[str, Any]:
     """Take two steps in a process of its own; return what it took of what was free, in bytes."""
     free = int(free_bytes(torch.device("cpu")))
     with tempfile.TemporaryFile() as log:
-        child = Child(cell, free, threads, TWO_STEPS, log)
+        child = Child(cell, free, threads, MOST_SECONDS, log)
         try:
             child.warm_up()
         finally:
