@@ -41,7 +41,7 @@ def _code_digest() -> str:
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
-# On import: whatever is edited meanwhile, a run goes on with the code that it has imported.
+# Computed on import: a run keeps the code that it imported, even if the files are edited meanwhile.
 CODE = _code_digest()
 
 

@@ -1,11 +1,11 @@
-"""Which methods take a training step with 1,000 classes in the memory that is free.
+"""Which methods take a training step with 1,000 classes in the memory that is free, on a CPU.
 
-    systemd-run --scope -p MemoryMax=8G -p MemorySwapMax=0 python -m benchmarks.cost.limited
+    python -m benchmarks.cost.limited        in a control group, a container for example, of 8 GiB
 
 Each method takes two steps at the size of ViT-B/16, in fp32 and in a process of its own, at the
 paper's batch; CoCoOp and ProMPT, which encode the classes for each image, at a batch of 8.  Besides
 its own process there is this one, which takes some memory, too.  Other programs do not matter: no
-time is measured.  What was measured is kept as benchmarks/results/limited.json, which
+time is shown.  What was measured is kept as benchmarks/results/limited.json, which
 docs/performance.md shows; methods that are not named keep what they have.
 """
 
