@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layer import UNTOUCHED, Adapter, Layer, adapted
+from .layout import Layout
 from .memory import Kept, Pass
 
 MOST_KINDS = 64  # of calls of a block that are compiled; torch's own limit is 8
@@ -46,8 +47,8 @@ class QuickGELU(nn.Module):
         return F.silu(1.702 * x) / 1.702
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """Attend by two matrix products, except to the keys that are ``hidden``."""
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Attend by two matrix products, except to the keys that are ``hidden``, (N, 1, R, S)."""
     scores = q * q.shape[-1] ** -0.5 @ k.mT
     if hidden is not None:
         scores = scores.masked_fill(hidden, -math.inf)
@@ -64,7 +65,11 @@ def _is_fused_slow(q: Tensor) -> bool:
 
 
 def attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return _by_products(q, k, v) if _is_fused_slow(q) else F.scaled_dot_product_attention(q, k, v)
+    return (
+        attend_by_products(q, k, v)
+        if _is_fused_slow(q)
+        else F.scaled_dot_product_attention(q, k, v)
+    )
 
 
 def attend_to_earlier(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -72,20 +77,14 @@ def attend_to_earlier(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if not _is_fused_slow(q):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
-    return _by_products(q, k, v, hidden)
-
-
-def attend_up_to(positions: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend causally from R queries of each sequence, which stand at ``positions`` (N, R)."""
-    keys = torch.arange(k.shape[2], device=k.device)
-    return _by_products(q, k, v, keys > positions[:, None, :, None])
+    return attend_by_products(q, k, v, hidden)
 
 
 def attend_behind(
     prefix_k: Tensor,
     prefix_v: Tensor,
     n_classes: int,
-    positions: Tensor,
+    hidden: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -95,7 +94,7 @@ def attend_behind(
     Args:
         prefix_k, prefix_v: (P, heads, n, head width), computed once for all K suffixes.
         n_classes: K.
-        positions: of the queries in their suffix: (R,), or (K, R) where each class has its own.
+        hidden: which keys of its suffix a query does not see: (R, S), or (K, R, S).
         q: (P * K, heads, R, head width), K suffixes for each of P prefixes.
         k, v: (P * K, heads, S, head width).
     """
@@ -104,8 +103,7 @@ def attend_behind(
     q = q * q.shape[-1] ** -0.5  # (P, heads, K, R, head width)
     # All K * R queries meet the same prefix keys: one matrix product instead of K copies.
     to_prefix = (q.flatten(2, 3) @ prefix_k.mT).unflatten(2, (n_classes, n_queries))
-    future = torch.arange(length, device=q.device) > positions[..., None]
-    to_suffix = (q @ k.mT).masked_fill(future, -math.inf)
+    to_suffix = (q @ k.mT).masked_fill(hidden, -math.inf)
     weights = torch.cat([to_prefix, to_suffix], dim=-1).softmax(dim=-1).to(v.dtype)
     from_prefix, from_suffix = weights.split([prefix_k.shape[2], length], dim=-1)
     out = (from_prefix.flatten(2, 3) @ prefix_v).unflatten(2, (n_classes, n_queries))
@@ -124,23 +122,36 @@ class Attention(nn.MultiheadAttention):
         return x.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
 
     def project(
-        self, x: Tensor, rows: slice | Tensor | None, adapter: Adapter | None
+        self,
+        x: Tensor,
+        rows: slice | Tensor | None,
+        adapter: Adapter | None,
+        layout: Layout | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return queries of ``rows`` (None: all), keys and values of ``x`` (N, T, width)."""
+        """Return queries of ``rows`` (None: all), keys and values of ``x`` (N, T, width).
+
+        Those of classes in a row are filled up as ``layout`` says.
+        """
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if rows is None:
-            return self._split(adapted(F.linear(x, weight, bias), adapter, x)).unbind(0)
+            qkv = adapted(F.linear(x, weight, bias), adapter, x)
+            return self._split(qkv if layout is None else layout.by_class(qkv)).unbind(0)
         width = self.embed_dim
         q = F.linear(x[:, rows], weight[:width], bias[:width])
         kv = F.linear(x, weight[width:], bias[width:])
         if adapter is not None:
             added = adapter(x.float()).to(kv.dtype)
             q, kv = q + added[:, rows, :width], kv + added[..., width:]
+        if layout is not None:
+            q, kv = layout.by_class(q), layout.by_class(kv)
         return (*self._split(q).unbind(0), *self._split(kv).unbind(0))
 
-    def combine(self, heads: Tensor, adapter: Adapter | None) -> Tensor:
+    def combine(
+        self, heads: Tensor, adapter: Adapter | None, layout: Layout | None = None
+    ) -> Tensor:
         """Project heads (N, heads, T, head width) to the output (N, T, width)."""
-        x = heads.transpose(1, 2).flatten(2)
+        x = heads.transpose(1, 2)
+        x = (x if layout is None else layout.joined(x)).flatten(2)
         return adapted(self.out_proj(x), adapter, x)
 
 
@@ -171,6 +182,7 @@ class ResidualAttentionBlock(nn.Module):
         attend: Attend,
         layer: Layer = UNTOUCHED,
         rows: slice | Tensor | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Compute the block with what a method adds to it.
 
@@ -179,14 +191,15 @@ class ResidualAttentionBlock(nn.Module):
             attend: how queries and keys meet.
             layer: adapters; the tower handles its prompts.
             rows: R positions whose output is wanted, None for all of them.
+            layout: of classes in a row, among whose own tokens attention is.
 
         Returns:
             (N, T, width), or (N, R, width).
         """
         h = self.ln_1(x)
         if isinstance(self.attn, Attention):
-            q, k, v = self.attn.project(h, rows, layer.qkv)
-            attended = self.attn.combine(attend(q, k, v), layer.out)
+            q, k, v = self.attn.project(h, rows, layer.qkv, layout)
+            attended = self.attn.combine(attend(q, k, v), layer.out, layout)
         elif layer.qkv or layer.out:
             raise ValueError(f"no adapters in an attention of type {type(self.attn).__name__}")
         else:

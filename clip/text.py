@@ -8,10 +8,9 @@ token, shared prompts, leading words) is computed once, not once per class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,76 +20,13 @@ from .blocks import (
     ResidualAttentionBlock,
     Transformer,
     attend_behind,
+    attend_by_products,
     attend_to_earlier,
-    attend_up_to,
 )
 from .layer import Layer
+from .layout import Layout, layout_of
 from .memory import Pass
 from .tokens import PromptTokens
-
-KEPT_LAYOUTS = 64  # more than one step of any method has
-
-
-class Layout:
-    """The tokens of K classes, N in all, in one row, and filled up to K times the longest.
-
-    Args:
-        ends: positions of the K end tokens, behind which nothing is computed.
-        n: number of leading positions that are not among them.
-        device: of the tokens.
-
-    Attributes:
-        starts, lengths: (K,) of each class, on the device.
-        positions: (N,) of each token in its class.
-    """
-
-    def __init__(self, ends: Sequence[int], n: int, device: torch.device):
-        lengths = np.asarray(ends) + 1 - n
-        self.n_classes, self.longest = len(lengths), int(lengths.max())
-        self.n_tokens = int(lengths.sum())
-        is_own = np.arange(self.longest) < lengths[:, None]
-        starts, positions = lengths.cumsum() - lengths, np.nonzero(is_own)[1]
-        self.starts, self.lengths, self.positions, self._places = (
-            torch.from_numpy(array).to(device, non_blocking=True)
-            for array in (starts, lengths, positions, np.flatnonzero(is_own))
-        )
-
-    def in_a_row(self, x: Tensor) -> Tensor:
-        """Return the tokens alone (V, N, ...) of tokens that are filled up (V, K * S, ...)."""
-        return x if x.shape[1] == self.n_tokens else x.index_select(1, self._places)
-
-    def filled(self, x: Tensor) -> Tensor:
-        """Return tokens (V, N, ...) filled up by zeros, S to a class: (V, K * S, ...)."""
-        size = self.n_classes * self.longest
-        if x.shape[1] == size:
-            return x
-        return x.new_zeros(x.shape[0], size, *x.shape[2:]).index_copy(1, self._places, x)
-
-    def by_class(self, x: Tensor) -> Tensor:
-        """Turn heads of all tokens, or of one a class, into (V * K, heads, S or 1, head width)."""
-        x = x.transpose(1, 2)
-        x = self.filled(x) if x.shape[1] == self.n_tokens else x
-        return x.unflatten(1, (self.n_classes, -1)).flatten(0, 1).transpose(1, 2)
-
-    def attend(self, how: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Let the tokens of each class attend among themselves.
-
-        Args:
-            how: attends in (V * K, heads, S, head width).
-            q: (V, heads, N, head width), or of one token of each class.
-            k, v: (V, heads, N, head width).
-        """
-        attended = how(*map(self.by_class, (q, k, v))).transpose(1, 2)
-        attended = attended.unflatten(0, (-1, self.n_classes)).flatten(1, 2)
-        is_of_all = attended.shape[1] == self.n_classes * self.longest
-        return (self.in_a_row(attended) if is_of_all else attended).transpose(1, 2)
-
-
-@lru_cache(maxsize=KEPT_LAYOUTS)
-def layout_of(ends: tuple[int, ...], n: int, device: torch.device) -> Layout:
-    """Return the layout of some classes, which every step asks for: its tensors are copied once."""
-    with torch.inference_mode(False):
-        return Layout(ends, n, device)
 
 
 class Sequences:
@@ -217,26 +153,27 @@ class Sequences:
         if self.prefix is not None and is_foreign:
             self.unshare(0)  # a foreign attention takes whole sequences
         # what is computed again has these, whatever becomes of the sequences in later blocks
-        layout, rows = self.layout, None
-        positions = torch.arange(layout.longest, device=self.rest.device)
+        layout, rows, hidden = self.layout, None, self.layout.later
         if is_last:
-            rows = layout.starts + layout.lengths - 1
-            positions = layout.lengths[:, None] - 1
+            rows, hidden = layout.end_rows, layout.behind_end
         attend: Attend = attend_to_earlier
         if self.prefix is not None:
             prefix_k, prefix_v = self._run_prefix(block, layer, is_last)
-            attend = partial(attend_behind, prefix_k, prefix_v, layout.n_classes, positions)
+            attend = partial(attend_behind, prefix_k, prefix_v, layout.n_classes, hidden)
         elif is_last:
-            attend = partial(attend_up_to, positions.repeat(self.rest.shape[0], 1))
+            attend = partial(
+                attend_by_products, hidden=hidden.repeat(self.rest.shape[0], 1, 1)[:, None]
+            )
         if is_foreign:
             x = self._of_classes().flatten(0, 1)
             x = tower_pass.run(block.run, x, attend, layer).unflatten(0, (-1, layout.n_classes))
             self.rest = layout.in_a_row(x.flatten(1, 2))
             self.rest = self.rest if rows is None else self.rest[:, rows]
             return
-        attend = partial(layout.attend, attend)
         padding = layout.n_classes * layout.longest / layout.n_tokens
-        self.rest = tower_pass.run(block.run, self.rest, attend, layer, rows, padding=padding)
+        self.rest = tower_pass.run(
+            block.run, self.rest, attend, layer, rows, layout, padding=padding
+        )
 
     def _run_prefix(
         self, block: ResidualAttentionBlock, layer: Layer, is_last: bool
