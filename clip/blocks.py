@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,13 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layer import UNTOUCHED, Adapter, Layer, adapted
-from .layout import Layout
 from .memory import Kept, Pass
 
 MOST_KINDS = 64  # of calls of a block that are compiled; torch's own limit is 8
 
-# (queries, keys, values) -> weighted sums of the values, one for each query
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# What ``Attention.project`` returns -> queries, keys and values
+Split = Callable[[Sequence[Tensor]], list[Tensor]]
+# (that function, what ``Attention.project`` returns) -> weighted sums of the values (N, R, width),
+# one for each query
+Attend = Callable[[Split, Sequence[Tensor]], Tensor]
 
 
 class LayerNorm(nn.LayerNorm):
@@ -111,48 +114,49 @@ def attend_behind(
     return out.transpose(1, 2).flatten(0, 1)
 
 
+def in_tokens(heads: Tensor) -> Tensor:
+    """Turn heads (N, heads, T, head width) into tokens (N, T, width)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def attend_in_sequences(
+    how: Callable[[Tensor, Tensor, Tensor], Tensor], split: Split, projected: Sequence[Tensor]
+) -> Tensor:
+    """Let the tokens of each sequence (N, T, width) attend; with ``how`` set, an ``Attend``."""
+    return in_tokens(how(*split(projected)))
+
+
 class Attention(nn.MultiheadAttention):
     """Multi-head self-attention whose projections and softmax can be reached apart.
 
     Called as a module it is ``nn.MultiheadAttention``, as OpenAI's blocks have it.
     """
 
-    def _split(self, x: Tensor) -> Tensor:
-        """Split (N, T, parts * width) into (parts, N, heads, T, head width)."""
-        return x.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-
     def project(
-        self,
-        x: Tensor,
-        rows: slice | Tensor | None,
-        adapter: Adapter | None,
-        layout: Layout | None = None,
-    ) -> tuple[Tensor, ...]:
+        self, x: Tensor, rows: slice | Tensor | None, adapter: Adapter | None
+    ) -> list[Tensor]:
         """Return queries of ``rows`` (None: all), keys and values of ``x`` (N, T, width).
 
-        Those of classes in a row are filled up as ``layout`` says.
+        They are (N, T, 3 * width) together, or queries (N, R, width) and the rest.
         """
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if rows is None:
-            qkv = adapted(F.linear(x, weight, bias), adapter, x)
-            return self._split(qkv if layout is None else layout.by_class(qkv)).unbind(0)
+            return [adapted(F.linear(x, weight, bias), adapter, x)]
         width = self.embed_dim
         q = F.linear(x[:, rows], weight[:width], bias[:width])
         kv = F.linear(x, weight[width:], bias[width:])
         if adapter is not None:
             added = adapter(x.float()).to(kv.dtype)
             q, kv = q + added[:, rows, :width], kv + added[..., width:]
-        if layout is not None:
-            q, kv = layout.by_class(q), layout.by_class(kv)
-        return (*self._split(q).unbind(0), *self._split(kv).unbind(0))
+        return [q, kv]
 
-    def combine(
-        self, heads: Tensor, adapter: Adapter | None, layout: Layout | None = None
-    ) -> Tensor:
-        """Project heads (N, heads, T, head width) to the output (N, T, width)."""
-        x = heads.transpose(1, 2)
-        x = (x if layout is None else layout.joined(x)).flatten(2)
-        return adapted(self.out_proj(x), adapter, x)
+    def split(self, projected: Sequence[Tensor]) -> list[Tensor]:
+        """Split each (N, T, parts * width) into its parts (N, heads, T, head width)."""
+        found: list[Tensor] = []
+        for x in projected:
+            x = x.unflatten(-1, (-1, self.num_heads, self.head_dim))
+            found += x.permute(2, 0, 3, 1, 4).unbind(0)
+        return found
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -182,7 +186,6 @@ class ResidualAttentionBlock(nn.Module):
         attend: Attend,
         layer: Layer = UNTOUCHED,
         rows: slice | Tensor | None = None,
-        layout: Layout | None = None,
     ) -> Tensor:
         """Compute the block with what a method adds to it.
 
@@ -191,15 +194,14 @@ class ResidualAttentionBlock(nn.Module):
             attend: how queries and keys meet.
             layer: adapters; the tower handles its prompts.
             rows: R positions whose output is wanted, None for all of them.
-            layout: of classes in a row, among whose own tokens attention is.
 
         Returns:
             (N, T, width), or (N, R, width).
         """
         h = self.ln_1(x)
         if isinstance(self.attn, Attention):
-            q, k, v = self.attn.project(h, rows, layer.qkv, layout)
-            attended = self.attn.combine(attend(q, k, v), layer.out, layout)
+            mixed = attend(self.attn.split, self.attn.project(h, rows, layer.qkv))
+            attended = adapted(self.attn.out_proj(mixed), layer.out, mixed)
         elif layer.qkv or layer.out:
             raise ValueError(f"no adapters in an attention of type {type(self.attn).__name__}")
         else:
@@ -222,7 +224,7 @@ class ResidualAttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute what OpenAI's block does: (T, N, width) -> (T, N, width)."""
         attend = attend_to_earlier if self.causal else attend_to_all
-        return self.run(x.transpose(0, 1), attend).transpose(0, 1)
+        return self.run(x.transpose(0, 1), partial(attend_in_sequences, attend)).transpose(0, 1)
 
 
 class Transformer(nn.Module):

@@ -232,7 +232,7 @@ def trainer_to_plan(cfg: Any, n_classes: int | None, n_images: int | None) -> An
 
 
 def measured(act: Callable[[], Any], device: Any) -> tuple[int, float]:
-    """Act twice, and return the bytes that it took first and the seconds that it took then."""
+    """Act a few times, and return the bytes of the first times and the seconds of the last."""
     import torch
 
     from dassl.utils.memory import PeakMemory
@@ -241,6 +241,7 @@ def measured(act: Callable[[], Any], device: Any) -> tuple[int, float]:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         act()
+        act()  # MODEL.CUDA_GRAPH records the second step, which later ones replay
         torch.cuda.synchronize(device)
         n_bytes = torch.cuda.max_memory_allocated(device) - before
     else:
