@@ -87,7 +87,8 @@ class Layout:
         *of_ends, of_row = projected
         shared, own = self.apart(of_row)
         q, k, v = split([*(x.flatten(0, 1)[:, None] for x in of_ends), self.filled(own)])
-        hidden, first = self._behind_end if of_ends else self._later, split([shared])
+        hidden = self._behind_end if of_ends else self._later
+        first = split([shared])  # queries, too, unless they are of the end tokens alone
         if self.n_shared > 0:
             found = attend_behind(first[-2], first[-1], self.n_classes, hidden, q, k, v)
         elif of_ends:

@@ -4,11 +4,11 @@
     python -m experiments plan --trainer CoCoOp --dataset imagenet --classes 1000 \\
         --overrides DATALOADER.TRAIN_X.BATCH_SIZE 8
 
-Takes two training steps on random images with the run's own settings: the first shows the memory,
-the second the time. With fixed views (DATALOADER.VIEWS) their frozen features are known, and two
-batches of these are encoded beforehand. Nothing is written, and no backbone downloaded: the weights
-of one that is loaded by its name are random. With ``--classes`` the dataset need not be there; one
-that a run would draw need not be in any case.
+Takes training steps on random images with the run's own settings, two on a CPU and three on a GPU:
+the first ones show the memory, the last one the time. With fixed views (DATALOADER.VIEWS) their
+frozen features are known, and two batches of these are encoded beforehand. Nothing is written, and
+no backbone downloaded: the weights of one that is loaded by its name are random. With
+``--classes`` the dataset need not be there; one that a run would draw need not be in any case.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def measured(act: Callable[[], Any], device: Any) -> tuple[int, float]:
 
 
 def plan(trainer: Any) -> Plan:
-    """Take two training steps on random images and sum up."""
+    """Take training steps on random images and sum up."""
     import torch
 
     from clip import CLIP
