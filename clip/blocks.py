@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -22,8 +23,11 @@ from .memory import Kept, Pass
 
 MOST_KINDS = 64  # of calls of a block that are compiled; torch's own limit is 8
 
-# (queries, keys, values) -> weighted sums of the values, one for each query
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# What ``Attention.project`` returns -> queries, keys and values
+Split = Callable[[Sequence[Tensor]], list[Tensor]]
+# (that function, what ``Attention.project`` returns) -> weighted sums of the values (N, R, width),
+# one for each query
+Attend = Callable[[Split, Sequence[Tensor]], Tensor]
 
 
 class LayerNorm(nn.LayerNorm):
@@ -46,8 +50,8 @@ class QuickGELU(nn.Module):
         return F.silu(1.702 * x) / 1.702
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """Attend by two matrix products, except to the keys that are ``hidden``."""
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Attend by two matrix products, except to the keys that are ``hidden``, (N, 1, R, S)."""
     scores = q * q.shape[-1] ** -0.5 @ k.mT
     if hidden is not None:
         scores = scores.masked_fill(hidden, -math.inf)
@@ -64,7 +68,11 @@ def _is_fused_slow(q: Tensor) -> bool:
 
 
 def attend_to_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return _by_products(q, k, v) if _is_fused_slow(q) else F.scaled_dot_product_attention(q, k, v)
+    return (
+        attend_by_products(q, k, v)
+        if _is_fused_slow(q)
+        else F.scaled_dot_product_attention(q, k, v)
+    )
 
 
 def attend_to_earlier(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -72,20 +80,14 @@ def attend_to_earlier(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if not _is_fused_slow(q):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
-    return _by_products(q, k, v, hidden)
-
-
-def attend_up_to(positions: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend causally from R queries of each sequence, which stand at ``positions`` (N, R)."""
-    keys = torch.arange(k.shape[2], device=k.device)
-    return _by_products(q, k, v, keys > positions[:, None, :, None])
+    return attend_by_products(q, k, v, hidden)
 
 
 def attend_behind(
     prefix_k: Tensor,
     prefix_v: Tensor,
     n_classes: int,
-    positions: Tensor,
+    hidden: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -95,7 +97,7 @@ def attend_behind(
     Args:
         prefix_k, prefix_v: (P, heads, n, head width), computed once for all K suffixes.
         n_classes: K.
-        positions: of the queries in their suffix: (R,), or (K, R) where each class has its own.
+        hidden: which keys of its suffix a query does not see: (R, S), or (K, R, S).
         q: (P * K, heads, R, head width), K suffixes for each of P prefixes.
         k, v: (P * K, heads, S, head width).
     """
@@ -104,13 +106,24 @@ def attend_behind(
     q = q * q.shape[-1] ** -0.5  # (P, heads, K, R, head width)
     # All K * R queries meet the same prefix keys: one matrix product instead of K copies.
     to_prefix = (q.flatten(2, 3) @ prefix_k.mT).unflatten(2, (n_classes, n_queries))
-    future = torch.arange(length, device=q.device) > positions[..., None]
-    to_suffix = (q @ k.mT).masked_fill(future, -math.inf)
+    to_suffix = (q @ k.mT).masked_fill(hidden, -math.inf)
     weights = torch.cat([to_prefix, to_suffix], dim=-1).softmax(dim=-1).to(v.dtype)
     from_prefix, from_suffix = weights.split([prefix_k.shape[2], length], dim=-1)
     out = (from_prefix.flatten(2, 3) @ prefix_v).unflatten(2, (n_classes, n_queries))
     out = out + from_suffix @ v
     return out.transpose(1, 2).flatten(0, 1)
+
+
+def in_tokens(heads: Tensor) -> Tensor:
+    """Turn heads (N, heads, T, head width) into tokens (N, T, width)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def attend_in_sequences(
+    how: Callable[[Tensor, Tensor, Tensor], Tensor], split: Split, projected: Sequence[Tensor]
+) -> Tensor:
+    """Let the tokens of each sequence (N, T, width) attend; with ``how`` set, an ``Attend``."""
+    return in_tokens(how(*split(projected)))
 
 
 class Attention(nn.MultiheadAttention):
@@ -119,29 +132,31 @@ class Attention(nn.MultiheadAttention):
     Called as a module it is ``nn.MultiheadAttention``, as OpenAI's blocks have it.
     """
 
-    def _split(self, x: Tensor) -> Tensor:
-        """Split (N, T, parts * width) into (parts, N, heads, T, head width)."""
-        return x.unflatten(-1, (-1, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-
     def project(
         self, x: Tensor, rows: slice | Tensor | None, adapter: Adapter | None
-    ) -> tuple[Tensor, ...]:
-        """Return queries of ``rows`` (None: all), keys and values of ``x`` (N, T, width)."""
+    ) -> list[Tensor]:
+        """Return queries of ``rows`` (None: all), keys and values of ``x`` (N, T, width).
+
+        They are (N, T, 3 * width) together, or queries (N, R, width) and the rest.
+        """
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if rows is None:
-            return self._split(adapted(F.linear(x, weight, bias), adapter, x)).unbind(0)
+            return [adapted(F.linear(x, weight, bias), adapter, x)]
         width = self.embed_dim
         q = F.linear(x[:, rows], weight[:width], bias[:width])
         kv = F.linear(x, weight[width:], bias[width:])
         if adapter is not None:
             added = adapter(x.float()).to(kv.dtype)
             q, kv = q + added[:, rows, :width], kv + added[..., width:]
-        return (*self._split(q).unbind(0), *self._split(kv).unbind(0))
+        return [q, kv]
 
-    def combine(self, heads: Tensor, adapter: Adapter | None) -> Tensor:
-        """Project heads (N, heads, T, head width) to the output (N, T, width)."""
-        x = heads.transpose(1, 2).flatten(2)
-        return adapted(self.out_proj(x), adapter, x)
+    def split(self, projected: Sequence[Tensor]) -> list[Tensor]:
+        """Split each (N, T, parts * width) into its parts (N, heads, T, head width)."""
+        found: list[Tensor] = []
+        for x in projected:
+            x = x.unflatten(-1, (-1, self.num_heads, self.head_dim))
+            found += x.permute(2, 0, 3, 1, 4).unbind(0)
+        return found
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -185,8 +200,8 @@ class ResidualAttentionBlock(nn.Module):
         """
         h = self.ln_1(x)
         if isinstance(self.attn, Attention):
-            q, k, v = self.attn.project(h, rows, layer.qkv)
-            attended = self.attn.combine(attend(q, k, v), layer.out)
+            mixed = attend(self.attn.split, self.attn.project(h, rows, layer.qkv))
+            attended = adapted(self.attn.out_proj(mixed), layer.out, mixed)
         elif layer.qkv or layer.out:
             raise ValueError(f"no adapters in an attention of type {type(self.attn).__name__}")
         else:
@@ -209,7 +224,7 @@ class ResidualAttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute what OpenAI's block does: (T, N, width) -> (T, N, width)."""
         attend = attend_to_earlier if self.causal else attend_to_all
-        return self.run(x.transpose(0, 1), attend).transpose(0, 1)
+        return self.run(x.transpose(0, 1), partial(attend_in_sequences, attend)).transpose(0, 1)
 
 
 class Transformer(nn.Module):

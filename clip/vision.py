@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import LayerNorm, Transformer, attend_to_all
+from .blocks import LayerNorm, Transformer, attend_in_sequences, attend_to_all
 from .layer import Layers, Prompts, as_layers
 
 # What can be read of an image, besides the feature of the class token.
@@ -92,7 +93,8 @@ class VisionTransformer(nn.Module):
             weights.append((q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1))
             return weights[-1] @ v
 
-        attend = attend_and_keep if "attention" in parts else attend_to_all
+        how = attend_and_keep if "attention" in parts else attend_to_all
+        attend = partial(attend_in_sequences, how)
         blocks, tower_pass = self.transformer.blocks, self.transformer.start()
         rows: slice | Tensor | None = None
         for i, (block, layer) in enumerate(zip(blocks, entries, strict=True)):

@@ -202,7 +202,7 @@ def test_class_names_can_be_learned_after_fixed_words_that_stay_shared(model):
     assert_same(fast, torch.stack(slow), layers)
     lengths = lengths_seen(model, lambda: model.encode_text(tokens, layers))
     # the five words once, not per class; of each class nothing behind its end token
-    assert lengths == [5, n_behind(5, tokens.ends)] * DEPTH
+    assert lengths == [5 + n_behind(5, tokens.ends)] * DEPTH
 
 
 def lengths_seen(model: CLIP, call: Callable[[], Any]) -> list[int]:
@@ -228,7 +228,7 @@ def test_the_prefix_is_shared_without_prompts(model):
     ids = tokenize([f"a photo of a {name}." for name in NAMES])
     layers = [Layer(**adapters(TEXT_WIDTH))] * DEPTH
     lengths = lengths_seen(model, lambda: model.encode_text(ids, layers))
-    assert lengths == [5, n_behind(5, ids.argmax(-1).tolist())] * DEPTH
+    assert lengths == [5 + n_behind(5, ids.argmax(-1).tolist())] * DEPTH
     slow = torch.stack([text_feature(model, each, [], layers) for each in ids])
     same(model.encode_text(ids, layers), slow)
 
@@ -253,8 +253,7 @@ def test_class_specific_prompts_of_one_layer_leave_the_layers_below_it_shared(mo
     layers = [torch.randn(M, TEXT_WIDTH), None, torch.randn(3, M, TEXT_WIDTH)]
     leaves_of(layers)
     lengths = lengths_seen(model, lambda: model.encode_text(tokens, layers))
-    behind = n_behind(5, tokens.ends)
-    assert lengths == [5, behind, 5, behind, n_behind(0, tokens.ends)]
+    assert lengths == [*[5 + n_behind(5, tokens.ends)] * 2, n_behind(0, tokens.ends)]
     slow = [
         text_feature(model, tokenize([f"X X of a {name}."])[0], [1, 2], [layers[0], None, own])
         for name, own in zip(NAMES, layers[2], strict=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import open_clip
 import pytest
 import torch
 from torch import Tensor
 
 from clip import CLIP, CLIPConfig, PromptTokens, convert_weights, tokenize
-from clip.blocks import attend_to_earlier
+from clip.blocks import attend_in_sequences, attend_to_earlier
 from clip.clip import from_open_clip
 from tests.plain import image_feature, text_feature
 
@@ -68,7 +70,7 @@ def test_the_layout_in_which_openai_s_transformer_is_called(model):
     x = torch.randn(2, 77, 32)
     called = model.transformer(x.transpose(0, 1)).transpose(0, 1)
     for block in model.transformer.resblocks:
-        x = block.run(x, attend_to_earlier)
+        x = block.run(x, partial(attend_in_sequences, attend_to_earlier))
     same(called, x)
 
 
