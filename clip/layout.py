@@ -70,8 +70,10 @@ class Layout:
         """Fill up tokens (V, N, ...) by zeros, to S of each text: (V * K, S, ...)."""
         size = self.n_classes * self.longest
         if size != self.n_own:
+            rows = torch.arange(own.shape[0], device=own.device)[:, None]
             zeros = own.new_zeros(own.shape[0], size, *own.shape[2:])
-            own = zeros.index_copy(1, self._places, own)
+            # index_copy_ would keep its source for the backward pass, which does not read it
+            own = zeros.index_put_((rows, self._places), own)
         return own.unflatten(1, (self.n_classes, -1)).flatten(0, 1)
 
     def in_a_row(self, x: Tensor) -> Tensor:
@@ -88,7 +90,8 @@ class Layout:
         shared, own = self.apart(of_row)
         q, k, v = split([*(x.flatten(0, 1)[:, None] for x in of_ends), self.filled(own)])
         hidden = self._behind_end if of_ends else self._later
-        first = split([shared])  # queries, too, unless they are of the end tokens alone
+        # Queries, too, unless they are of the end tokens alone.  A copy: a view would keep the row.
+        first = split([shared.clone()])
         if self.n_shared > 0:
             found = attend_behind(first[-2], first[-1], self.n_classes, hidden, q, k, v)
         elif of_ends:

@@ -24,9 +24,6 @@ from .layer import Layer
 # Half precision on a CPU keeps attention's weights, too, up to four tensors more.
 KEPT_OF_BLOCK = 10
 KEPT_OF_ATTENTION = 4  # of these, which padding makes larger
-# Before they are filled up, queries, keys and values are kept, too: three tensors, less what the
-# last block keeps less than others, as only the end tokens go through it.
-KEPT_OF_PADDING = 1
 # A pass may keep this part of the free memory: others follow it, and gradients take some, too.
 SHARE = 1 / 3
 NEGLIGIBLE = 2**26  # bytes that may be kept without asking how much is free
@@ -56,7 +53,6 @@ def kept_bytes(
             once, as it is needed while its own gradients are computed.
     """
     of_block = KEPT_OF_BLOCK + KEPT_OF_ATTENTION * (padding - 1)
-    of_block += KEPT_OF_PADDING if padding > 1 else 0
     n_tensors = n_blocks + of_block if recomputed else n_blocks * of_block
     return round(n_tensors * n_values * itemsize)
 
