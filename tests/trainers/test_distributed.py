@@ -48,6 +48,7 @@ OPTIONS["MMRL"] = ("OPTIM.EPS", "1e-6")
 # 15 images, whose last batch of 3 two processes cannot divide
 UNEVEN = ("DATALOADER.ON_ERROR", "skip", "DATALOADER.TRAIN_X.DROP_LAST", "False")
 UNEVEN += ("DATALOADER.TRAIN_X.BATCH_SIZE", "6", "DATALOADER.TEST.BATCH_SIZE", "5")
+ON_CPU = ("USE_CUDA", "False")  # two processes do not share the one GPU that there may be
 OF_FIGURES = ("accuracy", "error", "macro_f1", "correct", "total", "split", "epoch")
 
 
@@ -59,7 +60,7 @@ def command(tmp_path, backbone):
     broken.write_bytes(b"no image")
 
     def arguments(trainer, output, *pairs, epochs=2):
-        pairs = (*UNEVEN, *OPTIONS.get(trainer, ()), *pairs)
+        pairs = (*ON_CPU, *UNEVEN, *OPTIONS.get(trainer, ()), *pairs)
         return toy.command_line(
             trainer, tmp_path, backbone, tmp_path / output, *pairs, epochs=epochs
         )
@@ -295,7 +296,7 @@ def test_torchrun_itself(command, tmp_path):
     digits = ["--trainer", "CoOp", "--seed", "1", "--root", str(tmp_path)]
     digits += ["--dataset-config-file", "configs/datasets/digits.yaml"]
     digits += ["--config-file", "configs/trainers/CoOp/vit_mini.yaml"]
-    digits += ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
+    digits += [*ON_CPU, "DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1"]
     done = torchrun("--output-dir", str(tmp_path / "two"), *digits)
     assert done.returncode == 0, done.stderr
     assert train.main(["--output-dir", str(tmp_path / "one"), *digits]) == 0
