@@ -23,8 +23,10 @@ from .layer import Layer
 # what attention returns, and the input of the MLP's nonlinearity, which is four times as wide.
 # Half precision on a CPU keeps attention's weights, too, up to four tensors more.
 KEPT_OF_BLOCK = 10
-KEPT_OF_ATTENTION = 5  # of these, with the weights of short texts, which padding makes larger
-KEPT_OF_LAST = 3  # by the last block, of which only a few tokens are read: input, keys, values
+# What padding makes larger: queries, keys, values, what attention returns, and its weights.
+KEPT_OF_ATTENTION = 5
+# The last block goes on with the few tokens that are read: of all it keeps input, keys and values.
+KEPT_OF_LAST = 3
 # A pass may keep this part of the free memory: others follow it, and gradients take some, too.
 SHARE = 1 / 3
 NEGLIGIBLE = 2**26  # bytes that may be kept without asking how much is free
@@ -54,8 +56,9 @@ def kept_bytes(
             once, as it is needed while its own gradients are computed.
     """
     of_block = KEPT_OF_BLOCK + KEPT_OF_ATTENTION * (padding - 1)
-    n_tensors = n_blocks + of_block
-    if not recomputed:
+    if recomputed:
+        n_tensors = n_blocks + of_block
+    else:
         n_tensors = (n_blocks - 1) * of_block + KEPT_OF_LAST
     return round(n_tensors * n_values * itemsize)
 
