@@ -273,6 +273,10 @@ def groups_of(options: Any) -> list[list[Cell]]:
             if method in methods:
                 found = cells.variant_cells(method, batch, options.precision[-1], has_graphs)
                 groups += [[cell] for cell in found]
+        varied = [method for method, _ in cells.VARIED]
+        for method in methods if has_graphs else ():
+            if method not in varied and (kind := kind_of(method)).steps:
+                groups.append([cells.graph_cell(method, kind.batch, options.precision[-1])])
     return [[cell.but(model=options.model) for cell in group] for group in groups]
 
 

@@ -189,6 +189,12 @@ def variant_cells(method: str, batch: int, precision: str, has_graphs: bool) -> 
     return [c for c in found if has_graphs or "MODEL.CUDA_GRAPH" not in c.options]
 
 
+def graph_cell(method: str, batch: int, precision: str) -> Cell:
+    """Return the cell that shows a method's step as one CUDA graph."""
+    options = VARIANTS["CUDA_GRAPH"]
+    return step(method, batch, GROWTH_CLASSES, precision=precision, options=options)
+
+
 def table_cells(
     methods: Sequence[str],
     plain: Sequence[str],

@@ -220,12 +220,13 @@ def overview(results: dict[str, Any]) -> str:
                     gib(test["peak"]) if test else NOTHING,
                     shown(part, lambda x: f"{100 * x:.0f}%"),
                     *([shown(part, lambda x: f"{1 / x:.1f}x"), host_share(step)] * on_gpu),
+                    *([as_a_graph(records, r)] * on_gpu),
                 ]
             )
     header = ["method", "PREC", "learned values", "batch", "GFLOP an image, training"]
     header += ["GFLOP an image, test", "step, s", "images/s, evaluation", "memory of a step, GiB"]
     header += ["memory of an evaluation, GiB", "of the matrix rate"]
-    header += ["step over floor", "launching"] * on_gpu
+    header += ["step over floor", "launching", "as a CUDA graph, s (over floor)"] * on_gpu
     notes = sorted({(r["no_step"], r["cell"]["method"]) for r in records if r.get("no_step")})
     reasons = "; ".join(f"{method} {reason}" for reason, method in notes)
     made = [markdown(header, rows)]
@@ -235,6 +236,16 @@ def overview(results: dict[str, Any]) -> str:
     if rows and absent:
         made.append(f"Not measured yet: {', '.join(absent)}.")
     return "\n\n".join(made)
+
+
+def as_a_graph(records: Records, record: dict[str, Any]) -> str:
+    """Return the seconds, and in brackets the ratio to the floor, of a step as a CUDA graph."""
+    cell, flops = Cell.of(record["cell"]), value_of(record, "step", "flops")
+    found = one(records, cells.graph_cell(cell.method, record.get("batch", 0), cell.precision))
+    taken = value_of(found, "step", "seconds")
+    if flops is None or taken is None:
+        return NOTHING
+    return f"{seconds(taken)} ({taken / flops * record['rate']:.1f}x)"
 
 
 def host_share(step: dict[str, Any] | None) -> str:

@@ -115,6 +115,16 @@ def test_variants_are_compared_with_the_floor_of_the_plain_step():
     ]
 
 
+def test_a_step_as_a_cuda_graph_stands_beside_the_step_on_a_gpu():
+    graph = record(cells.graph_cell("MaPLe", 4, "fp32"), 1.5)
+    found = results(record(Cell("MaPLe", 50), 2), graph, record(Cell("CoOp", 50), 2))
+    found["machine"] = MACHINE | {"device": "NVIDIA X"}
+    made = report.tables(found)
+    assert row_of(made["overview"], "MaPLe", "fp32")[-1] == "1.5 (1.5x)"  # 100 GFLOP/s, 100 GFLOP
+    assert row_of(made["overview"], "CoOp", "fp32")[-1] == "–"
+    assert row_of(made["step"], "MaPLe", "fp32")[2] == "2"
+
+
 def test_the_plain_reference_is_extrapolated_by_its_line_and_marked():
     plain = [Cell("MaPLe", k, path="plain") for k in (10, 50, 100)]
     ours = [Cell("MaPLe", k) for k in (10, 100, 1000)]
