@@ -197,7 +197,7 @@ def from_form(
     def add_file(file: Any) -> None:
         field = file.field_name.decode(errors="replace")
         if field != "images":
-            raise HTTPException(422, escaped(f"{field}: expected no file of this name, got one"))
+            raise HTTPException(422, escaped(f"{field}: expected images for files, got {field}"))
         if len(pictures) == most:
             raise _too_many(most)
         name = (file.file_name or b"").decode(errors="replace")

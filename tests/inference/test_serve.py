@@ -180,7 +180,12 @@ REQUESTS = [
     (b"--ab--\r\n", FORM, 422, "images: expected at least one file, got none"),
     (FILE.replace(b'"x"', b'"' + b"x" * 10**5 + b'"'), FORM, 400, "Maximum header size"),
     ((FILE + b"a\r\n") * 4 + b"--ab--\r\n", FORM, 413, "images: expected at most 3, got more"),
-    (FILE.replace(b"images", b"file") + b"a\r\n--ab--\r\n", FORM, 422, "file: expected no file"),
+    (
+        FILE.replace(b"images", b"file") + b"a\r\n--ab--\r\n",
+        FORM,
+        422,
+        "file: expected images for files, got file",
+    ),
     (
         FILE.replace(b'; filename="x"', b"") + b"a\r\n--ab--\r\n",
         FORM,
