@@ -295,13 +295,15 @@ def plain_points_of(measured: dict[int, Any], phase: str, key: str) -> dict[floa
     return {k: v for k, r in measured.items() if (v := value_of(r, phase, key)) is not None}
 
 
-def growth(line: Line | None, key: str, of: str = "class") -> str:
+def growth(line: Line | None, key: str, of: str = "a class") -> str:
     """Write a fitted line: what there is without any, and what each adds."""
     if line is None:
         return NOTHING
     if key == "peak":
-        return f"{line.start / GIB:.2f} GiB + {line.slope / MIB:.1f} MiB a {of}"
-    return f"{seconds(max(0.0, line.start))} s + {1000 * line.slope:.1f} ms a {of}"
+        start, each, unit = f"{line.start / GIB:.2f} GiB", round(line.slope / MIB, 1), "MiB"
+    else:
+        start, each, unit = f"{seconds(max(0.0, line.start))} s", round(1000 * line.slope, 1), "ms"
+    return f"{start} {'-' if each < 0 else '+'} {abs(each):.1f} {unit} {of}"
 
 
 def growth_table(results: dict[str, Any]) -> str:
@@ -318,7 +320,7 @@ def growth_table(results: dict[str, Any]) -> str:
             for r in pick(records, method=method, path="ours", prompts=m)
         ]
         prompts = {r["cell"]["prompts"]: r for r in wanted}
-        for found, of in ((images, "image"), (prompts, "prompt")):
+        for found, of in ((images, "an image"), (prompts, "a prompt")):
             for key in ("seconds", "peak"):
                 lines.append(growth(fitted(plain_points_of(found, "step", key)), key, of))
         if any(line != NOTHING for line in lines):
@@ -335,27 +337,29 @@ def ratios(results: dict[str, Any]) -> str:
         phase = row.cell.phases[0]
         key = "peak" if row.quantity == "bytes" else "seconds"
         write = gib if key == "peak" else seconds
-        plain = {
-            r["cell"]["classes"]: v
-            for k in plain_sizes(row.cell.classes)
-            if (r := one(records, row.plain(k))) and (v := value_of(r, phase, key)) is not None
-        }
+        measured = {k: one(records, row.plain(k)) for k in plain_sizes(row.cell.classes)}
+        plain = plain_points_of(measured, phase, key)
         ours = [one(records, row.ours(precision)) for precision in ("fp32", low)]
         if not plain and not any(ours):
             continue
         reference, is_extrapolated = plain_at(plain, row.cell.classes)
+        flops, _ = plain_at(plain_points_of(measured, phase, "flops"), row.cell.classes)
         values = [shown(reference, write) + "*" * is_extrapolated]
         for record, target in zip(ours, row.targets, strict=True):
             value = value_of(record, phase, key)
             if row.cell.options:
                 missing |= set((record or {}).get("left_out", ()))
             ratio = reference / value if reference and value else None
-            part = share(record) if key == "seconds" else None
+            fewer = None  # FLOPs, or as many at a higher rate
+            if key == "seconds" and flops and (own := value_of(record, phase, "flops")):
+                assert record is not None
+                faster = rate_of(records, record["computes_in"]) / rate_of(records, "float32")
+                fewer = flops / own * faster
             values += [
                 shown(value, write, record),
                 shown(target, lambda x: f"{x:g}x"),
                 shown(ratio, lambda x: f"{x:.2f}x"),
-                shown(ratio / part if ratio and part else None, lambda x: f"{x:.2f}x"),
+                shown(fewer, lambda x: f"{x:.2f}x"),
                 NOTHING if ratio is None or target is None else "yes" if ratio >= target else "no",
             ]
         rows.append([row.title, *values])
@@ -373,7 +377,7 @@ def ratios(results: dict[str, Any]) -> str:
             rows.append([f"share of the matrix rate, {row.title}", *values])
     header = ["", "plain, s or GiB"]
     for name in ("fp32", low):
-        header += [f"ours, {name}", f"goal, {name}", f"measured, {name}", "at the rate", "met"]
+        header += [f"ours, {name}", f"goal, {name}", f"measured, {name}", "by FLOPs", "met"]
     note = f"\n\nMeasured without {', '.join(sorted(missing))}, which this version lacks."
     return markdown(header, rows) + (note if missing else "")
 
@@ -385,11 +389,13 @@ def public(results: dict[str, Any]) -> str:
     for p in cells.PUBLIC:
         values = []
         for key in ("flops", "seconds"):
-            points: dict[float, float] = {}
+            found: dict[float, list[float]] = {}  # of several processes
             for row in range(len(cells.ROWS) + 1):
-                found = plain_points(records, p.method, p.batch, "step", key, row)
-                points = {**found, **points}  # the table's own come first
-            values.append(plain_at(points, p.classes))
+                points = plain_points(records, p.method, p.batch, "step", key, row)
+                for k, value in points.items():
+                    found.setdefault(k, []).append(value)
+            medians = {k: median(each) for k, each in found.items()}
+            values.append(plain_at(medians, p.classes))
         (flops, _), (time, is_extrapolated) = values
         if flops is None or time is None:
             continue
