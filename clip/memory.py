@@ -25,7 +25,8 @@ from .layer import Layer
 KEPT_OF_BLOCK = 10
 # What padding makes larger: queries, keys, values, what attention returns, and its weights.
 KEPT_OF_ATTENTION = 5
-# The last block goes on with the few tokens that are read: of all it keeps input, keys and values.
+# After attention the last block computes the few tokens that are read; of all tokens it keeps the
+# input, keys and values.
 KEPT_OF_LAST = 3
 # A pass may keep this part of the free memory: others follow it, and gradients take some, too.
 SHARE = 1 / 3

@@ -269,14 +269,13 @@ def groups_of(options: Any) -> list[list[Cell]]:
             groups += [[cell] for cell in cells.growth_cells(method, batch, has_prompts)]
     if "variants" in options.parts:
         has_graphs = torch.cuda.is_available()
-        for method, batch in cells.VARIED:
-            if method in methods:
-                found = cells.variant_cells(method, batch, options.precision[-1], has_graphs)
+        batches, precision = dict(cells.VARIED), options.precision[-1]
+        for method in methods:
+            if method in batches:
+                found = cells.variant_cells(method, batches[method], precision, has_graphs)
                 groups += [[cell] for cell in found]
-        varied = [method for method, _ in cells.VARIED]
-        for method in methods if has_graphs else ():
-            if method not in varied and (kind := kind_of(method)).steps:
-                groups.append([cells.graph_cell(method, kind.batch, options.precision[-1])])
+            elif has_graphs and (kind := kind_of(method)).steps:
+                groups.append([cells.graph_cell(method, kind.batch, precision)])
     return [[cell.but(model=options.model) for cell in group] for group in groups]
 
 

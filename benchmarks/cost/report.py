@@ -219,10 +219,11 @@ def overview(results: dict[str, Any]) -> str:
                     gib(step["peak"]) if step else NOTHING,
                     gib(test["peak"]) if test else NOTHING,
                     shown(part, lambda x: f"{100 * x:.0f}%"),
-                    *([shown(part, lambda x: f"{1 / x:.1f}x"), host_share(step)] * on_gpu),
-                    *([as_a_graph(records, r)] * on_gpu),
                 ]
             )
+            if on_gpu:
+                rows[-1] += [shown(part, lambda x: f"{1 / x:.1f}x"), host_share(step)]
+                rows[-1].append(as_a_graph(records, r))
     header = ["method", "PREC", "learned values", "batch", "GFLOP an image, training"]
     header += ["GFLOP an image, test", "step, s", "images/s, evaluation", "memory of a step, GiB"]
     header += ["memory of an evaluation, GiB", "of the matrix rate"]
@@ -271,15 +272,15 @@ def by_classes(results: dict[str, Any], phase: str, key: str, write: Callable[[f
             found = {r["cell"]["classes"]: r for r in pick(records, **wanted)}
             if not any(phase in r or r["failed"] for r in found.values()):
                 continue
-            points = {k: v for k, r in found.items() if (v := value_of(r, phase, key)) is not None}
+            points = points_of(found, phase, key)
             values = [shown(points.get(k), write, found.get(k)) for k in sizes]
             rows.append([method, precision, *values, growth(fitted(points), key)])
         plain = pick(records, method=method, path="plain", batch=0)
         measured = {r["cell"]["classes"]: r for r in plain}
-        points = {k: v for k, r in measured.items() if (v := value_of(r, phase, key)) is not None}
+        points = points_of(measured, phase, key)
         if points:
             values = []
-            memory = plain_points_of(measured, phase, "peak")
+            memory = points_of(measured, phase, "peak")
             for k in sizes:
                 value, is_extrapolated = plain_at(points, k)
                 need, _ = plain_at(memory, k)
@@ -291,7 +292,7 @@ def by_classes(results: dict[str, Any], phase: str, key: str, write: Callable[[f
     return markdown(["method", "PREC", *(f"{k:,}" for k in sizes), "growth"], rows)
 
 
-def plain_points_of(measured: dict[int, Any], phase: str, key: str) -> dict[float, float]:
+def points_of(measured: dict[int, Any], phase: str, key: str) -> dict[float, float]:
     return {k: v for k, r in measured.items() if (v := value_of(r, phase, key)) is not None}
 
 
@@ -322,11 +323,26 @@ def growth_table(results: dict[str, Any]) -> str:
         prompts = {r["cell"]["prompts"]: r for r in wanted}
         for found, of in ((images, "an image"), (prompts, "a prompt")):
             for key in ("seconds", "peak"):
-                lines.append(growth(fitted(plain_points_of(found, "step", key)), key, of))
+                lines.append(growth(fitted(points_of(found, "step", key)), key, of))
         if any(line != NOTHING for line in lines):
             rows.append([method, *lines])
     header = ["method", "time by batch", "memory by batch", "time by prompts", "memory by prompts"]
     return markdown(header, rows)
+
+
+def by_flops(
+    records: Records, plain: float | None, record: dict[str, Any] | None, phase: str
+) -> float | None:
+    """Return the ratio of the reference to ours if both reach the same part of the matrix rate.
+
+    Args:
+        plain: FLOPs of the reference, which computes in fp32.
+    """
+    own = value_of(record, phase, "flops")
+    if record is None or not own or not plain:
+        return None
+    faster = rate_of(records, record["computes_in"]) / rate_of(records, "float32")
+    return plain / own * faster
 
 
 def ratios(results: dict[str, Any]) -> str:
@@ -338,23 +354,19 @@ def ratios(results: dict[str, Any]) -> str:
         key = "peak" if row.quantity == "bytes" else "seconds"
         write = gib if key == "peak" else seconds
         measured = {k: one(records, row.plain(k)) for k in plain_sizes(row.cell.classes)}
-        plain = plain_points_of(measured, phase, key)
+        plain = points_of(measured, phase, key)
         ours = [one(records, row.ours(precision)) for precision in ("fp32", low)]
         if not plain and not any(ours):
             continue
         reference, is_extrapolated = plain_at(plain, row.cell.classes)
-        flops, _ = plain_at(plain_points_of(measured, phase, "flops"), row.cell.classes)
+        flops, _ = plain_at(points_of(measured, phase, "flops"), row.cell.classes)
         values = [shown(reference, write) + "*" * is_extrapolated]
         for record, target in zip(ours, row.targets, strict=True):
             value = value_of(record, phase, key)
             if row.cell.options:
                 missing |= set((record or {}).get("left_out", ()))
             ratio = reference / value if reference and value else None
-            fewer = None  # FLOPs, or as many at a higher rate
-            if key == "seconds" and flops and (own := value_of(record, phase, "flops")):
-                assert record is not None
-                faster = rate_of(records, record["computes_in"]) / rate_of(records, "float32")
-                fewer = flops / own * faster
+            fewer = None if key == "peak" else by_flops(records, flops, record, phase)
             values += [
                 shown(value, write, record),
                 shown(target, lambda x: f"{x:g}x"),
@@ -495,7 +507,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
             for path_, style in (("ours", "-"), ("plain", ":")):
                 found = pick(records, path=path_, **wanted)
                 measured = {r["cell"]["classes"]: r for r in found}
-                points = sorted(plain_points_of(measured, "step", key).items())
+                points = sorted(points_of(measured, "step", key).items())
                 if points:
                     x, values = zip(*points, strict=True)
                     name = method if path_ == "ours" else None
