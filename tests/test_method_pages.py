@@ -101,7 +101,12 @@ def test_a_measured_cost_is_a_row_of_the_page(tmp_path, monkeypatch):
     step = {"seconds": 0.4567, "peak": 3 * 2**29, "flops": 2e12}
     whole = {"cell": cell, "failed": "", "computes_in": "float32", "batch": 32, "step": step}
     failed = {"cell": cell, "failed": "out of memory", "computes_in": "bfloat16"}
-    differences = ({"classes": 10}, {"batch": 16}, {"options": ["MODEL.COMPILE", "True"]})
+    differences = (
+        {"classes": 10},
+        {"batch": 16},
+        {"batch": 32},
+        {"options": ["MODEL.COMPILE", "True"]},
+    )
     others = [{**whole, "cell": {**cell, **one}} for one in differences]
     machine = {"device": "cpu", "cpu": "A processor"}
     results = {"machine": machine, "records": [whole, failed, *others]}
