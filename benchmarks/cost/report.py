@@ -431,8 +431,14 @@ def public(results: dict[str, Any]) -> str:
 
 
 def variants(results: dict[str, Any]) -> str:
-    """Compare the ways of computing a step: time, its ratio to the floor, and what launches."""
+    """Compare the ways of computing a step: time, its ratio to the floor, on a GPU launching."""
     records, rows = results["records"], []
+    on_gpu = results["machine"]["device"] != "cpu"
+    columns = {
+        title: options
+        for title, options in cells.VARIANTS.items()
+        if on_gpu or "MODEL.CUDA_GRAPH" not in options
+    }
     for method, batch in cells.VARIED:
         for precision in precisions_in(records):
             wanted = {"method": method, "path": "ours", "batch": batch, "precision": precision}
@@ -444,15 +450,16 @@ def variants(results: dict[str, Any]) -> str:
 
             def write(record: dict[str, Any], floor: float = floor) -> str:
                 time = record["step"]["seconds"]
-                return f"{1000 * time:.3g} ms ({time / floor:.1f}, {host_share(record['step'])})"
+                launched = f", {host_share(record['step'])}" if on_gpu else ""
+                return f"{seconds(1000 * time)} ms ({time / floor:.1f}{launched})"
 
             values = [
                 NOTHING if r is None else write(r) if "step" in r else r["failed"]
-                for r in map(found.get, cells.VARIANTS.values())
+                for r in map(found.get, columns.values())
             ]
             title = f"{method} {batch} x {cells.GROWTH_CLASSES}"
             rows.append([title, shown_precision(as_it_is), *values])
-    return markdown(["step", "PREC", *cells.VARIANTS], rows)
+    return markdown(["step", "PREC", *columns], rows)
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
