@@ -190,7 +190,7 @@ def about(results: dict[str, Any]) -> str:
 def overview(results: dict[str, Any]) -> str:
     """Return a row for each method and precision at ``SHOWN_CLASSES`` classes."""
     records, rows = results["records"], []
-    on_gpu = results["machine"]["device"] != "cpu"
+    on_gpu = place_of(results) is PLACES["gpu"]
     for method in methods_in(records):
         for precision in precisions_in(records):
             found = pick(
@@ -433,7 +433,7 @@ def public(results: dict[str, Any]) -> str:
 def variants(results: dict[str, Any]) -> str:
     """Compare the ways of computing a step: time, its ratio to the floor, on a GPU launching."""
     records, rows = results["records"], []
-    on_gpu = results["machine"]["device"] != "cpu"
+    on_gpu = place_of(results) is PLACES["gpu"]
     columns = {
         title: options
         for title, options in cells.VARIANTS.items()
